@@ -1,0 +1,149 @@
+"""The command lines: `mdmscale <command>`, and the `main` behind launchers/train.py."""
+
+import argparse
+import glob
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mdmscale import __version__
+from mdmscale.config import RunConfig
+from mdmscale.config_loading import describe_keys, load_config
+from mdmscale.errors import UserError, run_command
+from mdmscale.layout import make_layout
+
+TRAIN_EPILOG = """examples:
+  deepspeed --num_gpus 2 launchers/train.py --config configs/quickstart.yaml
+  deepspeed launchers/train.py --config configs/8b_mirror.yaml run.seed=731 optimizer.lr=1e-5
+  python launchers/train.py --config configs/8b_mirror.yaml --dry-run --ranks 8
+
+Precedence: defaults < the YAML file < section.key=value. The same command continues an interrupted run
+(checkpoint.resume: auto). Touch <run folder>/stop, or send SIGTERM, to stop it with a checkpoint.
+"""
+
+
+def train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train or fine-tune a masked diffusion language model.",
+        epilog=TRAIN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values that replace the file's"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, batch arithmetic and memory, and exit",
+    )
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: plan for N ranks")
+    parser.add_argument(
+        "--keys", action="store_true", help="list every config key with its default and meaning"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    return parser
+
+
+def train_main(argv: list[str] | None = None) -> int:
+    """Check everything that can be checked without torch, then plan or train. Returns the exit status."""
+    parser = train_parser()
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.keys:
+        print_keys()
+        return 0
+    if arguments.config is None:
+        parser.error("--config FILE is required")
+    if arguments.ranks is not None and not (arguments.dry_run and arguments.ranks > 0):
+        parser.error("--ranks N (at least 1) goes with --dry-run; a run's ranks come from its launcher")
+
+    config = load_config(arguments.config, arguments.overrides)
+    world_size = arguments.ranks or int(os.environ.get("WORLD_SIZE", "1"))
+    layout = make_layout(config, world_size)
+    if arguments.dry_run:
+        if os.environ.get("RANK", "0") == "0":
+            from mdmscale.planning import print_plan
+
+            print_plan(config, layout)
+        return 0
+    check_paths(config)
+
+    from mdmscale.distributed import finalise
+    from mdmscale.trainer import train
+
+    try:
+        train(config)
+    finally:
+        finalise()
+    return 0
+
+
+def check_paths(config: RunConfig) -> None:
+    """Refuse local paths that are not there, before anything slow begins.
+
+    Raises:
+        UserError: with all problems found.
+    """
+    problems = []
+    paths = [config.data.path] if isinstance(config.data.path, str) else config.data.path
+    for path in paths:
+        if not any((Path(path).exists(), Path(f"{path}.idx").exists(), glob.glob(path))):
+            problems.append(
+                f"data.path = {path!r}: no such file, folder or shard prefix; tools/prepare_data.py makes one"
+            )
+    model = config.model.path
+    if model is not None and Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        problems.append(
+            f"model.path = {model!r}: a folder without config.json; give a Hugging Face model folder"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
+def print_keys() -> None:
+    """Every config key with its default and meaning."""
+    for name, default, description in describe_keys():
+        print(f"{name} ({default})\n    {description}")
+
+
+def _prepare(argv: list[str]) -> int:
+    from mdmscale.data.prepare import main
+
+    return main(argv)
+
+
+def _generate(argv: list[str]) -> int:
+    from mdmscale.generation.cli import main
+
+    return main(argv)
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (
+        train_main,
+        "train or fine-tune; under the deepspeed launcher or torchrun use launchers/train.py",
+    ),
+    "prepare": (_prepare, "turn text or conversations into token shards, and train a tokenizer"),
+    "generate": (_generate, "sample text from a trained model"),
+}
+
+
+def main() -> int:
+    """The console script."""
+    listing = "\n".join(f"  {name:10} {text}" for name, (_, text) in COMMANDS.items())
+    usage = f"usage: mdmscale <command> [--help] ...\n\ncommands:\n{listing}"
+    match sys.argv[1:]:
+        case ["--version"]:
+            print(f"mdmscale {__version__}")
+            return 0
+        case [name, *rest] if name in COMMANDS:
+            return run_command(lambda: COMMANDS[name][0](rest))
+        case [] | ["-h" | "--help"]:
+            print(usage)
+            return 0
+        case [name, *_]:
+            print(f"error: no command {name!r}\n{usage}", file=sys.stderr)
+            return 2
+    raise AssertionError(sys.argv)

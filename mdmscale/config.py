@@ -1,0 +1,242 @@
+"""RunConfig: every option of a run, typed, described and checked before torch is imported.
+
+Precedence: the defaults here < the YAML file < `section.key=value` on the command line.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def key(default: Any, description: str, **constraints: Any) -> Any:
+    """A config key: its default (`...` when it must be given), what it means, and its bounds."""
+    return Field(default, description=description, **constraints)
+
+
+def _dtype_name(value: Any) -> Any:
+    return {"float32": "fp32", "bfloat16": "bf16"}.get(value, value) if isinstance(value, str) else value
+
+
+DType = Annotated[Literal["fp32", "bf16"], BeforeValidator(_dtype_name)]
+
+
+class Section(BaseModel):
+    """A strict group of keys: no unknown key, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    name: str = key(..., "name of the run; its folder is <output_dir>/<name>", pattern=r"^[\w.-]+$")
+    output_dir: str = key("runs", "where run folders are made")
+    seed: int = key(0, "seeds the weights, the order of the data and all noise", ge=0, lt=2**63)
+
+
+class ModelSection(Section):
+    path: str | None = key(None, "HF model folder or hub id to start from; null trains from scratch")
+    tokenizer: str | None = key(None, "tokenizer folder or hub id; null takes model.path's")
+    architecture: Literal["llama", "mistral", "qwen2", "qwen3"] = key(
+        "llama", "decoder family (from scratch)"
+    )
+    vocab_size: int | None = key(None, "embedding rows; null fits the tokenizer, padded to 64", ge=2)
+    hidden_size: int | None = key(None, "width of the residual stream", ge=1)
+    intermediate_size: int | None = key(None, "width of the MLP; null means 8/3 hidden_size, up to 64", ge=1)
+    num_hidden_layers: int | None = key(None, "number of decoder layers", ge=1)
+    num_attention_heads: int | None = key(None, "number of query heads", ge=1)
+    num_key_value_heads: int | None = key(None, "number of key/value heads; null means as many", ge=1)
+    head_dim: int | None = key(None, "width of a head; null means hidden_size / num_attention_heads", ge=1)
+    max_position_embeddings: int = key(4096, "longest sequence the model is declared for", ge=1)
+    rope_theta: float = key(10000.0, "base of the rotary embedding", gt=0)
+    rms_norm_eps: float = key(1e-5, "epsilon of RMSNorm", gt=0)
+    tie_word_embeddings: bool = key(False, "share input and output embeddings")
+    dtype: DType = key("bf16", "fp32 or bf16 (bf16 keeps fp32 master weights in the optimizer)")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = key("sdpa", "attention implementation")
+    logit_shift: bool | None = key(
+        None, "predict position i from hidden state i-1 (Dream); null takes the folder's, else false"
+    )
+    mask_token_id: int | None = key(
+        None, "id of the mask token; null takes the model's or tokenizer's, else adds one", ge=0
+    )
+    activation_checkpointing: bool = key(False, "recompute each layer in backward: less memory, more time")
+    head_chunk_size: int = key(1024, "masked positions projected to the vocabulary at a time", ge=1)
+
+    @model_validator(mode="after")
+    def _scratch_is_complete(self) -> Self:
+        if self.path is None:
+            needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tokenizer")
+            missing = [name for name in needed if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"a model from scratch (model.path: null) also needs {', '.join(missing)}")
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if heads and groups and heads % groups:
+            raise ValueError(
+                f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {groups}"
+            )
+        if heads and self.hidden_size and self.head_dim is None and self.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size = {self.hidden_size} is not a multiple of num_attention_heads = {heads}"
+            )
+        return self
+
+
+class DataSection(Section):
+    kind: Literal["tokens", "sft"] = key(..., "tokens: packed pretraining shards; sft: prompts and responses")
+    path: str | list[str] = key(
+        ...,
+        "tokens: shard prefix(es), folder(s) or glob(s) of .bin/.idx; sft: .jsonl file(s) or prepared prefix(es)",
+    )
+    sequence_length: int = key(..., "tokens a sample may have (longer SFT samples are refused or cut)", ge=2)
+    held_out: float = key(0.01, "share of documents (sft: samples) kept for evaluation", ge=0, lt=1)
+    random_length_fraction: float = key(
+        0.01, "tokens: share of sequences cut to a random length, so that short inputs are seen", ge=0, le=1
+    )
+    fill_multiple: int = key(
+        0, "sft: fill each response with trained EOS to a multiple of this length; 0 adds one EOS only", ge=0
+    )
+    too_long: Literal["error", "truncate", "drop"] = key(
+        "error", "sft: what to do with samples longer than sequence_length"
+    )
+
+
+class PPotsSection(Section):
+    target: Literal["paper", "loss", "gradient"] = key(
+        "paper", "second moment that p(t) follows: E[g]^2+E[v] (paper), E[l^2] (loss), E||grad||^2 (gradient)"
+    )
+    fit: Literal["epr", "table"] = key("epr", "epr: the paper's parametric family; table: piecewise constant")
+    probe_steps: list[Annotated[int, Field(ge=0)]] = key(
+        [0], "steps before which statistics are measured and p(t) fitted anew; t is uniform before the first"
+    )
+    num_x0: int = key(10, "samples measured in a probe", ge=2)
+    num_t: int = key(29, "epr: midpoints of t measured in a probe (table has its own bins)", ge=8)
+    num_masks: int = key(10, "masks drawn for each sample and t in a probe", ge=2)
+    defensive: float = key(
+        0.05, "share of the uniform density mixed in: no weight exceeds 1/defensive", gt=0, le=1
+    )
+
+
+class DiffusionSection(Section):
+    t_sampler: Literal["uniform", "stratified", "p_pots"] = key("uniform", "how mask rates are drawn")
+    strata: int | None = key(
+        None, "strata of t over the global batch; null: one a sample for stratified, none for p_pots", ge=1
+    )
+    masking: Literal["bernoulli", "mirror"] = key(
+        "bernoulli", "bernoulli: one mask a sample; mirror: two antithetic masks, two rows a sample"
+    )
+    eps: float = key(1e-3, "smallest mask rate: r(t) = (1 - eps) t + eps", gt=0, lt=1)
+    normalization: Literal["sample", "token"] = key(
+        "sample", "sample: every sample weighs the same; token: by its number of eligible tokens"
+    )
+    p_pots: PPotsSection = key(PPotsSection(), "options of t_sampler: p_pots")
+
+    @model_validator(mode="after")
+    def _strata_are_used(self) -> Self:
+        if self.strata is not None and self.t_sampler == "uniform":
+            raise ValueError("strata is set but t_sampler is uniform; set t_sampler to stratified or p_pots")
+        return self
+
+
+class TrainSection(Section):
+    steps: int = key(..., "optimizer steps in all", ge=1)
+    global_batch_size: int = key(..., "samples a step over all ranks (a MIRROR pair is one sample)", ge=1)
+    micro_batch_size: int = key(1, "samples in one forward on one rank", ge=1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size = {self.global_batch_size} is not a multiple of "
+                f"micro_batch_size = {self.micro_batch_size}"
+            )
+        return self
+
+
+class OptimizerSection(Section):
+    lr: float = key(..., "peak learning rate", gt=0)
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = key(
+        [0.9, 0.95], "AdamW's two decay rates", min_length=2, max_length=2
+    )
+    eps: float = key(1e-8, "AdamW's epsilon", gt=0)
+    weight_decay: float = key(0.1, "decoupled weight decay; norms, biases and embeddings have none", ge=0)
+    gradient_clipping: float = key(1.0, "largest global gradient norm; 0 does not clip", ge=0)
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = key(
+        "cosine", "after warm-up: constant, linear or cosine decay, or warmup-stable-decay"
+    )
+    warmup_steps: int = key(0, "steps of linear warm-up from 0", ge=0)
+    decay_steps: int | None = key(
+        None, "wsd: length of the final decay; null means a tenth of the steps", ge=1
+    )
+    min_lr_ratio: float = key(0.0, "final learning rate as a share of the peak", ge=0, le=1)
+
+
+class ParallelSection(Section):
+    zero_stage: Literal[0, 1, 2, 3] = key(
+        1, "ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters"
+    )
+    tensor: Literal[1] = key(1, "tensor-parallel ranks a model is split over (this version: 1)")
+    sequence: Literal[1] = key(1, "sequence-parallel ranks a sequence is split over (this version: 1)")
+
+
+class CheckpointSection(Section):
+    every: int = key(0, "steps between checkpoints; 0 saves at the end only", ge=0)
+    keep: int = key(2, "newest checkpoints kept; 0 keeps all", ge=0)
+    resume: str = key(
+        "auto",
+        "auto: the run's newest whole checkpoint if there is one; none: start anew; or a checkpoint folder",
+    )
+
+
+class LoggingSection(Section):
+    every: int = key(10, "steps between progress lines (metrics.jsonl has a line for every step)", ge=1)
+    tensorboard: bool = key(True, "also write TensorBoard event files")
+
+
+class EvalSection(Section):
+    every: int = key(0, "steps between evaluations on held-out data; 0 means never", ge=0)
+    samples: int = key(64, "held-out samples evaluated (fewer where there are fewer)", ge=1)
+    num_t: int = key(8, "midpoints of t at which each sample is evaluated", ge=1)
+
+
+class RunConfig(Section):
+    """The whole of a run's configuration. Section and key names are the YAML's."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    diffusion: DiffusionSection = DiffusionSection()
+    train: TrainSection
+    optimizer: OptimizerSection
+    parallel: ParallelSection = ParallelSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        problems = []
+        if self.eval.every and not self.data.held_out:
+            problems.append(
+                "eval.every is set but data.held_out = 0 leaves nothing to evaluate; give held_out a share"
+            )
+        if self.optimizer.warmup_steps > self.train.steps:
+            problems.append(
+                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} exceeds train.steps = {self.train.steps}"
+            )
+        strata = self.diffusion.strata
+        if strata and self.train.global_batch_size % strata:
+            problems.append(
+                f"train.global_batch_size = {self.train.global_batch_size} is not a multiple of "
+                f"diffusion.strata = {strata}, so the strata would not be hit equally often"
+            )
+        if self.data.sequence_length > self.model.max_position_embeddings and self.model.path is None:
+            problems.append(
+                f"data.sequence_length = {self.data.sequence_length} exceeds "
+                f"model.max_position_embeddings = {self.model.max_position_embeddings}"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def rows_per_sample(self) -> int:
+        """Forward rows one sample takes: 2 for a MIRROR pair."""
+        return 2 if self.diffusion.masking == "mirror" else 1

@@ -1,0 +1,63 @@
+"""A small SFT set: arithmetic problems whose answers can be checked."""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mdmscale.errors import UserError
+
+_OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+
+
+def problems(num: int, digits: int, seed: int) -> Iterator[tuple[str, str]]:
+    """`num` distinct (prompt, response) pairs such as ("12+7=", "19"), operands below 10^digits.
+
+    A pure function of its arguments: operators take turns, operands are uniform.
+
+    Raises:
+        UserError: where there are not that many to choose from.
+    """
+    bound = 10**digits
+    if num > bound * bound:
+        raise UserError(
+            f"--num {num}: only {bound * bound} would be drawn from {digits} digits; raise --digits"
+        )
+    draws = np.random.Generator(np.random.Philox(key=seed))
+    seen: set[str] = set()
+    while len(seen) < num:
+        operator = "+-*"[len(seen) % 3]
+        first, second = (int(operand) for operand in draws.integers(0, bound, 2))
+        prompt = f"{first}{operator}{second}="
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt, str(_OPERATIONS[operator](first, second))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the set as JSONL with the keys prompt and response."""
+    parser = argparse.ArgumentParser(
+        prog="make_arithmetic.py",
+        description="Write an SFT set of addition, subtraction and multiplication problems as JSONL.",
+        epilog="example: python tools/make_arithmetic.py --num 20000 --digits 2 --output data/arithmetic.jsonl",
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=".jsonl file to write")
+    parser.add_argument("--num", type=int, default=10_000, help="problems, all different (default: 10000)")
+    parser.add_argument("--digits", type=int, default=2, help="most digits of an operand (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    arguments = parser.parse_args(argv)
+    if arguments.num < 1 or not 1 <= arguments.digits <= 9 or arguments.seed < 0:
+        raise UserError("--num must be at least 1, --digits 1 to 9, and --seed not negative")
+    lines = [
+        json.dumps({"prompt": prompt, "response": response}) + "\n"
+        for prompt, response in problems(arguments.num, arguments.digits, arguments.seed)
+    ]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = arguments.output.with_name(f".{arguments.output.name}.partial-{os.getpid()}")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(arguments.output)
+    print(f"{arguments.num} problems in {arguments.output}")
+    return 0

@@ -1,0 +1,41 @@
+"""The Batch: one micro-batch on its way from samples to the model."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Masked rows and what their masked positions should be.
+
+    A sample takes `copies` adjacent rows (2 for a MIRROR pair). rows = num_samples * copies; masked = masked
+    positions in all rows; length = that of the longest sample.
+    """
+
+    input_ids: torch.Tensor  # int64 [rows, length], the mask token where masked
+    attention_mask: torch.Tensor | None  # int64 [rows, length], 0 at padding; None where there is none
+    positions: torch.Tensor  # int64 [masked], into the flattened rows
+    targets: torch.Tensor  # int64 [masked], the clean tokens
+    weights: torch.Tensor  # float32 [masked], what a cross-entropy adds to its sample's loss
+    sample_of: torch.Tensor  # int64 [masked], the sample in the micro-batch that a position belongs to
+    num_samples: int
+    num_tokens: int  # clean tokens, padding not counted
+    num_eligible: int  # tokens that may be masked
+
+    def to(self, device: torch.device) -> Self:
+        """The batch with its tensors on `device`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def model_inputs(self) -> dict[str, torch.Tensor | None]:
+        """The arguments of MaskedDiffusionModel.forward."""
+        names = ("input_ids", "attention_mask", "positions", "targets", "weights")
+        return {name: getattr(self, name) for name in names}

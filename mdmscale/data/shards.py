@@ -1,0 +1,147 @@
+"""Shards on disk as one stream of tokens: finding them, reading across them, checking and fingerprinting them."""
+
+import glob
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mdmscale.data.indexed import IndexedShard, bin_path, idx_path
+from mdmscale.errors import UserError
+
+_CHECKED_TOKENS = 64 * 2**20
+_HASHED_BYTES = 64 * 2**20
+_BLOCK = 2**20
+
+
+def find_prefixes(paths: list[str]) -> list[Path]:
+    """Shard prefixes named by prefixes, .bin/.idx files, folders and globs, in the order given, folders by name.
+
+    Raises:
+        UserError: where a path names no shard, or two name the same one.
+    """
+    prefixes: list[Path] = []
+    for path in paths:
+        found = _prefixes_of(path)
+        repeated = [prefix for prefix in found if prefix in prefixes]
+        if repeated:
+            raise UserError(f"data.path: shard {repeated[0]} is named twice")
+        prefixes.extend(found)
+    if not prefixes:
+        raise UserError("data.path: names no shard")
+    return prefixes
+
+
+def _prefixes_of(path: str) -> list[Path]:
+    if Path(path).is_dir():
+        files = sorted(str(file) for file in Path(path).glob("*.idx"))
+        hint = "no .idx in this folder; tools/prepare_data.py writes shards"
+    elif glob.has_magic(path):
+        files = sorted(file for file in glob.glob(path) if file.endswith((".bin", ".idx")))
+        hint = "no .bin or .idx file matches"
+    else:
+        files = (
+            [path] if any(file.is_file() for file in map(Path, (path, f"{path}.idx", f"{path}.bin"))) else []
+        )
+        hint = "no such shard, file or folder; tools/prepare_data.py writes shards"
+    if not files:
+        raise UserError(f"data.path = {path!r}: {hint}")
+    return list(dict.fromkeys(Path(file.removesuffix(".bin").removesuffix(".idx")) for file in files))
+
+
+class TokenStream:
+    """The tokens of all shards one after the other; every id read is checked against the vocabulary."""
+
+    def __init__(self, shards: list[IndexedShard], vocab_size: int) -> None:
+        self.shards = shards
+        self._vocab_size = vocab_size
+        self._token_offsets = _offsets([shard.num_tokens for shard in shards])  # [shards + 1]
+        self._document_offsets = _offsets([shard.num_documents for shard in shards])  # [shards + 1]
+        self.num_tokens = int(self._token_offsets[-1])
+        self.num_documents = int(self._document_offsets[-1])
+
+    def document_starts(self, documents: np.ndarray) -> np.ndarray:
+        """Offsets in the stream at which `documents` (ascending) begin. int64 [n] -> int64 [n]."""
+        owners = np.searchsorted(self._document_offsets, documents, side="right") - 1
+        owners = np.minimum(
+            owners, len(self.shards) - 1
+        )  # document `num_documents` begins where the stream ends
+        starts = np.empty(len(documents), dtype=np.int64)
+        for owner in np.unique(owners):
+            mine = owners == owner
+            local = self.shards[owner].document_starts(documents[mine] - self._document_offsets[owner])
+            starts[mine] = local + self._token_offsets[owner]
+        return starts
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Ids of the stream's tokens start..stop - 1, int64 [stop - start].
+
+        Raises:
+            UserError: for an id outside the vocabulary, naming the shard.
+        """
+        owner = int(np.searchsorted(self._token_offsets, start, side="right")) - 1
+        pieces = []
+        while start < stop:
+            offset, end = int(self._token_offsets[owner]), int(self._token_offsets[owner + 1])
+            piece = self.shards[owner].tokens(start - offset, min(stop, end) - offset)
+            self._check(piece, self.shards[owner])
+            pieces.append(piece)
+            start, owner = min(stop, end), owner + 1
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+    def check_token_ids(self) -> None:
+        """Check all ids, or evenly spaced blocks of them where there are more than 64M.
+
+        Raises:
+            UserError: naming the shard, the id and the vocabulary's size.
+        """
+        for start, stop in _blocks(self.num_tokens, _CHECKED_TOKENS):
+            self.read(start, stop)
+
+    def _check(self, ids: np.ndarray, shard: IndexedShard) -> None:
+        if len(ids) and (ids.max() >= self._vocab_size or ids.min() < 0):
+            wrong = int(ids.max()) if ids.max() >= self._vocab_size else int(ids.min())
+            raise UserError(
+                f"{bin_path(shard.prefix)}: token id {wrong} is outside the model's vocabulary of "
+                f"{self._vocab_size}; was it prepared with another tokenizer?"
+            )
+
+
+def _offsets(counts: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def _blocks(total: int, limit: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of blocks that cover range(total), or of evenly spaced ones of `limit` elements in all."""
+    count = -(-min(total, limit) // _BLOCK)
+    for number in range(count):
+        start = number * _BLOCK if total <= limit else number * (total - _BLOCK) // max(1, count - 1)
+        yield start, min(start + _BLOCK, total)
+
+
+def fingerprint(prefixes: list[Path], options: dict[str, object]) -> str:
+    """Identity of the shards' content and of the options that decide what samples are made of it: 16 hex digits.
+
+    Paths do not enter. Files beyond 64 MiB are hashed by their size and evenly spaced blocks.
+    """
+    digest = hashlib.sha256(repr(sorted(options.items())).encode())
+    for prefix in prefixes:
+        for path in (idx_path(prefix), bin_path(prefix), prompts_path(prefix)):
+            if path.is_file():
+                _hash_file(path, digest)
+    return digest.hexdigest()[:16]
+
+
+def _hash_file(path: Path, digest: "hashlib._Hash") -> None:
+    size = path.stat().st_size
+    digest.update(f"{path.suffix} {size}\n".encode())
+    with path.open("rb") as file:
+        for start, stop in _blocks(size, _HASHED_BYTES):
+            file.seek(start)
+            digest.update(file.read(stop - start))
+
+
+def prompts_path(prefix: Path) -> Path:
+    """Where an SFT shard keeps the prompt length of each of its samples."""
+    return Path(f"{prefix}.prompts.npy")

@@ -1,0 +1,60 @@
+"""Sample n as clean tokens: what every kind of data offers, and the choice between kinds."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mdmscale.config import DataSection
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Clean tokens, and which of them may be masked."""
+
+    token_ids: np.ndarray  # int64 [length]
+    eligible: np.ndarray  # bool [length]; tokens: all; sft: the response with its EOS and fill
+
+
+class SampleSource(Protocol):
+    """Training samples without end and a fixed held-out set, each a pure function of its index."""
+
+    num_train: int  # sequences (tokens) or samples (sft) in one epoch
+    num_held_out: int
+    fingerprint: str  # identity of the content and of the options that shape samples; no path enters
+    description: str  # where the data lie, for messages
+
+    def train_sample(self, index: int) -> Sample:
+        """Global sample `index` >= 0, which runs on over epochs."""
+
+    def held_out_sample(self, index: int) -> Sample:
+        """Held-out sample `index`, 0 <= index < num_held_out; the same in every run."""
+
+
+def open_source(data: DataSection, seed: int, vocab_size: int, eos_token_id: int | None) -> SampleSource:
+    """Open the shards that `data.path` names.
+
+    For kind sft the paths name prepared shards: .jsonl files are encoded first (`sft.encode_sft`).
+
+    Raises:
+        UserError: for missing, damaged or empty shards, ids outside the vocabulary, and data too small for the options.
+    """
+    match data.kind:
+        case "tokens":
+            from mdmscale.data.token_source import TokenSource
+
+            return TokenSource(data, seed, vocab_size)
+        case "sft":
+            from mdmscale.data.sft_source import SFTSource
+
+            return SFTSource(data, seed, vocab_size, eos_token_id)
+
+
+def path_list(data: DataSection) -> list[str]:
+    """`data.path` as a list."""
+    return [data.path] if isinstance(data.path, str) else list(data.path)
+
+
+def describe(data: DataSection, identity: str) -> str:
+    """One line that names the data in messages."""
+    return f"{', '.join(path_list(data))} ({identity})"

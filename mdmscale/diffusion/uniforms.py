@@ -1,0 +1,42 @@
+"""Counter-based random draws: the only source of randomness in training.
+
+A draw is a pure function of (seed, stream, index), so every rank, micro-batch layout and resumed run sees the
+same noise, and no rank ever asks another for a random number. `index` is the global sample index, which runs
+on over epochs, or the step where a draw belongs to a step.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """What a draw is for. Streams never overlap; their numbers are part of what makes runs reproducible."""
+
+    T = 0  # mask rate of a sample
+    MASK = 1  # one uniform a position of a sample
+    STRATA = 2  # permutation of the strata over a global batch, by step
+    CUT = 3  # random cut of a pretraining sequence
+    ORDER = 4  # keys of the epoch permutation, by epoch
+    HELD_OUT = 5  # places of the held-out documents
+    PROBE = 6  # masks of a P-POTS probe
+    EVAL = 7  # masks of the evaluation
+
+
+def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:
+    """A numpy Generator at its own place of Philox's counter space.
+
+    The key is (seed, stream) and the index the counter's highest word, so that 2^192 draws lie between two
+    indices.
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, index]))
+
+
+def uniform_t(seed: int, index: int) -> float:
+    """The uniform in [0, 1) that decides the mask rate of sample `index`."""
+    return float(generator(seed, Stream.T, index).random())
+
+
+def mask_uniforms(seed: int, index: int, length: int, stream: Stream = Stream.MASK) -> np.ndarray:
+    """One uniform in [0, 1) a position of sample `index`. Returns float64 [length]."""
+    return generator(seed, stream, index).random(length)

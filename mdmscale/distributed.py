@@ -1,0 +1,137 @@
+"""Ranks and devices: joining the group, small reductions, rank 0 acting for all, and requests to stop."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from mdmscale.errors import UserError
+
+T = TypeVar("T")
+
+# Rank 0 may tokenise or write for long while the others wait.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the job's."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def initialise() -> Ranks:
+    """Join the process group that the launcher describes, or make one of this process alone.
+
+    NCCL on CUDA devices, else gloo on the CPU with the cores shared out among the node's ranks.
+    """
+    if "RANK" not in os.environ:
+        alone = {
+            "RANK": 0,
+            "WORLD_SIZE": 1,
+            "LOCAL_RANK": 0,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": _free_port(),
+        }
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        if "OMP_NUM_THREADS" not in os.environ:
+            local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
+    if not dist.is_initialized():
+        import deepspeed
+
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def finalise() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, in place."""
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def on_first_rank(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 while the others wait; every rank gets its (picklable) result or its error.
+
+    Raises:
+        UserError: on every rank, where `action` raised one.
+        RuntimeError: on the other ranks, where `action` failed otherwise.
+    """
+    message: list[Any] = [None]
+    failure: BaseException | None = None
+    if ranks.is_first:
+        try:
+            message = [("result", action())]
+        except UserError as error:
+            message = [("user error", error.problems)]
+        except BaseException as error:  # the others must not wait for ever, whatever went wrong here
+            failure = error
+            message = [("failure", repr(error))]
+    dist.broadcast_object_list(message, src=0)
+    if failure is not None:
+        raise failure
+    match message[0]:
+        case ("result", result):
+            return result
+        case ("user error", problems):
+            raise UserError(*problems)
+        case (_, text):
+            raise RuntimeError(f"rank 0 failed: {text}")
+    raise AssertionError(message)
+
+
+class StopRequest:
+    """Whether someone asked this run to stop early: a signal, or a file named `stop` in the run folder."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self, run_folder: Path) -> None:
+        self.file = run_folder / "stop"
+        self.signalled = False
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signalled = True
+
+    def seen(self) -> bool:
+        """On this rank alone; the answer is reduced with the step's other scalars."""
+        return self.signalled or self.file.exists()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,73 @@
+"""RunConfig to DeepSpeed: the one place where its configuration dict is made."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from mdmscale.config import RunConfig
+from mdmscale.layout import BatchLayout
+from mdmscale.optim import make_optimizer
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A DeepSpeed engine behind two verbs, so that every ZeRO stage clips and reports the same way."""
+
+    deepspeed: Any
+    gradient_clipping: float
+
+    def accumulate(self, loss: torch.Tensor, is_last: bool) -> None:
+        """Backward of one micro-batch's mean loss; DeepSpeed averages over micro-batches and ranks.
+
+        After all but the last micro-batch of a step this also moves DeepSpeed's accumulation on.
+        """
+        self.deepspeed.backward(loss)
+        if not is_last:
+            self.deepspeed.step()
+
+    def step(self) -> float | torch.Tensor:
+        """Clip and apply the step's gradients. Returns the global gradient norm before clipping."""
+        if self.clips_itself:
+            parameters = self.deepspeed.module.parameters()
+            norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clipping or float("inf"))
+            self.deepspeed.step()
+        else:
+            self.deepspeed.step()
+            norm = self.deepspeed.get_global_grad_norm()
+        return norm
+
+    @property
+    def clips_itself(self) -> bool:
+        """Whether clipping is ours: DeepSpeed reports no norm for ZeRO-0 in fp32."""
+        return self.deepspeed.zero_optimization_stage() == 0 and not self.deepspeed.bfloat16_enabled()
+
+
+def deepspeed_config(config: RunConfig, layout: BatchLayout) -> dict[str, Any]:
+    """DeepSpeed's configuration. It accepts misspelled keys in silence, so users never write it."""
+    stage = config.parallel.zero_stage
+    is_bf16 = config.model.dtype == "bf16"
+    clips_itself = stage == 0 and not is_bf16
+    return {
+        "train_batch_size": layout.global_batch_size,
+        "train_micro_batch_size_per_gpu": layout.micro_batch_size,
+        "gradient_accumulation_steps": layout.accumulation,
+        "gradient_clipping": 0.0 if clips_itself else config.optimizer.gradient_clipping,
+        "bf16": {"enabled": is_bf16},
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+    }
+
+
+def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout) -> Engine:
+    """Hand the model (on the CPU) to DeepSpeed, which moves, casts and shards it as the config says."""
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=make_optimizer(model, config.optimizer),
+        config=deepspeed_config(config, layout),
+        dist_init_required=False,
+    )
+    return Engine(engine, config.optimizer.gradient_clipping)

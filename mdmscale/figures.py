@@ -1,0 +1,51 @@
+"""Figures of a run, drawn without a display."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mdmscale.diffusion.density import DensityTable
+from mdmscale.diffusion.p_pots import ProbeStatistics
+
+
+def p_pots_figure(statistics: ProbeStatistics, density: DensityTable, target: str) -> Figure:
+    """The measured sqrt(h(t)), scaled to a density, and the p(t) that was fitted to it."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    h = statistics.second_moment(target)
+    if np.all(np.isfinite(h)) and np.all(h > 0):
+        root = np.sqrt(h)
+        area = np.trapezoid(root, statistics.t) / (statistics.t[-1] - statistics.t[0])
+        axes.plot(statistics.t, root / area, "o", markersize=4, label=f"measured, target {target}")
+    axes.stairs(density.density, density.edges, color="C1", linewidth=2, label="p(t), sampled from")
+    axes.axhline(1, color="0.6", linestyle=":", label="uniform")
+    axes.set(xlabel="t", ylabel="density", xlim=(0, 1), ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+def training_figure(records: list[dict[str, Any]]) -> Figure:
+    """Training loss (and its running mean) and evaluation loss over steps."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    steps = np.array([record["step"] for record in records])
+    losses = np.array([record["loss"] for record in records])
+    window = max(1, len(losses) // 50)
+    axes.plot(steps, losses, color="C0", alpha=0.3, linewidth=0.8, label="training, each step")
+    if len(losses) >= window:
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], smooth, color="C0", label=f"training, mean of {window}")
+    evaluated = [(record["step"], record["eval_loss"]) for record in records if "eval_loss" in record]
+    if evaluated:
+        axes.plot(*zip(*evaluated, strict=True), "o-", color="C1", markersize=3, label="held out")
+    axes.set(xlabel="step", ylabel="loss, nats a token")
+    axes.legend()
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,141 @@
+"""From a model folder, or a run's folder, to what sampling needs: model, tokenizer, mask token and device."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mdmscale.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class FolderFacts:
+    """What a model folder's config.json says that sampling depends on."""
+
+    folder: Path
+    mask_token_id: int
+    logit_shift: bool
+    vocab_size: int
+    max_length: int  # positions the model was declared for
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A masked diffusion model ready to sample, in eval mode on `device`."""
+
+    facts: FolderFacts
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    device: "torch.device"
+
+
+def find_model_folder(path: Path) -> Path:
+    """The Hugging Face folder at `path`: `path` itself, or the `hf/` that a finished run holds.
+
+    Raises:
+        UserError: if `path` does not exist, is a run that has exported nothing yet, or is neither.
+    """
+    for folder in (path, path / "hf"):
+        if (folder / "config.json").is_file():
+            return folder
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a Hugging Face model folder or a run folder")
+    if (path / "config.yaml").is_file() or (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: this run has no exported model yet (its hf/ is written when training ends)")
+    raise UserError(f"{path}: neither a Hugging Face model folder (no config.json) nor a run folder (no hf/)")
+
+
+def read_folder_facts(folder: Path) -> FolderFacts:
+    """Read and check config.json, without importing torch.
+
+    Raises:
+        UserError: if the file is damaged, or does not describe a masked diffusion model.
+    """
+    path = folder / "config.json"
+    config = _read_object(path)
+    mdm = config.get("mdm")
+    if not isinstance(mdm, dict):
+        raise UserError(
+            f"{path}: has no mdm section (mask_token_id, logit_shift), so it is no masked diffusion model"
+        )
+    if config.get("is_causal") is not False:
+        raise UserError(
+            f"{path}: is_causal is {config.get('is_causal')!r}; a masked diffusion model needs false"
+        )
+    facts = FolderFacts(
+        folder=folder,
+        mask_token_id=_typed(path, mdm, "mask_token_id", int, "mdm."),
+        logit_shift=_typed(path, mdm, "logit_shift", bool, "mdm."),
+        vocab_size=_typed(path, config, "vocab_size", int),
+        max_length=_typed(path, config, "max_position_embeddings", int),
+    )
+    if not 0 <= facts.mask_token_id < facts.vocab_size:
+        raise UserError(
+            f"{path}: mdm.mask_token_id = {facts.mask_token_id} is not below vocab_size = {facts.vocab_size}"
+        )
+    return facts
+
+
+def load_model(facts: FolderFacts) -> LoadedModel:
+    """Load the folder's model, in the precision it was saved in, on the GPU if there is one.
+
+    Raises:
+        UserError: if weights or tokenizer files are missing or damaged.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(facts.folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # Typed Any, as the annotations of from_pretrained do not know of the pair that loading info makes.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            facts.folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # whatever the folder's damage raises in transformers or safetensors
+        raise UserError(f"{facts.folder}: the model cannot be loaded: {_first_line(error)}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random weights
+        raise UserError(f"{facts.folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    return LoadedModel(facts, model.to(device).eval(), tokenizer, device)
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer beside the model.
+
+    Raises:
+        UserError: if its files are missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # as above
+        raise UserError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def _typed(path: Path, section: dict[str, Any], name: str, kind: type, prefix: str = "") -> Any:
+    if name not in section:
+        raise UserError(f"{path}: has no {prefix}{name}")
+    value = section[name]
+    if type(value) is not kind:  # an exact match, as a bool is an int
+        raise UserError(f"{path}: {prefix}{name} = {value!r} is not of type {kind.__name__}")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,48 @@
+"""How a global batch is split over ranks, micro-batches and accumulation. Torch-free: errors come early."""
+
+from dataclasses import dataclass
+
+from mdmscale.config import RunConfig
+from mdmscale.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """global = ranks x micro x accumulation, all counted in samples."""
+
+    num_ranks: int
+    micro_batch_size: int
+    accumulation: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.num_ranks * self.micro_batch_size * self.accumulation
+
+    def sample_indices(self, step: int, rank: int) -> list[list[int]]:
+        """Global sample indices of each micro-batch of `step` on `rank`: [accumulation][micro_batch_size]."""
+        first = step * self.global_batch_size
+        return [
+            [
+                first + (turn * self.num_ranks + rank) * self.micro_batch_size + place
+                for place in range(self.micro_batch_size)
+            ]
+            for turn in range(self.accumulation)
+        ]
+
+
+def make_layout(config: RunConfig, world_size: int) -> BatchLayout:
+    """The layout of a job of `world_size` ranks.
+
+    Raises:
+        UserError: when the global batch does not divide.
+    """
+    num_ranks = world_size // (config.parallel.tensor * config.parallel.sequence)
+    train = config.train
+    per_turn = num_ranks * train.micro_batch_size
+    if train.global_batch_size % per_turn:
+        raise UserError(
+            f"train.global_batch_size = {train.global_batch_size} is not a multiple of {num_ranks} ranks x "
+            f"train.micro_batch_size = {train.micro_batch_size} = {per_turn}; "
+            f"{train.global_batch_size // per_turn * per_turn or per_turn} would be"
+        )
+    return BatchLayout(num_ranks, train.micro_batch_size, train.global_batch_size // per_turn)

@@ -1,0 +1,199 @@
+"""Hugging Face backbones for diffusion: from a folder or from scratch, bidirectional, with a mask token."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from mdmscale.config import ModelSection
+from mdmscale.errors import UserError
+
+MASK_TOKEN = "<|mask|>"
+ROW_MULTIPLE = (
+    64  # embedding rows are padded to it: GEMMs like round shapes, and tensor parallelism needs them
+)
+ARCHITECTURE_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A bidirectional model with its tokenizer, and the two facts a diffusion model needs beside them."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    mask_token_id: int
+    logit_shift: bool
+
+
+def load_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model.tokenizer`, or of `model.path`.
+
+    Raises:
+        UserError: when it cannot be opened.
+    """
+    name, place = (
+        ("model.tokenizer", options.tokenizer) if options.tokenizer else ("model.path", options.path)
+    )
+    try:
+        return AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{name} = {place!r}: no tokenizer could be opened there: {_first_line(error)}"
+        ) from None
+
+
+def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
+    """Load or initialise the model on the CPU, make it bidirectional and see to its mask token.
+
+    A mask token that is nowhere to be found is added to the tokenizer; its row is set to the mean embedding,
+    for a random row would make the first losses enormous.
+    """
+    tokenizer = load_tokenizer(options)
+    config = model_config(options, num_scratch_tokens(tokenizer))
+    declared = getattr(config, "mdm", None) or {}
+    mask_token_id, is_new = _settle_mask_token(options, declared, tokenizer)
+    _check_rows(options, config.vocab_size, tokenizer, mask_token_id, is_new)
+    model = _make_model(options, config, seed)
+    if is_new:
+        _set_mean_row(model, mask_token_id)
+    logit_shift = declared.get("logit_shift", False) if options.logit_shift is None else options.logit_shift
+    model.config.mdm = {
+        "mask_token_id": mask_token_id,
+        "logit_shift": logit_shift,
+        "eps": eps,
+        "source": declared.get("source") or options.path or "scratch",
+    }
+    model.config.use_cache = False
+    return Backbone(model, tokenizer, mask_token_id, logit_shift)
+
+
+def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
+    """The bidirectional Hugging Face config that `options` asks for; `num_tokens` sizes a scratch vocabulary.
+
+    With model.path, architecture keys that are given too must agree with the folder's.
+    """
+    if options.path is None:
+        return scratch_config(options, num_tokens)
+    try:
+        config = AutoConfig.from_pretrained(options.path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"model.path = {options.path!r}: no model config there: {_first_line(error)}"
+        ) from None
+    given = {name: getattr(options, name) for name in ARCHITECTURE_KEYS if name in options.model_fields_set}
+    differing = [
+        f"model.{name} = {value!r}, but {options.path}/config.json says {getattr(config, name, None)!r}"
+        for name, value in given.items()
+        if value is not None and getattr(config, name, None) != value
+    ]
+    if differing:
+        raise UserError(*differing)
+    config.is_causal = False
+    return config
+
+
+def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
+    """A config of the architecture keys alone."""
+    hidden, heads = options.hidden_size, options.num_attention_heads
+    assert hidden and heads  # RunConfig requires them
+    values: dict[str, Any] = {
+        "vocab_size": options.vocab_size or _round_up(num_tokens, ROW_MULTIPLE),
+        "hidden_size": hidden,
+        "intermediate_size": options.intermediate_size or _round_up(hidden * 8 // 3, 64),
+        "num_hidden_layers": options.num_hidden_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": options.num_key_value_heads or heads,
+        "head_dim": options.head_dim or hidden // heads,
+        "max_position_embeddings": options.max_position_embeddings,
+        "rms_norm_eps": options.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": options.rope_theta},
+        "tie_word_embeddings": options.tie_word_embeddings,
+        "is_causal": False,
+    }
+    if options.architecture == "mistral":
+        values["sliding_window"] = None  # a window would hide most of a bidirectional context
+    return AutoConfig.for_model(options.architecture, **values)
+
+
+def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    arguments = {"dtype": DTYPES[options.dtype], "attn_implementation": options.attention}
+    if options.path is not None:
+        try:
+            return AutoModelForCausalLM.from_pretrained(options.path, config=config, **arguments)
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise UserError(
+                f"model.path = {options.path!r}: cannot be loaded: {_first_line(error)}"
+            ) from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, **arguments)
+
+
+def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens a scratch model needs rows for: the tokenizer's, and a mask token where it has none."""
+    return len(tokenizer) + (tokenizer.mask_token_id is None)
+
+
+def _settle_mask_token(
+    options: ModelSection, declared: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, bool]:
+    """The mask token's id, and whether it had to be added to the tokenizer."""
+    for known in (options.mask_token_id, declared.get("mask_token_id"), tokenizer.mask_token_id):
+        if known is not None:
+            if known < len(tokenizer):
+                tokenizer.mask_token = tokenizer.convert_ids_to_tokens(known)
+            return known, False
+    tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
+    return len(tokenizer) - 1, True
+
+
+def _check_rows(
+    options: ModelSection, num_rows: int, tokenizer: PreTrainedTokenizerBase, mask_token_id: int, is_new: bool
+) -> None:
+    if options.path is None and len(tokenizer) > num_rows:
+        raise UserError(
+            f"model.vocab_size = {num_rows} is smaller than the tokenizer's {len(tokenizer)} tokens "
+            "(mask token included); give at least that, or null"
+        )
+    if mask_token_id >= num_rows and not is_new:
+        raise UserError(
+            f"model.mask_token_id = {mask_token_id} is beyond the model's {num_rows} embedding rows"
+        )
+
+
+def _set_mean_row(model: PreTrainedModel, token_id: int) -> None:
+    """Set the row of a new token to the mean of the rows before it, adding rows where there are too few."""
+    num_rows = model.config.vocab_size
+    if token_id >= num_rows:
+        model.resize_token_embeddings(_round_up(token_id + 1, ROW_MULTIPLE), mean_resizing=False)
+    first_new = min(token_id, num_rows)
+    with torch.no_grad():
+        for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+            weight: torch.Tensor = embedding.weight  # type: ignore[union-attr, assignment]
+            weight[first_new:] = weight[:first_new].float().mean(dim=0).to(weight.dtype)
+
+
+def is_local(path: str) -> bool:
+    """Whether a model path means a folder here rather than a hub id."""
+    return Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

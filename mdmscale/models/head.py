@@ -1,0 +1,118 @@
+"""The output head: cross-entropy at masked positions only, in chunks, with its gradient in the forward pass.
+
+Legend: masked = number of masked positions in the micro-batch, hidden = width, vocab = rows of the head's
+weight.
+No [rows, length, vocab] tensor exists; the largest temporary is [chunk, vocab] in fp32.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class HeadOutput(NamedTuple):
+    """What the head gives.
+
+    loss: scalar, sum of weights * losses; the only part with a gradient.
+    losses, squared_norms: float32 [masked], cross-entropies in nats and their squared logit-gradient norms.
+    """
+
+    loss: torch.Tensor
+    losses: torch.Tensor
+    squared_norms: torch.Tensor
+
+
+class MaskedCrossEntropyHead(nn.Linear):
+    """A vocabulary projection that also knows the loss; without targets it is the nn.Linear it replaces.
+
+    The loss is part of the module's forward, so that ZeRO-3 gathers the weight around it.
+    """
+
+    chunk_size: int
+
+    @classmethod
+    def replacing(cls, linear: nn.Linear, chunk_size: int) -> "MaskedCrossEntropyHead":
+        """A head that shares `linear`'s weight (and so keeps a tie with the input embedding)."""
+        if linear.bias is not None:
+            raise ValueError("the head has a bias; only heads without one are supported")
+        head = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        head.weight = linear.weight
+        head.chunk_size = chunk_size
+        return head
+
+    def forward(  # type: ignore[override]
+        self, hidden: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None
+    ) -> Any:
+        """Logits of hidden [..., hidden]; given targets and weights [masked], the HeadOutput instead."""
+        if targets is None:
+            return super().forward(hidden)
+        needs_gradient = torch.is_grad_enabled()
+        return HeadOutput(
+            *_ChunkedCrossEntropy.apply(
+                hidden, self.weight, targets, weights, self.chunk_size, needs_gradient
+            )
+        )
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """sum_i weights_i CE_i with both gradients computed chunk by chunk, so that backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        chunk_size: int,
+        needs_gradient: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        squared_norms = torch.empty_like(losses)
+        wants_hidden, wants_weight = (needs_gradient and needed for needed in ctx.needs_input_grad[:2])
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        # fp32 sums over chunks: in bf16 small contributions of late chunks would be lost.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+
+        for start in range(0, len(targets), chunk_size):
+            at = slice(start, start + chunk_size)
+            gradient, losses[at] = _cross_entropy_gradient(hidden[at], weight, targets[at])  # [chunk, vocab]
+            squared_norms[at] = gradient.square().sum(dim=-1)
+            gradient = gradient.mul_(weights[at, None]).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[at] = gradient @ weight
+            if grad_weight is not None:
+                grad_weight += gradient.T @ hidden[at]
+
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(losses, squared_norms)
+        return (weights * losses).sum(), losses, squared_norms
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        grads = [None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*grads, None, None, None, None)
+
+
+def _cross_entropy_gradient(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """d CE / d logits = softmax - onehot, fp32 [chunk, vocab], and CE, fp32 [chunk]."""
+    log_probabilities = F.log_softmax(F.linear(hidden, weight).float(), dim=-1)
+    losses = -log_probabilities.gather(1, targets[:, None]).squeeze(1)
+    gradient = log_probabilities.exp_()
+    gradient.scatter_add_(1, targets[:, None], torch.full_like(losses, -1.0)[:, None])
+    return gradient, losses
+
+
+def naive_masked_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+) -> HeadOutput:
+    """The same by plain autograd, all at once: what the chunked head is tested against."""
+    logits = F.linear(hidden, weight).float()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    onehot = F.one_hot(targets, logits.shape[-1])
+    squared_norms = (logits.softmax(-1) - onehot).square().sum(-1)
+    return HeadOutput((weights * losses).sum(), losses.detach(), squared_norms.detach())

@@ -1,0 +1,127 @@
+"""What a config asks of a machine before anything runs: batch arithmetic, parameters, estimate of memory."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from mdmscale.config import ModelSection, RunConfig
+from mdmscale.config_loading import dump_config
+from mdmscale.errors import UserError
+from mdmscale.layout import BatchLayout
+from mdmscale.models.backbone import (
+    is_local,
+    load_tokenizer,
+    model_config,
+    num_scratch_tokens,
+    scratch_config,
+)
+
+GIB = 2**30
+
+
+def print_plan(config: RunConfig, layout: BatchLayout) -> None:
+    """Print the resolved config, the batch arithmetic, the parameter count and the estimate of memory."""
+    print(dump_config(config))
+    console = Console()
+    console.print(_batch_table(config, layout))
+    hf_config, note = planned_model_config(config.model)
+    num_parameters = count_parameters(hf_config)
+    console.print(f"\nmodel: {num_parameters:,} parameters{note}\n", highlight=False)
+    console.print(_memory_table(estimate_memory(config, layout, hf_config, num_parameters)))
+
+
+def planned_model_config(options: ModelSection) -> tuple[PretrainedConfig, str]:
+    """The model's Hugging Face config and a note on where it is from.
+
+    A folder or tokenizer that is not on this machine is replaced by the architecture keys, where they are
+    given.
+    """
+    if (
+        options.path is not None
+        and not (Path(options.path) / "config.json").is_file()
+        and is_local(options.path)
+    ):
+        if (
+            options.hidden_size
+            and options.num_hidden_layers
+            and options.num_attention_heads
+            and options.vocab_size
+        ):
+            return scratch_config(options, 0), f" (from the architecture keys: {options.path} is not here)"
+        raise UserError(
+            f"model.path = {options.path!r}: no config.json there; give a model folder, or the architecture keys "
+            "(vocab_size, hidden_size, ...) to plan without it"
+        )
+    if options.path is not None or options.vocab_size is not None:
+        return model_config(options, 0), ""
+    return model_config(options, num_scratch_tokens(load_tokenizer(options))), ""
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Parameters of a model of this config, built without memory for them; tied ones count once."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def estimate_memory(
+    config: RunConfig, layout: BatchLayout, hf_config: PretrainedConfig, num_parameters: int
+) -> dict[str, float]:
+    """Bytes a rank needs, by what for. An estimate: allocator overhead and communication buffers come on top.
+
+    Weights, gradients and optimizer state follow from the ZeRO stage. Activations count what a Llama layer
+    keeps for backward:
+    about 10 vectors of the hidden size and 4 of the MLP's a token, or with activation checkpointing one
+    hidden vector a layer and one whole layer.
+    """
+    stage, ranks = config.parallel.zero_stage, layout.num_ranks
+    width = 2 if config.model.dtype == "bf16" else 4
+    master = 4 if config.model.dtype == "bf16" else 0
+
+    def shard(size: float, from_stage: int) -> float:
+        return size / ranks if stage >= from_stage else size
+
+    tokens = layout.micro_batch_size * config.rows_per_sample * config.data.sequence_length
+    per_layer = tokens * width * (10 * hf_config.hidden_size + 4 * hf_config.intermediate_size)
+    if config.model.activation_checkpointing:
+        activations = per_layer + hf_config.num_hidden_layers * tokens * width * hf_config.hidden_size
+    else:
+        activations = hf_config.num_hidden_layers * per_layer
+    chunk = min(config.model.head_chunk_size, tokens)
+    head = chunk * hf_config.vocab_size * 8 + hf_config.vocab_size * hf_config.hidden_size * 4
+    return {
+        "weights": shard(num_parameters * width, 3),
+        "gradients": shard(num_parameters * width, 2),
+        "optimizer": shard(num_parameters * (8 + master), 1),
+        "activations": activations,
+        "head": head,
+    }
+
+
+def _batch_table(config: RunConfig, layout: BatchLayout) -> Table:
+    table = Table(title="batch, in samples", title_justify="left")
+    for heading in ("ranks", "micro", "accumulation", "global", "rows a forward", "tokens a step"):
+        table.add_column(heading, justify="right")
+    rows = layout.micro_batch_size * config.rows_per_sample
+    tokens = layout.global_batch_size * config.data.sequence_length
+    values = (
+        layout.num_ranks,
+        layout.micro_batch_size,
+        layout.accumulation,
+        layout.global_batch_size,
+        rows,
+        tokens,
+    )
+    table.add_row(*(f"{value:,}" for value in values))
+    return table
+
+
+def _memory_table(estimate: dict[str, float]) -> Table:
+    table = Table(title="memory a rank, estimated, GiB", title_justify="left")
+    for heading in (*estimate, "all"):
+        table.add_column(heading, justify="right")
+    table.add_row(*(f"{value / GIB:,.2f}" for value in (*estimate.values(), sum(estimate.values()))))
+    return table

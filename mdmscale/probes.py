@@ -1,0 +1,127 @@
+"""Passes without gradients: the statistics that P-POTS fits, and evaluation on fixed noise.
+
+Both are lists of items shared out over the ranks by index. Every rank runs the same number of forwards
+(repeating items where there are too few), for under ZeRO-3 each forward is a collective; results are summed
+as disjoint entries of one array, so they do not depend on the number of ranks.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from mdmscale.config import DiffusionSection, EvalSection
+from mdmscale.data.batch import Batch
+from mdmscale.data.collate import NoisedSample, collate
+from mdmscale.data.source import Sample, SampleSource
+from mdmscale.diffusion.masking import draw_masks
+from mdmscale.diffusion.objective import mask_rate, per_sample, position_weight
+from mdmscale.diffusion.p_pots import ProbeStatistics, probe_edges
+from mdmscale.diffusion.uniforms import Stream, mask_uniforms
+from mdmscale.distributed import Ranks, all_reduce_sum
+
+# One noise for every run's evaluation, so that their losses can be compared.
+EVAL_SEED = 0
+
+
+def measure_p_pots(
+    engine: torch.nn.Module,
+    source: SampleSource,
+    diffusion: DiffusionSection,
+    mask_token_id: int,
+    first_index: int,
+    seed: int,
+    ranks: Ranks,
+) -> ProbeStatistics:
+    """Draw the training estimator (a MIRROR pair where that is in use) on the probe's grid of t.
+
+    One item is a sample at one t under `num_masks` draws, so that a forward's rows do not depend on the
+    number of ranks. The samples are the next `num_x0` of training, from `first_index`.
+    """
+    options = diffusion.p_pots
+    edges = probe_edges(options)
+    t = (edges[:-1] + edges[1:]) / 2
+    samples = [source.train_sample(first_index + place) for place in range(options.num_x0)]
+
+    def measure(item: int) -> np.ndarray:
+        sample_place, t_place = divmod(item, len(t))
+        first_draw = item * options.num_masks
+        noised = [
+            _noised(samples[sample_place], t[t_place], diffusion, seed, first_draw + draw, Stream.PROBE)
+            for draw in range(options.num_masks)
+        ]
+        return _forward(engine, collate(noised, mask_token_id), ranks.device)  # [2, num_masks]
+
+    results = _share_out(measure, options.num_x0 * len(t), (2, options.num_masks), ranks)
+    grid = results.reshape(options.num_x0, len(t), 2, options.num_masks)
+    return ProbeStatistics(t, losses=grid[:, :, 0], squared_norms=grid[:, :, 1])
+
+
+def evaluate(
+    engine: torch.nn.Module,
+    source: SampleSource,
+    options: EvalSection,
+    diffusion: DiffusionSection,
+    mask_token_id: int,
+    rows_per_forward: int,
+    ranks: Ranks,
+) -> float:
+    """The MDM loss on held-out data, in nats a token: the mean over samples and a fixed grid of t, under fixed masks.
+
+    Mask, t and order are the same for every run and step, so that differences are the model's. Plain
+    Bernoulli masks, whatever training uses.
+    """
+    num_samples = min(options.samples, source.num_held_out)
+    num_draws = num_samples * options.num_t
+    bernoulli = diffusion.model_copy(update={"masking": "bernoulli", "normalization": "sample"})
+
+    def draw(index: int) -> NoisedSample:
+        sample_place, t_place = divmod(index, options.num_t)
+        t = (t_place + 0.5) / options.num_t
+        sample = source.held_out_sample(sample_place)
+        return _noised(sample, t, bernoulli, EVAL_SEED, index, Stream.EVAL)
+
+    def measure(item: int) -> np.ndarray:
+        indices = range(item * rows_per_forward, min((item + 1) * rows_per_forward, num_draws))
+        losses = _forward(engine, collate([draw(index) for index in indices], mask_token_id), ranks.device)[0]
+        return np.array([losses.sum()])
+
+    sums = _share_out(measure, -(-num_draws // rows_per_forward), (1,), ranks)
+    return float(sums.sum() / num_draws)
+
+
+def _noised(
+    sample: Sample, t: float, diffusion: DiffusionSection, seed: int, index: int, stream: Stream
+) -> NoisedSample:
+    rate = mask_rate(t, diffusion.eps)
+    uniforms = mask_uniforms(seed, index, len(sample.token_ids), stream)
+    masks = draw_masks(diffusion.masking, uniforms, sample.eligible, rate)
+    num_eligible = int(sample.eligible.sum())
+    weight = position_weight(num_eligible, rate, 1.0, len(masks), "sample")
+    return NoisedSample(sample.token_ids, masks, weight, num_eligible)
+
+
+@torch.no_grad()
+def _forward(engine: torch.nn.Module, batch: Batch, device: torch.device) -> np.ndarray:
+    """Per-sample losses and squared logit-gradient norms, float64 [2, num_samples]."""
+    batch = batch.to(device)
+    was_training = engine.training
+    engine.eval()
+    _, losses, squared_norms = engine(**batch.model_inputs)
+    engine.train(was_training)
+    values = (batch.weights * losses, batch.weights.square() * squared_norms)
+    sums = [per_sample(value.double(), batch.sample_of, batch.num_samples) for value in values]
+    return torch.stack(sums).cpu().numpy()
+
+
+def _share_out(
+    measure: Callable[[int], np.ndarray], num_items: int, shape: tuple[int, ...], ranks: Ranks
+) -> np.ndarray:
+    """measure(item) for every item, computed by the ranks in turn. Returns float64 [num_items, *shape] on every rank."""
+    results = torch.zeros(num_items, *shape, dtype=torch.float64)
+    for turn in range(-(-num_items // ranks.world_size)):
+        item = turn * ranks.world_size + ranks.rank
+        measured = measure(item % num_items)
+        if item < num_items:
+            results[item] = torch.from_numpy(measured)
+    return all_reduce_sum(results.to(ranks.device)).cpu().numpy()

@@ -1,0 +1,10 @@
+#!/usr/bin/env python
+"""Write a small SFT set of arithmetic problems."""
+
+import sys
+
+from mdmscale.data.arithmetic import main
+from mdmscale.errors import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
