@@ -1,4 +1,4 @@
-"""From a YAML file and `key=value` overrides to a RunConfig; every problem reported, each with its dotted path."""
+"""From a YAML file and `key=value` overrides to a RunConfig; all problems reported, by their dotted paths."""
 
 import difflib
 import re
@@ -21,9 +21,7 @@ class _Dumper(yaml.SafeDumper):
     """YAML that `_Loader` reads back: quotes the strings that it would take for numbers, such as `1e-4`."""
 
 
-_FLOAT, _BOOL, _TIMESTAMP, _MERGE = (
-    f"tag:yaml.org,2002:{name}" for name in ("float", "bool", "timestamp", "merge")
-)
+_FLOAT, _BOOL, _TIMESTAMP = (f"tag:yaml.org,2002:{name}" for name in ("float", "bool", "timestamp"))
 _FLOAT_PATTERN = re.compile(
     r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.inf|\.nan)$"
 )
@@ -40,8 +38,8 @@ _Dumper.add_implicit_resolver(_FLOAT, _FLOAT_PATTERN, list("-+0123456789."))
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key_node, _ in node.value:
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE:
-            continue  # keys that are lists are refused below; `<<` may come twice
+        if not isinstance(key_node, yaml.ScalarNode):
+            continue  # construct_mapping refuses it
         if key_node.value in seen:
             problem = f"duplicate key {key_node.value!r}"
             raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
@@ -155,7 +153,7 @@ def _describe(details: Any) -> list[str]:
 
 
 def _suggestion(location: list[str]) -> str:
-    """The known key that an unknown one is likely to mean: its name in another section, else the nearest name."""
+    """The known key that an unknown one may mean: the same name in another section, else the nearest name."""
     keys = [dotted for dotted, _, _ in describe_keys()]
     sections = dict.fromkeys(dotted.rpartition(".")[0] for dotted in keys)
     known = [*sections, *keys]
@@ -170,7 +168,7 @@ def _named(name: str, dotted_keys: list[str]) -> list[str]:
 
 
 def _nearest(name: str, dotted_keys: list[str]) -> list[str]:
-    """Keys whose last name is the nearest to `name`; compared without the sections, whose likeness says nothing."""
+    """Keys whose last name is the nearest to `name`; a likeness of their sections would say nothing."""
     names = [dotted.rpartition(".")[2] for dotted in dotted_keys]
     return [
         dotted

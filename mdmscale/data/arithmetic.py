@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="make_arithmetic.py",
         description="Write an SFT set of addition, subtraction and multiplication problems as JSONL.",
-        epilog="example: python tools/make_arithmetic.py --num 20000 --digits 2 --output data/arithmetic.jsonl",
+        epilog="example: python tools/make_arithmetic.py --num 8000 --output data/arithmetic.jsonl",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=".jsonl file to write")
     parser.add_argument("--num", type=int, default=10_000, help="problems, all different (default: 10000)")

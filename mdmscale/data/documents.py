@@ -1,4 +1,4 @@
-"""Documents of text from files, folders, globs, JSONL, parquet, Arrow and Hugging Face datasets, one at a time."""
+"""Documents of text, one at a time, from text files, JSONL, parquet, Arrow and Hugging Face datasets."""
 
 import glob
 import hashlib
@@ -40,7 +40,7 @@ Input = Path | HubDataset
 
 
 def find_inputs(inputs: list[str], suffixes: list[str]) -> list[Input]:
-    """Resolve files, folders (their files that end with one of `suffixes`), globs, `hf:NAME[:CONFIG]` and `stdlib`.
+    """Resolve files, globs, folders (files that end with one of `suffixes`), `hf:NAME[:CONFIG]` and `stdlib`.
 
     Raises:
         UserError: for an input that names nothing.
@@ -59,7 +59,7 @@ def read_documents(inputs: list[Input], text_key: str, split: str) -> Iterator[D
     """The inputs' documents in order; empty ones are passed over.
 
     Raises:
-        UserError: for an unreadable file or line, naming it, or a missing text column, naming those there are.
+        UserError: for an unreadable file or line, naming it; for a missing text column, naming the others.
     """
     for item in inputs:
         for document in _read(item, text_key, split):
@@ -90,7 +90,7 @@ def _find(name: str, suffixes: list[str]) -> list[Input]:
 
 
 def stdlib_files() -> list[Path]:
-    """About 5 MB of the Python standard library's source: files in the order of their names' hashes, then sorted."""
+    """About 5 MB of the Python standard library's source, its files chosen by the hashes of their names."""
     root = Path(sysconfig.get_path("stdlib"))
     names = [file.relative_to(root) for file in root.rglob("*.py")]
     names = [name for name in names if not _STDLIB_LEFT_OUT & set(name.parts)]

@@ -1,4 +1,4 @@
-"""Which documents (or SFT samples) are held out: the same for every run, evenly spread, in memory O(held out)."""
+"""Which documents (SFT: samples) are held out: evenly spread, the same for every run."""
 
 import math
 
@@ -12,9 +12,10 @@ _SPLIT_SEED = 0
 
 
 def held_out_places(count: int, share: float, what: str) -> np.ndarray:
-    """The held-out ones of `count` items, int64 [ceil(share * count)], ascending: one in each of as many equal blocks.
+    """The held-out ones of `count` items, int64 [ceil(share * count)], ascending.
 
-    At least one is held out (unless `share` is 0), and never all; `what` names the items in the error.
+    One is drawn from each of as many equal blocks; at least one is held out (unless `share` is 0), and never
+    all. `what` names the items in the error.
     """
     if share == 0:
         return np.empty(0, dtype=np.int64)

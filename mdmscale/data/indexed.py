@@ -1,8 +1,8 @@
-"""Token shards in Megatron's indexed format: `<prefix>.bin` holds the ids, `<prefix>.idx` says where documents begin.
+"""Token shards in Megatron's indexed format: `<prefix>.bin` has the ids, `<prefix>.idx` their documents.
 
-.idx, little-endian: magic, version u64, dtype code u8, number of sequences u64, number of document boundaries u64,
-then sequence lengths i32[], byte pointers i64[] and the document index i64[] (the first sequence of each document,
-and the number of sequences at the end). A document may have several sequences.
+.idx, little-endian: magic, version u64, dtype code u8, number of sequences u64, number of document boundaries
+u64, then sequence lengths i32[], byte pointers i64[] and the document index i64[] (the first sequence of each
+document, and the number of sequences at the end). A document may have several sequences.
 """
 
 import struct
@@ -38,7 +38,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class IndexedWriter:
-    """Writes one shard, a sequence a document. As a context manager it leaves no file behind when the block fails."""
+    """Writes one shard, a sequence a document. As a context manager it leaves no file if the block fails."""
 
     def __init__(self, prefix: Path, dtype: np.dtype) -> None:
         self.prefix = prefix
@@ -91,8 +91,8 @@ class _Index:
 class IndexedShard:
     """Reads one shard whose sequences lie one after the other, as Megatron writes them.
 
-    Nothing is kept open or mapped between reads, and no array of the shard's size is made: thousands of shards cost
-    neither descriptors nor memory, and the page cache makes repeated reads cheap.
+    Nothing stays open or mapped between reads, and no array of the shard's size is made: thousands of shards
+    cost neither descriptors nor memory, and the page cache makes repeated reads cheap.
 
     Raises:
         UserError: on opening, where a file is missing, empty, cut short or not of this format.
@@ -153,13 +153,14 @@ class IndexedShard:
         return num_bytes // self.dtype.itemsize
 
     def _check_index(self) -> None:
-        """That .idx and .bin belong together: the ends exactly, the pointers between at evenly spaced places."""
+        """That .idx and .bin belong together: exactly at the ends, between them at evenly spaced places."""
         index, itemsize = self._index(), self.dtype.itemsize
         announced = int(index.pointers[-1]) + int(index.lengths[-1]) * itemsize
         if announced != bin_path(self.prefix).stat().st_size:
             raise UserError(
                 f"{bin_path(self.prefix)}: {bin_path(self.prefix).stat().st_size} bytes, but "
-                f"{idx_path(self.prefix).name} announces {announced}; one of the two is cut short or from another shard"
+                f"{idx_path(self.prefix).name} announces {announced}; "
+                "one of the two is cut short or from another shard"
             )
         places = np.unique(np.linspace(0, self._num_sequences - 1, _CHECKED_POINTERS).astype(np.int64))
         ends = np.append(index.pointers[1:][places[:-1]], announced)

@@ -9,7 +9,7 @@ _WORD = (1 << 64) - 1
 
 
 def sequence_of_sample(sample: int, num_sequences: int, seed: int) -> int:
-    """The sequence that global sample `sample` is: each epoch visits every sequence once, in its own order."""
+    """The sequence that global sample `sample` is: each epoch visits each sequence once, in its own order."""
     epoch, position = divmod(sample, num_sequences)
     return permute(position, num_sequences, seed, epoch)
 
@@ -17,8 +17,9 @@ def sequence_of_sample(sample: int, num_sequences: int, seed: int) -> int:
 def permute(position: int, size: int, seed: int, epoch: int) -> int:
     """Image of `position` under the permutation of range(size) keyed by (seed, epoch), in O(1) memory.
 
-    A balanced Feistel network permutes the smallest range of an even number of bits that holds `size`; walking its
-    cycle until it comes back below `size` (fewer than 4 steps expected) restricts it to range(size).
+    A balanced Feistel network permutes the smallest range of an even number of bits that holds `size`;
+    walking its cycle until it comes back below `size` (fewer than 4 steps expected) restricts it to
+    range(size).
     """
     assert 0 <= position < size
     half = max(1, ((size - 1).bit_length() + 1) // 2)

@@ -33,7 +33,8 @@ examples:
   python tools/prepare_data.py hf:wikimedia/wikipedia:20231101.de --tokenizer models/llada --output data/wiki
 
   # prompts and responses
-  python tools/prepare_data.py sft.jsonl --kind sft --sequence-length 1024 --tokenizer models/llada --output data/sft
+  python tools/prepare_data.py sft.jsonl --kind sft --sequence-length 1024 --tokenizer models/llada \\
+      --output data/sft
 """
 
 
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(
         prog="prepare_data.py",
-        description="Tokenise text into shards in Megatron's indexed format (.bin, .idx), or encode SFT data.",
+        description="Tokenise text into shards in Megatron's indexed format (.bin, .idx), or SFT data.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,24 +65,40 @@ def build_parser() -> argparse.ArgumentParser:
         help="train one of VOCAB tokens, saved as DIR/tokenizer",
     )
     add("--kind", choices=["tokens", "sft"], default="tokens", help="default: tokens")
-    text = parser.add_argument_group("text (--kind tokens)")
-    text.add_argument(
-        "--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)"
-    )
-    text.add_argument("--suffix", nargs="+", default=[".txt", ".jsonl", ".parquet", ".arrow"], metavar="S")
-    text.add_argument("--split", default="train", help="split of a Hugging Face dataset (default: train)")
-    text.add_argument(
-        "--shard-tokens", type=_positive, default=2**28, metavar="N", help="tokens a shard (2^28)"
-    )
-    text.add_argument(
-        "--workers", type=_positive, metavar="N", help="processes (default: CPUs, fewer for small inputs)"
-    )
-    sft = parser.add_argument_group("prompts and responses (--kind sft)")
-    sft.add_argument("--sequence-length", type=_positive, metavar="N", help="most tokens a sample may have")
-    sft.add_argument(
-        "--too-long", choices=["error", "truncate", "drop"], default="error", help="default: error"
-    )
+    _add_text_options(parser)
+    _add_sft_options(parser)
     return parser
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("text (--kind tokens)").add_argument
+    add("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
+    add(
+        "--suffix",
+        nargs="+",
+        default=[".txt", ".jsonl", ".parquet", ".arrow"],
+        metavar="END",
+        help="what the names of a folder's files end with (default: .txt .jsonl .parquet .arrow)",
+    )
+    add("--split", default="train", help="split of a Hugging Face dataset (default: train)")
+    add("--shard-tokens", type=_positive_integer, default=2**28, metavar="N", help="default: 2^28 a shard")
+    add(
+        "--workers",
+        type=_positive_integer,
+        metavar="N",
+        help="processes (default: CPUs, fewer for small inputs)",
+    )
+
+
+def _add_sft_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("prompts and responses (--kind sft)").add_argument
+    add("--sequence-length", type=_positive_integer, metavar="N", help="most tokens a sample may have")
+    add(
+        "--too-long",
+        choices=["error", "truncate", "drop"],
+        default="error",
+        help="longer samples: refuse, cut the response, or leave out (default: error)",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,15 +106,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     started = time.monotonic()
     _check_output(arguments.output, arguments.overwrite)
-    if arguments.kind == "sft":
-        facts = _prepare_sft(arguments)
-    else:
-        facts = _prepare_tokens(arguments)
+    facts = _prepare_sft(arguments) if arguments.kind == "sft" else _prepare_tokens(arguments)
     _print_summary(facts, arguments.output, time.monotonic() - started)
     return 0
 
 
-def _positive(text: str) -> int:
+def _positive_integer(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
@@ -177,7 +191,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _published(output: Path) -> Iterator[Path]:
-    """A folder to write into, beside `output`; it takes that name when the block ends, and is removed if it fails."""
+    """A folder to write into, beside `output`: renamed to it when the block ends, removed where it fails."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     replaced = output.with_name(f".{output.name}.replaced-{os.getpid()}")
@@ -187,6 +201,10 @@ def _published(output: Path) -> Iterator[Path]:
         if output.exists():
             output.rename(replaced)
         partial.rename(output)
+    except BaseException:
+        if replaced.exists() and not output.exists():
+            replaced.rename(output)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)

@@ -1,7 +1,7 @@
 """SFT JSONL to prepared shards: where the prompt ends, and a response that ends with EOS.
 
-A line has one of four shapes: {"prompt", "response"}; {"messages": [{"role", "content"}, ...]}, rendered by the
-tokenizer's chat template; {"text"}, all of it response; {"input_ids", "prompt_length"}, encoded already.
+A line has one of four shapes: {"prompt", "response"}; {"messages": [{"role", "content"}, ...]}, rendered by
+the tokenizer's chat template; {"text"}, all of it response; {"input_ids", "prompt_length"}, encoded already.
 """
 
 import os
@@ -42,8 +42,8 @@ def encode_sft(
 ) -> EncodeSummary:
     """Encode JSONL files to the shard `prefix` (.bin, .idx, .prompts.npy), in order; all three files or none.
 
-    `too_long` decides on samples longer than `sequence_length`: `error` refuses, `drop` leaves them out, `truncate`
-    cuts the response (no EOS follows the cut) and leaves out those whose prompt leaves no room for one.
+    `too_long` decides on samples longer than `sequence_length`: `error` refuses, `drop` leaves them out,
+    `truncate` cuts the response (no EOS follows the cut) and leaves out those whose prompt leaves it no room.
 
     Raises:
         UserError: naming file and line, for unreadable lines, unknown shapes and empty responses.
@@ -63,7 +63,7 @@ def encode_sft(
 
 
 def fit_lengths(prompt_lengths: np.ndarray, lengths: np.ndarray, longest: int, too_long: str) -> np.ndarray:
-    """Lengths of samples once those beyond `longest` are truncated or dropped: int64 [samples], 0 where dropped."""
+    """Lengths of samples once those beyond `longest` are cut or dropped (then 0): int64 [samples]."""
     if too_long == "truncate":
         return np.where(prompt_lengths < longest, np.minimum(lengths, longest), 0)
     return np.where(lengths <= longest, lengths, 0)
@@ -148,13 +148,13 @@ def _shape(record: Record) -> str:
                     raise UserError(f"{record.where}: {key!r} is missing or not a {expected.__name__}")
             return name
     raise UserError(
-        f"{record.where}: has the keys {sorted(record.values)}; expected prompt and response, messages, text, or "
-        "input_ids and prompt_length"
+        f"{record.where}: has the keys {sorted(record.values)}; expected prompt and response, "
+        "messages, text, or input_ids and prompt_length"
     )
 
 
 def _encode_pair(prompt: str, response: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The prompt opens as the tokenizer opens texts (BOS), but does not close; the response has its text alone."""
+    """The prompt opens as the tokenizer opens texts (BOS) and stays open; the response is its text alone."""
     prompt_ids = tokenizer(prompt, verbose=False).input_ids
     if prompt_ids and prompt_ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
         prompt_ids = prompt_ids[:-1]
@@ -178,7 +178,7 @@ def _given_ids(record: Record, vocab_size: int) -> tuple[list[int], list[int]]:
 
 
 def _render_messages(record: Record, tokenizer: Any) -> tuple[str, str]:
-    """(prompt, response) texts: what the template gives before and from the last, the assistant's, message."""
+    """(prompt, response) texts: the rendering before and from the last message, the assistant's."""
     messages = record.values["messages"]
     if not tokenizer.chat_template:
         raise UserError(f"{record.where}: 'messages' needs a chat template, and this tokenizer has none")
@@ -191,8 +191,8 @@ def _render_messages(record: Record, tokenizer: Any) -> tuple[str, str]:
     prompt, whole = _apply_template(messages, tokenizer, record.where)
     if not whole.startswith(prompt):
         raise UserError(
-            f"{record.where}: the chat template renders the whole conversation differently from its prompt, so the "
-            "response cannot be told apart; give prompt and response instead"
+            f"{record.where}: the chat template renders the whole conversation differently from its prompt, "
+            "so the response cannot be told apart; give prompt and response instead"
         )
     response = whole[len(prompt) :]
     # templates often put a newline behind their end-of-turn token; EOS must come last

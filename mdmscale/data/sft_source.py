@@ -17,7 +17,7 @@ from mdmscale.errors import UserError
 class SFTSource:
     """Samples of prepared shards, each filled with trained EOS to a multiple of data.fill_multiple.
 
-    The fill is a function of the sample alone, so a sample is the same whatever batch it falls into. Memory is a few
+    The fill depends on the sample alone, so a sample is the same in every batch. Memory is a few
     integers a sample.
     """
 
@@ -106,7 +106,7 @@ def _fit(data: DataSection, prompt_lengths: np.ndarray, lengths: np.ndarray) -> 
     if data.too_long == "error" and longest > data.sequence_length:
         raise UserError(
             f"data.path = {data.path!r}: sample {int(lengths.argmax())} has {longest} tokens, more than "
-            f"data.sequence_length = {data.sequence_length}; raise it or set data.too_long to truncate or drop"
+            f"data.sequence_length = {data.sequence_length}; raise it or set data.too_long"
         )
     return fit_lengths(prompt_lengths, lengths, data.sequence_length, data.too_long)
 

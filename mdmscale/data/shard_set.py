@@ -11,7 +11,7 @@ from mdmscale.data.indexed import IndexedWriter, token_dtype
 
 
 class ShardSetWriter:
-    """Writes `shard-00000`, `shard-00001`, ... of at most `shard_tokens` tokens each (a longer document has its own)."""
+    """Writes `shard-00000`, ... of at most `shard_tokens` tokens each (a longer document has its own)."""
 
     def __init__(self, folder: Path, vocab_size: int, shard_tokens: int) -> None:
         self._folder = folder

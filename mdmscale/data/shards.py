@@ -1,4 +1,4 @@
-"""Shards on disk as one stream of tokens: finding them, reading across them, checking and fingerprinting them."""
+"""Shards on disk as one stream of tokens: finding, reading, checking and fingerprinting them."""
 
 import glob
 import hashlib
@@ -16,7 +16,7 @@ _BLOCK = 2**20
 
 
 def find_prefixes(paths: list[str]) -> list[Path]:
-    """Shard prefixes named by prefixes, .bin/.idx files, folders and globs, in the order given, folders by name.
+    """Shard prefixes that prefixes, .bin/.idx files, folders and globs name: in that order, then by name.
 
     Raises:
         UserError: where a path names no shard, or two name the same one.
@@ -113,7 +113,7 @@ def _offsets(counts: list[int]) -> np.ndarray:
 
 
 def _blocks(total: int, limit: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of blocks that cover range(total), or of evenly spaced ones of `limit` elements in all."""
+    """(start, stop) of blocks that cover range(total), or of evenly spaced ones of `limit` items in all."""
     count = -(-min(total, limit) // _BLOCK)
     for number in range(count):
         start = number * _BLOCK if total <= limit else number * (total - _BLOCK) // max(1, count - 1)
@@ -121,7 +121,7 @@ def _blocks(total: int, limit: int) -> Iterator[tuple[int, int]]:
 
 
 def fingerprint(prefixes: list[Path], options: dict[str, object]) -> str:
-    """Identity of the shards' content and of the options that decide what samples are made of it: 16 hex digits.
+    """Identity of the shards' content and of the options that make samples of it: 16 hex digits.
 
     Paths do not enter. Files beyond 64 MiB are hashed by their size and evenly spaced blocks.
     """

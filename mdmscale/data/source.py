@@ -37,7 +37,7 @@ def open_source(data: DataSection, seed: int, vocab_size: int, eos_token_id: int
     For kind sft the paths name prepared shards: .jsonl files are encoded first (`sft.encode_sft`).
 
     Raises:
-        UserError: for missing, damaged or empty shards, ids outside the vocabulary, and data too small for the options.
+        UserError: for missing, damaged or empty shards, ids outside the vocabulary, and data too small.
     """
     match data.kind:
         case "tokens":

@@ -38,8 +38,8 @@ class TokenSpans:
 class TokenSource:
     """Sequence k is window k of the training documents; windows cross documents, which end with EOS.
 
-    The last incomplete window is left out. With data.random_length_fraction some samples are cut to a random length;
-    held-out ones never.
+    The last incomplete window is left out. data.random_length_fraction of the training samples are cut to a
+    random length; held-out ones never are.
     """
 
     def __init__(self, data: DataSection, seed: int, vocab_size: int) -> None:
@@ -54,8 +54,8 @@ class TokenSource:
         self.num_held_out = max(self._held_out.num_tokens // self._length, int(self._held_out.num_tokens > 0))
         if not self.num_train:
             raise UserError(
-                f"data.path = {data.path!r}: {self._train.num_tokens} training tokens do not fill one sequence of "
-                f"data.sequence_length = {self._length}"
+                f"data.path = {data.path!r}: {self._train.num_tokens} training tokens do not fill one "
+                f"sequence of data.sequence_length = {self._length}"
             )
         self.fingerprint = _fingerprint(prefixes, data)
         self.description = describe(data, self.fingerprint)

@@ -1,7 +1,7 @@
 """Tokenizers: opening one by name, and training one that gives every text back unchanged.
 
-SentencePiece learns the vocabulary; `tokenizers` runs it. Pieces keep their spaces as spaces (SentencePiece writes
-them as U+2581, which then could not be told from a U+2581 in the text), so no normaliser is needed and
+SentencePiece learns the vocabulary; `tokenizers` runs it. Pieces keep their spaces as spaces (SentencePiece
+writes U+2581, which then could not be told from a U+2581 in the text), so no normaliser is needed and
 decode(encode(text)) == text for every text: what is not in the vocabulary is spelt in bytes.
 """
 
@@ -36,8 +36,8 @@ def load_tokenizer(name_or_path: str) -> Any:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     """Train a BPE tokenizer of exactly `vocab_size` tokens on `texts` and save it as an HF folder.
 
-    EOS (`</s>`, also the padding) and the mask token (`<|mask|>`) are set; there is no BOS. Runs of spaces are tokens,
-    each digit is one, and a newline or tab never joins another character.
+    EOS (`</s>`, also the padding) and the mask token (`<|mask|>`) are set; there is no BOS. Runs of spaces
+    are tokens, each digit is one, and a newline or tab never joins another character.
 
     Raises:
         UserError: where `vocab_size` does not suit the texts.
@@ -103,8 +103,9 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Any:
 def _bpe_tables(processor: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary and merges that make a merge-list BPE do what SentencePiece's does.
 
-    SentencePiece joins any two neighbours whose union is a piece, the best-scored first: hence every split of a piece
-    into two pieces is a merge, ranked by the piece's score. Byte pieces and special tokens take no part.
+    SentencePiece joins any two neighbours whose union is a piece, the best-scored first: hence every split of
+    a piece into two pieces is a merge, ranked by the piece's score. Byte pieces and special tokens take no
+    part.
     """
     ids = range(processor.vocab_size())
     special = {i for i in ids if processor.is_byte(i) or processor.is_control(i) or processor.is_unknown(i)}

@@ -20,11 +20,12 @@ from mdmscale.generation.loading import (
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from transformers import PreTrainedTokenizerBase
 
 EXAMPLES = """\
 examples:
   # what the quickstart's model writes by itself
-  python tools/generate.py runs/quickstart --num-samples 4 --length 64
+  python tools/generate.py runs/quickstart --num-samples 4 --length 64 --temperature 1
 
   # continue a prompt: four tokens a step, drawn from the model's distribution instead of the likeliest
   python tools/generate.py runs/quickstart --prompt "def main(" --length 64 --steps 16 --temperature 1
@@ -61,7 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--chat", action="store_true", help="put each prompt into the tokenizer's chat template"
     )
     parser.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="samples of each prompt (default: 1)"
+        "--num-samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="samples of each prompt, equal at temperature 0 unless remasking is random (default: 1)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="samples denoised together (default: 8)"
@@ -102,8 +107,8 @@ def main(argv: list[str] | None = None) -> int:
         UserError: if an option, the prompts or the model folder do not do.
     """
     options = build_parser().parse_args(argv)
-    options.steps = options.length if options.steps is None else options.steps
     _check_numbers(options)
+    options.steps = options.length if options.steps is None else options.steps
     texts = _prompt_texts(options)
     facts = read_folder_facts(find_model_folder(options.path))
     _check_length(facts, prompt_length=0, length=options.length)
@@ -116,9 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     prompts = [encode_prompt(loaded, text, chat=options.chat) for text in texts]
     for prompt in prompts:
         _check_length(facts, len(prompt.token_ids), options.length)
-    _sample_and_print(
-        loaded, prompts, options, Console(highlight=False), Console(stderr=True, highlight=False)
-    )
+    _sample_and_print(loaded, prompts, options, output=Console(), notes=Console(stderr=True, highlight=False))
     return 0
 
 
@@ -126,24 +129,12 @@ def encode_prompt(loaded: LoadedModel, text: str | None, *, chat: bool) -> Promp
     """The token ids that stand before the response; none where `text` is None.
 
     Raises:
-        UserError: if the prompt holds the mask token or an id that the model lacks, or a template is lacking.
+        UserError: if the prompt holds the mask token or an id the model lacks, or has no template to fill.
     """
-    tokenizer, facts = loaded.tokenizer, loaded.facts
     if text is None:
         return Prompt(None, [])
-    if not chat:
-        token_ids = list(tokenizer(text)["input_ids"])
-        closes = token_ids and token_ids[-1] == tokenizer.eos_token_id  # some tokenizers end every text so
-        if closes and not text.endswith(tokenizer.eos_token):
-            token_ids.pop()
-    elif tokenizer.chat_template is None:
-        raise UserError(f"--chat: the tokenizer in {facts.folder} has no chat template; leave --chat out")
-    else:
-        messages = [{"role": "user", "content": text}]
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        token_ids = list(
-            tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        )  # the template wrote them
+    facts = loaded.facts
+    token_ids = (_chat_ids if chat else _text_ids)(loaded.tokenizer, text)
     if facts.mask_token_id in token_ids:
         raise UserError(f"prompt {shorten(text)!r} contains the mask token; only the response is denoised")
     if max(token_ids, default=0) >= facts.vocab_size:
@@ -152,6 +143,28 @@ def encode_prompt(loaded: LoadedModel, text: str | None, *, chat: bool) -> Promp
             f"{facts.vocab_size}; the tokenizer is another model's"
         )
     return Prompt(text, token_ids)
+
+
+def _text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """The text as the tokenizer opens texts (BOS), but not closed: the response follows."""
+    token_ids = list(tokenizer(text, verbose=False)["input_ids"])
+    if token_ids and token_ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
+        token_ids.pop()
+    return token_ids
+
+
+def _chat_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """The text as one user message in the chat template, which writes its special tokens itself."""
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        raise UserError("--chat: the model's tokenizer has no chat template; leave --chat out")
+    messages = [{"role": "user", "content": text}]
+    try:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise UserError(f"--chat: the chat template refuses {shorten(text)!r}: {error}") from None
+    return list(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def decode_response(loaded: LoadedModel, prompt_ids: list[int], response_ids: list[int], *, raw: bool) -> str:
@@ -180,9 +193,9 @@ def _check_numbers(options: argparse.Namespace) -> None:
     problems = [
         f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1"
         for name in ("num_samples", "batch_size", "length", "steps")
-        if getattr(options, name) < 1
+        if getattr(options, name) is not None and getattr(options, name) < 1
     ]
-    if options.steps > options.length >= 1:
+    if options.steps is not None and options.steps > options.length >= 1:
         problems.append(
             f"--steps {options.steps}: exceeds --length {options.length}; each step commits at least one"
         )
@@ -217,7 +230,7 @@ def _prompt_texts(options: argparse.Namespace) -> list[str | None]:
 
 def _read_prompts(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompt-file {path}: cannot be read: {error}") from None
     prompts = [line for line in lines if line.strip()]
@@ -239,15 +252,16 @@ def _sample_and_print(
     started = time.perf_counter()
     total = options.num_samples * len(prompts)
     num_forwards = len(prompts) * math.ceil(options.num_samples / options.batch_size) * options.steps
-    with Progress(console=notes, transient=True) as progress:
-        progress.add_task("denoising", total=num_forwards)
-        for prompt in prompts:
-            for number, response_ids in enumerate(_responses(loaded, prompt, options, progress), start=1):
-                title = f"sample {number} of {options.num_samples}" + (
-                    f" | {shorten(prompt.text)}" if prompt.text else ""
-                )
-                text = decode_response(loaded, prompt.token_ids, response_ids, raw=options.raw)
-                _print_sample(output, text, title if output.is_terminal or total > 1 else None)
+    progress = Progress(console=notes, transient=True, disable=not notes.is_terminal)
+    progress.add_task("denoising", total=num_forwards)
+    for prompt in prompts:
+        with progress:  # the bar is off the screen while samples are printed
+            responses = list(_responses(loaded, prompt, options, progress))
+        for number, response_ids in enumerate(responses, start=1):
+            title = f"sample {number} of {options.num_samples}"
+            title += f" | {shorten(prompt.text)}" if prompt.text else ""
+            text = decode_response(loaded, prompt.token_ids, response_ids, raw=options.raw)
+            _print_sample(output, text, title if output.is_terminal or total > 1 else None)
     seconds = time.perf_counter() - started
     notes.print(
         f"{total} x {options.length} tokens in {options.steps} steps each: {seconds:.1f} s, "
@@ -272,9 +286,8 @@ def _responses(
         return logits
 
     generator = torch.Generator(loaded.device).manual_seed(options.seed)
-    row = torch.tensor(
-        prompt.token_ids + [facts.mask_token_id] * options.length, device=loaded.device
-    )  # [length]
+    token_ids = prompt.token_ids + [facts.mask_token_id] * options.length
+    row = torch.tensor(token_ids, device=loaded.device)  # [length]
     for first in range(0, options.num_samples, options.batch_size):
         rows = min(options.batch_size, options.num_samples - first)
         tokens = denoise(
@@ -298,6 +311,10 @@ def _print_sample(output: "Console", text: str, title: str | None) -> None:
     elif title is not None:
         print(f"--- {title} ---", file=output.file)
     if output.is_terminal:
-        output.print(Text(text), soft_wrap=True)
+        # Control characters, which an undertrained model may well write, would upset the terminal.
+        shown = "".join(
+            char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text
+        )
+        output.print(Text(shown), soft_wrap=True)
     else:
         print(text, file=output.file)

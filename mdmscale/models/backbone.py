@@ -157,7 +157,7 @@ def _settle_mask_token(
                 tokenizer.mask_token = tokenizer.convert_ids_to_tokens(known)
             return known, False
     tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
-    return len(tokenizer) - 1, True
+    return tokenizer.convert_tokens_to_ids(MASK_TOKEN), True
 
 
 def _check_rows(

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from mdmscale.data.arithmetic import main, problems
+from mdmscale.errors import UserError
+
+
+def test_the_answers_are_right_and_the_prompts_distinct():
+    pairs = list(problems(300, 2, seed=1))
+    assert len(pairs) == len({prompt for prompt, _ in pairs}) == 300
+    assert all(str(eval(prompt.removesuffix("="))) == response for prompt, response in pairs)
+    assert {prompt.strip("0123456789=") for prompt, _ in pairs} == {"+", "-", "*"}
+
+
+def test_the_seed_decides():
+    assert list(problems(50, 3, 1)) == list(problems(50, 3, 1)) != list(problems(50, 3, 2))
+
+
+def test_more_than_there_are():
+    with pytest.raises(UserError, match=r"--num 101: .* raise --digits"):
+        list(problems(101, 1, 0))
+
+
+def test_the_command_writes_lines_that_a_tokenizer_gives_back(tmp_path, tokenizer):
+    assert main(["--output", str(tmp_path / "a.jsonl"), "--num", "30"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) == 30
+    assert all(tokenizer.decode(tokenizer(line["prompt"]).input_ids) == line["prompt"] for line in lines)
+
+
+def test_options_out_of_range(tmp_path):
+    with pytest.raises(UserError, match="--num must be at least 1"):
+        main(["--output", str(tmp_path / "a.jsonl"), "--num", "0"])

@@ -1,0 +1,110 @@
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdmscale.data.indexed import IndexedShard, IndexedWriter, token_dtype
+from mdmscale.errors import UserError
+
+DOCUMENTS = [[1, 2, 3], [4], [5, 6]]
+
+
+def test_the_files_have_megatrons_layout(write_shard):
+    prefix = write_shard("a", DOCUMENTS)
+    expected = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 3, 4)
+    expected += struct.pack("<3i", 3, 1, 2) + struct.pack("<3q", 0, 6, 8) + struct.pack("<4q", 0, 1, 2, 3)
+    assert Path(f"{prefix}.idx").read_bytes() == expected
+    assert Path(f"{prefix}.bin").read_bytes() == struct.pack("<6H", 1, 2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(2048, "<u2"), (65499, "<u2"), (65500, "<i4"), (126464, "<i4")]
+)
+def test_dtype_follows_the_vocabulary(vocab_size, dtype):
+    assert token_dtype(vocab_size) == np.dtype(dtype)
+
+
+def test_reads_back_what_was_written(write_shard):
+    shard = IndexedShard(write_shard("a.v1", DOCUMENTS))
+    assert (shard.num_documents, shard.num_tokens) == (3, 6)
+    assert shard.document_starts(np.arange(4)).tolist() == [0, 3, 4, 6]
+    assert shard.tokens(2, 5).tolist() == [3, 4, 5]
+    assert shard.tokens(2, 5).dtype == np.int64
+
+
+def write_by_hand(prefix: Path, code: int, dtype: str, lengths: list[int], documents: list[int]) -> None:
+    """A shard as another program would write it."""
+    ids = np.arange(sum(lengths), dtype=dtype)
+    pointers = np.cumsum([0, *lengths[:-1]], dtype="<i8") * ids.itemsize
+    Path(f"{prefix}.bin").write_bytes(ids.tobytes())
+    Path(f"{prefix}.idx").write_bytes(
+        b"MMIDIDX\x00\x00"
+        + struct.pack("<QBQQ", 1, code, len(lengths), len(documents))
+        + np.asarray(lengths, dtype="<i4").tobytes()
+        + pointers.tobytes()
+        + np.asarray(documents, dtype="<i8").tobytes()
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype"), [(1, "u1"), (2, "i1"), (3, "<i2"), (4, "<i4"), (5, "<i8"), (8, "<u2")]
+)
+def test_documents_of_several_sequences(tmp_path, code, dtype):
+    write_by_hand(tmp_path / "m", code, dtype, lengths=[3, 1, 2, 4], documents=[0, 2, 4])
+    shard = IndexedShard(tmp_path / "m")
+    assert shard.num_documents == 2
+    assert shard.document_starts(np.arange(3)).tolist() == [0, 4, 10]
+    assert shard.tokens(0, 10).tolist() == list(range(10))
+
+
+def test_float_shards_are_refused(tmp_path):
+    write_by_hand(tmp_path / "m", 7, "<f4", lengths=[2], documents=[0, 1])
+    with pytest.raises(UserError, match=r"m\.idx: dtype code 7"):
+        IndexedShard(tmp_path / "m")
+
+
+def test_sequences_out_of_place_are_refused(tmp_path):
+    write_by_hand(tmp_path / "m", 8, "<u2", lengths=[3, 1, 2], documents=[0, 3])
+    idx = tmp_path / "m.idx"
+    raw = bytearray(idx.read_bytes())
+    raw[34 + 12 + 8 : 34 + 12 + 16] = struct.pack("<q", 4)
+    idx.write_bytes(raw)
+    with pytest.raises(UserError, match="do not lie one after the other"):
+        IndexedShard(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "message"),
+    [
+        (".idx", lambda raw: b"", "cut short or empty"),
+        (".idx", lambda raw: raw[:-1], "cut short"),
+        (".idx", lambda raw: b"X" + raw[1:], "not an index in Megatron's format"),
+        (".idx", lambda raw: raw[:9] + struct.pack("<Q", 2) + raw[17:], "version 2"),
+        (".bin", lambda raw: b"", "holds no tokens"),
+        (".bin", lambda raw: raw[:-2], "announces 12"),
+        (".bin", lambda raw: raw + b"\x00\x00", "announces 12"),
+    ],
+)
+def test_a_damaged_file_is_named(write_shard, suffix, damage, message):
+    prefix = write_shard("a", DOCUMENTS)
+    path = Path(f"{prefix}{suffix}")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=message) as caught:
+        IndexedShard(prefix)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".idx", ".bin"])
+def test_a_missing_file_is_named(write_shard, suffix):
+    prefix = write_shard("a", DOCUMENTS)
+    Path(f"{prefix}{suffix}").unlink()
+    with pytest.raises(UserError, match=rf"a\{suffix}: no such file"):
+        IndexedShard(prefix)
+
+
+def test_a_failed_writer_leaves_no_file(tmp_path):
+    with pytest.raises(RuntimeError), IndexedWriter(tmp_path / "a", np.dtype("<u2")) as writer:
+        writer.add_document(np.asarray([1]))
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())

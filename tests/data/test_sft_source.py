@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdmscale.config import DataSection
+from mdmscale.data.source import SampleSource, open_source
+from mdmscale.errors import UserError
+
+EOS = 1
+
+
+@pytest.fixture
+def prefix(write_shard) -> Path:
+    """40 samples; number i is 2 prompt tokens and i % 5 + 1 response tokens, of ids of its own."""
+    documents = [[100 + 10 * i + j for j in range(i % 5 + 3)] for i in range(40)]
+    prefix = write_shard("sft", documents)
+    np.save(f"{prefix}.prompts.npy", np.full(40, 2, dtype=np.int32))
+    return prefix
+
+
+def open_sft(prefix: Path, seed: int = 0, eos: int | None = EOS, **options: object) -> SampleSource:
+    values = {"kind": "sft", "path": str(prefix), "sequence_length": 8, "held_out": 0.1}
+    return open_source(DataSection(**{**values, **options}), seed, vocab_size=1000, eos_token_id=eos)
+
+
+def numbers(source: SampleSource, epoch: int = 0) -> list[int]:
+    start = epoch * source.num_train
+    return [int(source.train_sample(start + i).token_ids[0] - 100) // 10 for i in range(source.num_train)]
+
+
+def test_an_epoch_is_every_sample_that_is_not_held_out(prefix):
+    source = open_sft(prefix)
+    held_out = [int(source.held_out_sample(i).token_ids[0] - 100) // 10 for i in range(source.num_held_out)]
+    assert (source.num_train, len(held_out)) == (36, 4)
+    for epoch in range(2):
+        assert sorted(numbers(source, epoch) + held_out) == list(range(40))
+    assert numbers(source, 0) != numbers(source, 1)
+
+
+def test_only_the_response_is_eligible(prefix):
+    source = open_sft(prefix)
+    for index in range(source.num_train):
+        sample = source.train_sample(index)
+        number = int(sample.token_ids[0] - 100) // 10
+        assert sample.token_ids.tolist() == [100 + 10 * number + j for j in range(number % 5 + 3)]
+        assert sample.eligible.tolist() == [False] * 2 + [True] * (number % 5 + 1)
+
+
+@pytest.mark.parametrize(
+    ("multiple", "expected"), [(4, {4, 7}), (5, {5, 7}), (1, {3, 4, 5, 6, 7}), (0, {3, 4, 5, 6, 7})]
+)
+def test_the_response_is_filled_with_eligible_eos(prefix, multiple, expected):
+    filled, plain = open_sft(prefix, fill_multiple=multiple, sequence_length=7), open_sft(prefix)
+    assert {len(filled.train_sample(index).token_ids) for index in range(filled.num_train)} == expected
+    for index in range(filled.num_train):
+        sample, bare = filled.train_sample(index), plain.train_sample(index).token_ids
+        assert sample.token_ids.tolist() == bare.tolist() + [EOS] * (len(sample.token_ids) - len(bare))
+        assert sample.eligible[2:].all() and not sample.eligible[:2].any()
+
+
+def test_long_samples_are_refused_cut_or_left_out(prefix):
+    with pytest.raises(UserError, match=r"sample 4 has 7 tokens, more than data\.sequence_length = 6"):
+        open_sft(prefix, sequence_length=6)
+    cut, dropped = (
+        open_sft(prefix, sequence_length=6, held_out=0.0, too_long=rule) for rule in ("truncate", "drop")
+    )
+    assert (cut.num_train, dropped.num_train) == (40, 32)
+    assert max(len(cut.train_sample(index).token_ids) for index in range(40)) == 6
+    assert sorted(numbers(dropped)) == [number for number in range(40) if number % 5 != 4]
+    with pytest.raises(UserError, match="no sample is left"):
+        open_sft(prefix, sequence_length=2, held_out=0.0, too_long="truncate")
+
+
+def test_options_that_change_samples_change_the_fingerprint(prefix):
+    variants = [{}, {"fill_multiple": 4}, {"held_out": 0.2}, {"sequence_length": 9}, {"too_long": "drop"}]
+    assert len({open_sft(prefix, **options).fingerprint for options in variants}) == len(variants)
+    before = open_sft(prefix).fingerprint
+    assert open_sft(prefix, seed=7).fingerprint == before
+    np.save(f"{prefix}.prompts.npy", np.full(40, 1, dtype=np.int32))
+    assert open_sft(prefix).fingerprint != before
+
+
+def test_fill_needs_eos(prefix):
+    with pytest.raises(UserError, match=r"data\.fill_multiple = 4 fills with EOS"):
+        open_sft(prefix, eos=None, fill_multiple=4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "problem"),
+    [
+        (np.full(39, 2), "expected 40 integers, found int64 of shape"),
+        (np.full(40, 2.0), "expected 40 integers, found float64"),
+        (np.full(40, 3), "sample 0 has no response"),
+    ],
+)
+def test_prompt_lengths_must_fit_the_shard(prefix, prompts, problem):
+    np.save(f"{prefix}.prompts.npy", prompts)
+    with pytest.raises(UserError, match=problem):
+        open_sft(prefix)
+
+
+def test_a_token_shard_is_no_sft_shard(write_shard):
+    with pytest.raises(UserError, match=r"t\.prompts\.npy: no such file; .* is no SFT shard"):
+        open_sft(write_shard("t", [[1, 2]] * 3))
+
+
+def test_damaged_prompt_lengths_are_named(prefix):
+    Path(f"{prefix}.prompts.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match=r"sft\.prompts\.npy: cannot be read"):
+        open_sft(prefix)

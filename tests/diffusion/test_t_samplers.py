@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from mdmscale.diffusion.density import DensityTable
+from mdmscale.diffusion.t_samplers import TSampler
+
+
+def test_uniform_weighs_one() -> None:
+    draws = [TSampler(seed=1, global_batch_size=8).draw(index) for index in range(100)]
+    assert {weight for _, weight in draws} == {1.0}
+    assert len({t for t, _ in draws}) == 100
+
+
+@pytest.mark.parametrize("strata", [16, 4])
+def test_every_stratum_is_hit_equally_often_in_each_global_batch(strata: int) -> None:
+    sampler = TSampler(seed=1, global_batch_size=16, strata=strata)
+    for step in range(5):
+        u = [sampler.uniform(step * 16 + slot) for slot in range(16)]
+        counts = np.bincount((np.array(u) * strata).astype(int), minlength=strata)
+        assert counts.tolist() == [16 // strata] * strata
+
+
+def test_strata_are_permuted_anew_each_step_and_marginally_uniform() -> None:
+    sampler = TSampler(seed=1, global_batch_size=8, strata=8)
+    orders = {tuple(int(sampler.uniform(step * 8 + slot) * 8) for slot in range(8)) for step in range(20)}
+    assert len(orders) == 20
+    first_slot = [sampler.uniform(step * 8) for step in range(2000)]
+    assert np.mean(first_slot) == pytest.approx(0.5, abs=0.03)
+    assert np.var(first_slot) == pytest.approx(1 / 12, abs=0.01)
+
+
+def test_stratified_draws_have_less_variance() -> None:
+    plain, stratified = (TSampler(seed=1, global_batch_size=8, strata=strata) for strata in (None, 8))
+
+    def batch_means(sampler: TSampler) -> list[float]:
+        return [np.mean([sampler.uniform(step * 8 + slot) for slot in range(8)]) for step in range(300)]
+
+    assert np.var(batch_means(stratified)) < np.var(batch_means(plain)) / 20
+
+
+def test_strata_go_through_any_density() -> None:
+    density = DensityTable.from_weights(np.array([0, 0.2, 1.0]), np.array([9.0, 1.0]), 0.05)
+    sampler = TSampler(seed=1, global_batch_size=10, strata=10, density=density)
+    shares = [np.mean([sampler.draw(step * 10 + slot)[0] < 0.2 for slot in range(10)]) for step in range(50)]
+    expected = density.density[0] * 0.2
+    assert np.abs(np.array(shares) - expected).max() <= 0.1 + 1e-9, "at most one sample from the exact share"

@@ -1,0 +1,94 @@
+"""Model folders and run folders: which are taken, and what is said of the others."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdmscale.errors import UserError
+from mdmscale.generation.loading import find_model_folder, load_model, read_folder_facts
+
+
+def edit_config(source: Path, target: Path, **changes: object) -> Path:
+    """A copy of a model folder, config.json's keys replaced (None removes one)."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text()) | changes
+    kept = {name: value for name, value in config.items() if value is not None}
+    (target / "config.json").write_text(json.dumps(kept))
+    return target
+
+
+def test_finds_a_model_folder_and_the_export_of_a_run(model_folder: Path, tmp_path: Path) -> None:
+    assert find_model_folder(model_folder) == model_folder
+    run = tmp_path / "run"
+    shutil.copytree(model_folder, run / "hf")
+    (run / "config.yaml").write_text("run: {name: run}\n")
+    assert find_model_folder(run) == run / "hf"
+
+
+def test_says_what_a_folder_is_not(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        find_model_folder(tmp_path / "missing")
+    with pytest.raises(UserError, match="neither a Hugging Face model folder"):
+        find_model_folder(tmp_path)
+    (tmp_path / "config.yaml").write_text("run: {name: run}\n")
+    with pytest.raises(UserError, match="no exported model yet"):
+        find_model_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mdm": None}, "has no mdm section"),
+        ({"mdm": {"logit_shift": False}}, "has no mdm.mask_token_id"),
+        ({"mdm": {"mask_token_id": 1}}, "has no mdm.logit_shift"),
+        (
+            {"mdm": {"mask_token_id": True, "logit_shift": False}},
+            "mdm.mask_token_id = True is not of type int",
+        ),
+        ({"mdm": {"mask_token_id": 320, "logit_shift": False}}, "is not below vocab_size = 320"),
+        ({"is_causal": True}, "is_causal is True"),
+        ({"is_causal": None}, "is_causal is None"),
+    ],
+)
+def test_names_what_config_json_lacks(
+    model_folder: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_folder_facts(edit_config(model_folder, tmp_path / "model", **changes))
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_names_a_damaged_config_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: "):
+        read_folder_facts(tmp_path)
+
+
+def test_loads_a_bidirectional_model(model_folder: Path) -> None:
+    loaded = load_model(read_folder_facts(model_folder))
+    tokens = torch.arange(3, 11).repeat(2, 1).to(loaded.device)  # [2, 8]
+    tokens[1, -1] = 20
+    with torch.inference_mode():
+        first = loaded.model(input_ids=tokens).logits[:, 0]
+    assert not torch.allclose(first[0], first[1]), "the first position does not see the last"
+    assert not loaded.model.training
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("model.safetensors", "model cannot be loaded"), ("tokenizer.json", "tokenizer cannot be loaded")],
+)
+def test_names_missing_files(model_folder: Path, tmp_path: Path, name: str, message: str) -> None:
+    folder = edit_config(model_folder, tmp_path / "model")
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=message):
+        load_model(read_folder_facts(folder))
+
+
+def test_refuses_weights_that_would_be_random(model_folder: Path, tmp_path: Path) -> None:
+    folder = edit_config(model_folder, tmp_path / "model", num_hidden_layers=3)
+    with pytest.raises(UserError, match=r"9 weights are missing, such as model\.layers\.2\."):
+        load_model(read_folder_facts(folder))

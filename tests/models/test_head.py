@@ -1,0 +1,98 @@
+"""The chunked head against its naive twin."""
+
+import pytest
+import torch
+from torch import nn
+
+from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead, naive_masked_cross_entropy
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+def inputs(num_masked: int, dtype: torch.dtype) -> tuple[torch.Tensor, nn.Linear, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(num_masked)
+    hidden = torch.randn(num_masked, 24).to(dtype).requires_grad_()
+    linear = nn.Linear(24, 50, bias=False, dtype=dtype)
+    return hidden, linear, torch.randint(0, 50, (num_masked,)), torch.rand(num_masked)
+
+
+def gradients(output: HeadOutput, hidden: torch.Tensor, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden.grad = linear.weight.grad = None
+    (3 * output.loss).backward()
+    assert hidden.grad is not None and linear.weight.grad is not None
+    return hidden.grad, linear.weight.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_masked", [1, 7, 64, 65])
+@pytest.mark.parametrize("chunk_size", [1, 8, 1000])
+def test_matches_the_naive_twin(num_masked: int, chunk_size: int, dtype: torch.dtype) -> None:
+    hidden, linear, targets, weights = inputs(num_masked, dtype)
+    head = MaskedCrossEntropyHead.replacing(linear, chunk_size)
+    fast, naive = head(hidden, targets, weights), naive_masked_cross_entropy(hidden, linear.weight, targets, weights)
+    for mine, twin in zip(fast, naive, strict=True):
+        torch.testing.assert_close(mine, twin, rtol=1e-5, atol=1e-5)
+    for mine, twin in zip(gradients(fast, hidden, linear), gradients(naive, hidden, linear), strict=True):
+        torch.testing.assert_close(mine, twin, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_nothing_masked_is_zero_and_still_connected() -> None:
+    hidden, linear, targets, weights = inputs(0, torch.float32)
+    output = MaskedCrossEntropyHead.replacing(linear, 8)(hidden, targets, weights)
+    assert output.loss.item() == 0
+    output.loss.backward()
+    assert linear.weight.grad is not None
+    assert linear.weight.grad.abs().max() == 0
+
+
+def test_squared_norms_are_those_of_the_logit_gradients() -> None:
+    hidden, linear, targets, weights = inputs(5, torch.float32)
+    logits = (hidden @ linear.weight.T).detach().requires_grad_()
+    torch.nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+    assert logits.grad is not None
+    output = MaskedCrossEntropyHead.replacing(linear, 2)(hidden, targets, weights)
+    torch.testing.assert_close(output.squared_norms, logits.grad.square().sum(dim=1))
+
+
+def test_no_temporary_is_larger_than_a_chunk() -> None:
+    """No tensor of masked x vocab elements is made in forward or backward."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            for value in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(value, torch.Tensor):
+                    largest = max(largest, value.numel())
+            return result
+
+    hidden, linear, targets, weights = inputs(512, torch.float32)
+    with Watch():
+        MaskedCrossEntropyHead.replacing(linear, 8)(hidden, targets, weights).loss.backward()
+    assert 0 < largest <= max(512 * 24, 50 * 24, 8 * 50)
+
+
+def test_frozen_weight_and_no_grad() -> None:
+    hidden, linear, targets, weights = inputs(6, torch.float32)
+    linear.weight.requires_grad_(False)
+    head = MaskedCrossEntropyHead.replacing(linear, 4)
+    head(hidden, targets, weights).loss.backward()
+    assert linear.weight.grad is None
+    assert hidden.grad is not None
+    with torch.no_grad():
+        assert not head(hidden, targets, weights).loss.requires_grad
+
+
+def test_without_targets_it_is_the_linear_it_replaces() -> None:
+    hidden, linear, _, _ = inputs(6, torch.float32)
+    head = MaskedCrossEntropyHead.replacing(linear, 4)
+    assert head.weight is linear.weight
+    torch.testing.assert_close(head(hidden), linear(hidden))
+
+
+def test_a_bias_is_refused() -> None:
+    with pytest.raises(ValueError, match="bias"):
+        MaskedCrossEntropyHead.replacing(nn.Linear(4, 4), 8)

@@ -1,0 +1,98 @@
+"""The same run on other ranks, micro-batches and ZeRO stages: one objective, one noise, one result."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import WORKERS, run_ranks, tiny_values
+
+from mdmscale.metrics import read_metrics
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS = [(ranks, micro, stage) for ranks in (1, 2) for micro in (1, 2, 4) for stage in (0, 1, 2, 3)]
+VARIANTS = {
+    "token": {"diffusion": {"normalization": "token", "t_sampler": "stratified"}},
+    "untied": {"model": {"tie_word_embeddings": False, "architecture": "qwen2", "logit_shift": True}},
+    "checkpointed": {"model": {"activation_checkpointing": True}},
+}
+
+
+def name_of(kind: str, ranks: int, micro: int, stage: int) -> str:
+    return f"{kind}-{ranks}-{micro}-{stage}"
+
+
+def run_values(corpus: Path, folder: Path, kind: str, ranks: int, micro: int, stage: int) -> dict[str, Any]:
+    values = tiny_values(corpus, folder)
+    values["run"]["name"] = name_of(kind, ranks, micro, stage)
+    values["train"]["micro_batch_size"] = micro
+    values["parallel"] = {"zero_stage": stage}
+    for section, changes in VARIANTS.get(kind, {}).items():
+        values[section] = {**values[section], **copy.deepcopy(changes)}
+    return values
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of all runs of this module: one launch on 1 rank and one on 2."""
+    folder = tmp_path_factory.mktemp("runs")
+    for ranks in (1, 2):
+        batch = [run_values(corpus, folder, "plain", *layout) for layout in LAYOUTS if layout[0] == ranks]
+        for kind in VARIANTS:
+            layouts = [(1, 4, 0)] if ranks == 1 else [(2, 2, 1), (2, 1, 3)]
+            batch += [run_values(corpus, folder, kind, *layout) for layout in layouts]
+        (folder / f"{ranks}.json").write_text(json.dumps(batch))
+        run_ranks(ranks, WORKERS / "train_many.py", str(folder / f"{ranks}.json"))
+    return folder
+
+
+def series(runs: Path, name: str, key: str) -> np.ndarray:
+    return np.array([record[key] for record in read_metrics(runs / name)])
+
+
+@pytest.mark.parametrize(("ranks", "micro", "stage"), LAYOUTS)
+def test_losses_agree_in_every_layout(runs: Path, ranks: int, micro: int, stage: int) -> None:
+    reference, name = name_of("plain", 1, 4, 0), name_of("plain", ranks, micro, stage)
+    assert len(series(runs, name, "loss")) == 20
+    np.testing.assert_allclose(series(runs, name, "loss"), series(runs, reference, "loss"), rtol=1e-5)
+    np.testing.assert_allclose(series(runs, name, "grad_norm"), series(runs, reference, "grad_norm"), rtol=1e-4)
+    for key in ("masked_tokens", "tokens", "consumed_samples", "lr"):
+        np.testing.assert_array_equal(series(runs, name, key), series(runs, reference, key))
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize(("ranks", "micro", "stage"), [(2, 2, 1), (2, 1, 3)])
+def test_losses_agree_for_other_options(runs: Path, kind: str, ranks: int, micro: int, stage: int) -> None:
+    reference, name = name_of(kind, 1, 4, 0), name_of(kind, ranks, micro, stage)
+    np.testing.assert_allclose(series(runs, name, "loss"), series(runs, reference, "loss"), rtol=1e-5)
+
+
+def test_the_fitted_density_agrees(runs: Path) -> None:
+    """With a probed table t agrees to 1e-6: the inverse of nearly equal tables."""
+    from mdmscale.checkpoint import TrainingState
+    from mdmscale.diffusion.density import DensityTable
+
+    def table(name: str) -> DensityTable:
+        return DensityTable.from_state(TrainingState.read(runs / name / "checkpoints" / "step-00000020").density)
+
+    reference = table(name_of("plain", 1, 4, 0))
+    assert np.ptp(reference.density) > 1e-3, "a uniform table would prove nothing"
+    for layout in LAYOUTS:
+        other = table(name_of("plain", *layout))
+        for u in np.linspace(0, 1, 101, endpoint=False):
+            assert other.draw(u) == pytest.approx(reference.draw(u), abs=1e-6)
+
+
+def test_variants_are_different_objectives(runs: Path) -> None:
+    """What the agreement above compares must be able to differ."""
+    losses = [series(runs, name_of(kind, 1, 4, 0), "loss") for kind in ("plain", "token", "untied")]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(losses[first] / losses[second] - 1).max() > 1e-3
+
+
+def test_activation_checkpointing_changes_nothing(runs: Path) -> None:
+    plain, checkpointed = (series(runs, name_of(kind, 1, 4, 0), "loss") for kind in ("plain", "checkpointed"))
+    np.testing.assert_allclose(plain, checkpointed, rtol=1e-6)

@@ -1,0 +1,70 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mdmscale.config import RunConfig
+from mdmscale.data.loader import TrainLoader
+from mdmscale.data.source import Sample
+from mdmscale.diffusion.t_samplers import make_t_sampler
+from mdmscale.errors import UserError
+from mdmscale.layout import BatchLayout, make_layout
+
+
+@pytest.mark.parametrize("layout", [BatchLayout(1, 8, 1), BatchLayout(2, 4, 1), BatchLayout(4, 1, 2), BatchLayout(8, 1, 1)])
+def test_every_sample_is_drawn_once_in_any_layout(layout: BatchLayout) -> None:
+    drawn = [
+        index
+        for step in range(3)
+        for rank in range(layout.num_ranks)
+        for micro_batch in layout.sample_indices(step, rank)
+        for index in micro_batch
+    ]
+    assert sorted(drawn) == list(range(24))
+
+
+class CountingSource:
+    """Sample n is a few tokens that follow from n."""
+
+    num_train, num_held_out, fingerprint, description = 100, 0, "counting", "counting"
+
+    def train_sample(self, index: int) -> Sample:
+        length = 5 + index % 4
+        return Sample(np.arange(length, dtype=np.int64) + index, np.ones(length, dtype=bool))
+
+    def held_out_sample(self, index: int) -> Sample:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("t_sampler", ["uniform", "stratified"])
+def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -> None:
+    """Every sample's masked rows, whichever rank and micro-batch it lands in."""
+    tiny["diffusion"]["t_sampler"] = t_sampler
+    config = RunConfig.model_validate(tiny)
+
+    def rows(layout: BatchLayout) -> dict[int, list[tuple[int, ...]]]:
+        seen = {}
+        for rank in range(layout.num_ranks):
+            loader = TrainLoader(CountingSource(), config, layout, rank, mask_token_id=999)
+            indices = layout.sample_indices(2, rank)
+            for micro_batch, batch in zip(indices, loader.micro_batches(2, make_t_sampler(config)), strict=True):
+                for place, index in enumerate(micro_batch):
+                    length = 5 + index % 4
+                    pair = batch.input_ids[2 * place : 2 * place + 2, :length]
+                    weights = batch.weights[batch.sample_of == place]
+                    seen[index] = [tuple(row) for row in pair.tolist()] + [tuple(weights.tolist())]
+        return seen
+
+    reference = rows(BatchLayout(1, 8, 1))
+    assert len(reference) == 8
+    assert any(999 in row for index in reference for row in reference[index])
+    for layout in (BatchLayout(2, 4, 1), BatchLayout(2, 1, 4), BatchLayout(4, 2, 1), BatchLayout(8, 1, 1)):
+        assert rows(layout) == reference
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_mend(tiny: dict[str, Any]) -> None:
+    config = RunConfig.model_validate(tiny)
+    with pytest.raises(UserError, match=r"global_batch_size = 8 is not a multiple of 3 ranks x .* = 4 = 12; 12 would be"):
+        make_layout(config, 3)
+    assert make_layout(config, 2) == BatchLayout(2, 4, 1)
+    assert make_layout(config, 1).accumulation == 2

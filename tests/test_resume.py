@@ -1,0 +1,196 @@
+"""Interrupted runs: killed, damaged, stopped on request; and what may not be continued."""
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, kill_group, run_ranks, run_script, start_ranks, tiny_values
+
+from mdmscale.metrics import read_metrics
+
+pytestmark = pytest.mark.distributed
+
+LAUNCHER = ROOT / "launchers" / "train.py"
+STEPS = 60
+
+
+def write(path: Path, values: dict[str, Any]) -> str:
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return str(path)
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    return [(record["step"], record["loss"], record["grad_norm"]) for record in read_metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[dict[str, Any], Path]]:
+    """For a ZeRO stage: the config's values and the run folder of an uninterrupted run on 2 ranks."""
+    done: dict[int, tuple[dict[str, Any], Path]] = {}
+
+    def get(stage: int) -> tuple[dict[str, Any], Path]:
+        if stage not in done:
+            folder = tmp_path_factory.mktemp(f"whole{stage}")
+            values = tiny_values(corpus, folder)
+            values["train"]["steps"] = STEPS
+            values["parallel"] = {"zero_stage": stage}
+            values["checkpoint"] = {"every": 5, "keep": 0}
+            run_ranks(2, LAUNCHER, "--config", write(folder / "config.yaml", values))
+            done[stage] = values, folder / "tiny"
+        return done[stage]
+
+    return get
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_killed_run_ends_bitwise_like_the_uninterrupted_one(
+    whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path, stage: int
+) -> None:
+    values, reference = whole(stage)
+    config = write(tmp_path / "config.yaml", {**values, "run": {**values["run"], "output_dir": str(tmp_path)}})
+    process = start_ranks(2, LAUNCHER, "--config", config)
+    try:
+        wait_for(tmp_path / "tiny" / "checkpoints" / "step-00000010", process)
+    finally:
+        kill_group(process)
+    assert not (tmp_path / "tiny" / "hf").exists(), "the run ended before it was killed"
+
+    output = run_ranks(2, LAUNCHER, "--config", config)
+    assert "continuing from" in output
+    assert losses(tmp_path / "tiny") == losses(reference)
+    assert len(losses(reference)) == STEPS
+    assert (tmp_path / "tiny" / "hf" / "model.safetensors").read_bytes() == (
+        reference / "hf" / "model.safetensors"
+    ).read_bytes()
+
+
+def wait_for(path: Path, process: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def copied(whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """A ZeRO-1 run cut back to its checkpoints of steps 50 and 55, to be damaged at will."""
+    values, reference = whole(1)
+    folder = tmp_path / "tiny"
+    shutil.copytree(reference, folder, ignore=shutil.ignore_patterns("hf", "step-00000060", "step-0000000*"))
+    for step in (10, 15, 20, 25, 30, 35, 40, 45):
+        shutil.rmtree(folder / "checkpoints" / f"step-{step:08d}")
+    return {**values, "run": {**values["run"], "output_dir": str(tmp_path)}}, folder
+
+
+def damage(kind: str, checkpoint: Path) -> Path:
+    shard = next((checkpoint / "engine").glob("*optim_states.pt"))
+    match kind:
+        case "flipped bit":
+            data = bytearray(shard.read_bytes())
+            data[len(data) // 2] ^= 1
+            shard.write_bytes(data)
+        case "truncated":
+            shard.write_bytes(shard.read_bytes()[:-100])
+        case "missing":
+            shard.unlink()
+        case "manifest":
+            shard = checkpoint / "manifest.json"
+            shard.write_text(shard.read_text()[:50])
+    return shard
+
+
+@pytest.mark.parametrize("kind", ["flipped bit", "truncated", "missing", "manifest"])
+def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    copied: tuple[dict[str, Any], Path], tmp_path: Path, kind: str, whole: Any
+) -> None:
+    values, folder = copied
+    damaged = damage(kind, folder / "checkpoints" / "step-00000055")
+    (folder / "checkpoints" / ".unfinished-step-00000060").mkdir()
+    output = run_ranks(2, LAUNCHER, "--config", write(tmp_path / "config.yaml", values))
+    assert "is passed over" in output
+    assert damaged.name in output
+    assert "continuing from" in output and "step-00000050" in output
+    assert losses(folder) == losses(whole(1)[1])
+    assert not list((folder / "checkpoints").glob(".unfinished*"))
+
+
+def test_stop_is_a_checkpoint_and_the_same_command_goes_on(
+    whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path
+) -> None:
+    values, reference = whole(1)
+    values = {**values, "run": {**values["run"], "output_dir": str(tmp_path)}, "checkpoint": {"every": 0}}
+    config = write(tmp_path / "config.yaml", values)
+    process = start_ranks(2, LAUNCHER, "--config", config)
+    try:
+        wait_for(tmp_path / "tiny" / "metrics.jsonl", process)
+        (tmp_path / "tiny" / "stop").touch()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        kill_group(process)
+    assert process.returncode == 0, output
+    assert "stopped on request at step" in output
+    assert len(losses(tmp_path / "tiny")) < STEPS
+    run_ranks(2, LAUNCHER, "--config", config)
+    assert losses(tmp_path / "tiny") == losses(reference)
+
+
+def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["train"]["steps"] = 100_000
+    config = write(tmp_path / "config.yaml", tiny)
+    process = start_ranks(1, LAUNCHER, "--config", config)
+    folder = tmp_path / "runs" / "tiny"
+    try:
+        wait_for(folder / "metrics.jsonl", process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    finally:
+        kill_group(process)
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (["run.seed=4"], ["run.seed = 4", "trained with seed 3"]),
+        (["data.sequence_length=16"], ["is not what checkpoint", "was trained on"]),
+        (["parallel.zero_stage=2"], ["parallel.zero_stage = 2", "saved with stage 1"]),
+        (["checkpoint.resume=none"], ["already holds checkpoints"]),
+        (["checkpoint.resume=/nowhere/step-1"], ["checkpoint.resume = '/nowhere/step-1'", "no checkpoint there"]),
+        ([], ["this job has 1 ranks", "shards of 2"]),
+    ],
+    ids=["seed", "data", "stage", "none", "path", "ranks"],
+)
+def test_what_cannot_continue_is_refused_in_one_line(
+    copied: tuple[dict[str, Any], Path], tmp_path: Path, overrides: list[str], messages: list[str]
+) -> None:
+    values, folder = copied
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    result = run_script(str(LAUNCHER), "--config", write(tmp_path / "config.yaml", values), *overrides)
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for message in messages:
+        assert message in errors[0]
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, "nothing may be written"
+
+
+def test_a_finished_run_is_left_as_it_is(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = write(tmp_path / "config.yaml", tiny)
+    run_ranks(1, LAUNCHER, "--config", config)
+    before = losses(tmp_path / "runs" / "tiny")
+    assert "already finished at step 20 of 20" in run_ranks(1, LAUNCHER, "--config", config)
+    assert losses(tmp_path / "runs" / "tiny") == before
+
+
+def test_old_checkpoints_are_dropped(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["checkpoint"] = {"every": 5, "keep": 2}
+    run_ranks(1, LAUNCHER, "--config", write(tmp_path / "config.yaml", tiny))
+    names = sorted(path.name for path in (tmp_path / "runs" / "tiny" / "checkpoints").iterdir())
+    assert names == ["step-00000015", "step-00000020"]

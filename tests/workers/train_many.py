@@ -1,0 +1,13 @@
+"""Train each config of a JSON list in turn, in one process group: argv[1] names the file."""
+
+import json
+import sys
+
+from mdmscale.config import RunConfig
+from mdmscale.distributed import finalise
+from mdmscale.trainer import train
+
+if __name__ == "__main__":
+    for values in json.load(open(sys.argv[1])):
+        train(RunConfig.model_validate(values))
+    finalise()
