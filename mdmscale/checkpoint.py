@@ -20,6 +20,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from mdmscale.config import RunConfig
+from mdmscale.data.source import SampleSource
 from mdmscale.distributed import Ranks, on_first_rank
 from mdmscale.errors import UserError
 
@@ -30,7 +32,7 @@ ENGINE_FOLDER = "engine"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything a run needs to go on, beside what DeepSpeed keeps: a position and facts that must not change."""
+    """What a run needs to go on, beside what DeepSpeed keeps: a position and facts that must not change."""
 
     step: int  # optimizer steps taken
     consumed_samples: int
@@ -38,6 +40,7 @@ class TrainingState:
     world_size: int
     zero_stage: int
     seed: int
+    global_batch_size: int
     data_fingerprint: str
     data_description: str
     density: dict[str, Any]  # the t-sampler's table
@@ -48,7 +51,7 @@ class TrainingState:
 
 
 def save(engine: Any, state: TrainingState, folder: Path, keep: int, ranks: Ranks) -> Path:
-    """Publish a checkpoint of the DeepSpeed `engine` under `folder`, then drop all but the newest `keep` (0: none).
+    """Publish a checkpoint of the DeepSpeed `engine` in `folder`; keep the newest `keep` (0: all).
 
     Every rank calls it. A kill at any moment leaves either the whole checkpoint or none of that name.
     """
@@ -66,13 +69,16 @@ def save(engine: Any, state: TrainingState, folder: Path, keep: int, ranks: Rank
 
 def load_engine(engine: Any, checkpoint: Path) -> None:
     """Restore DeepSpeed's model and optimizer from a verified checkpoint."""
-    loaded, _ = engine.load_checkpoint(str(checkpoint), tag=ENGINE_FOLDER)
-    if loaded is None:  # DeepSpeed only warns
-        raise UserError(f"{checkpoint}: DeepSpeed could not load it")
+    try:
+        loaded, _ = engine.load_checkpoint(str(checkpoint), tag=ENGINE_FOLDER)
+    except RuntimeError as error:  # load_state_dict on other shapes
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise UserError(f"{checkpoint}: its weights do not fit this config's model: {reason}") from None
+    assert loaded is not None, "DeepSpeed found no engine folder in a checkpoint that passed its manifest"
 
 
 def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
-    """The checkpoint that `checkpoint.resume` means (None: start anew), and warnings about damaged ones passed over.
+    """The checkpoint that `checkpoint.resume` means (None: start anew), with warnings about damaged ones.
 
     auto: the newest whole one under `folder`. none: None, and an error if `folder` already holds checkpoints.
     Else a path:
@@ -129,21 +135,26 @@ def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
     return f"{checkpoint / damaged[0]} does not match its sha256" if damaged else None
 
 
-def check_continues(
-    state: TrainingState, checkpoint: Path, *, seed: int, fingerprint: str, description: str
-) -> None:
-    """Refuse to continue with another seed or other data: the order and the noise would silently change.
+def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig, source: SampleSource) -> None:
+    """Refuse to continue with another seed, batch size or data: order and noise would silently change.
 
     Raises:
         UserError: naming both.
     """
     problems = []
-    if state.seed != seed:
-        problems.append(f"run.seed = {seed}, but checkpoint {checkpoint} was trained with seed {state.seed}")
-    if state.data_fingerprint != fingerprint:
+    if state.seed != config.run.seed:
         problems.append(
-            f"data: {description} ({fingerprint}) is not what checkpoint {checkpoint} was trained on: "
-            f"{state.data_description} ({state.data_fingerprint})"
+            f"run.seed = {config.run.seed}, but checkpoint {checkpoint} was trained with seed {state.seed}"
+        )
+    if state.global_batch_size != config.train.global_batch_size:
+        problems.append(
+            f"train.global_batch_size = {config.train.global_batch_size}, but checkpoint {checkpoint} was "
+            f"trained with {state.global_batch_size}"
+        )
+    if state.data_fingerprint != source.fingerprint:
+        problems.append(
+            f"data: {source.description} is not what checkpoint {checkpoint} was trained on: "
+            f"{state.data_description}"
         )
     if problems:
         raise UserError(*(f"{problem}; choose another run.name to start anew" for problem in problems))
@@ -153,8 +164,8 @@ def check_shards(state: TrainingState, checkpoint: Path, world_size: int, zero_s
     """Refuse a checkpoint whose optimizer shards do not fit this job's ranks or ZeRO stage."""
     if state.zero_stage != zero_stage:
         raise UserError(
-            f"parallel.zero_stage = {zero_stage}, but checkpoint {checkpoint} was saved with stage {state.zero_stage}; "
-            f"continue with parallel.zero_stage={state.zero_stage}"
+            f"parallel.zero_stage = {zero_stage}, but checkpoint {checkpoint} was saved with stage "
+            f"{state.zero_stage}; continue with parallel.zero_stage={state.zero_stage}"
         )
     if zero_stage > 0 and state.world_size != world_size:
         raise UserError(

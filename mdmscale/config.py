@@ -49,6 +49,9 @@ class ModelSection(Section):
     rope_theta: float = key(10000.0, "base of the rotary embedding", gt=0)
     rms_norm_eps: float = key(1e-5, "epsilon of RMSNorm", gt=0)
     tie_word_embeddings: bool = key(False, "share input and output embeddings")
+    initializer_range: float = key(
+        0.02, "standard deviation of initial weights; small models like more", gt=0
+    )
     dtype: DType = key("bf16", "fp32 or bf16 (bf16 keeps fp32 master weights in the optimizer)")
     attention: Literal["sdpa", "eager", "flash_attention_2"] = key("sdpa", "attention implementation")
     logit_shift: bool | None = key(
@@ -83,7 +86,7 @@ class DataSection(Section):
     kind: Literal["tokens", "sft"] = key(..., "tokens: packed pretraining shards; sft: prompts and responses")
     path: str | list[str] = key(
         ...,
-        "tokens: shard prefix(es), folder(s) or glob(s) of .bin/.idx; sft: .jsonl file(s) or prepared prefix(es)",
+        "tokens: prefixes, folders or globs of .bin/.idx shards; sft: .jsonl files or prepared prefixes",
     )
     sequence_length: int = key(..., "tokens a sample may have (longer SFT samples are refused or cut)", ge=2)
     held_out: float = key(0.01, "share of documents (sft: samples) kept for evaluation", ge=0, lt=1)
@@ -96,6 +99,12 @@ class DataSection(Section):
     too_long: Literal["error", "truncate", "drop"] = key(
         "error", "sft: what to do with samples longer than sequence_length"
     )
+
+    @model_validator(mode="after")
+    def _fill_is_used(self) -> Self:
+        if self.fill_multiple and self.kind != "sft":
+            raise ValueError("fill_multiple is set but kind is tokens; only sft samples are filled")
+        return self
 
 
 class PPotsSection(Section):
@@ -167,6 +176,12 @@ class OptimizerSection(Section):
     )
     min_lr_ratio: float = key(0.0, "final learning rate as a share of the peak", ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _decay_steps_are_used(self) -> Self:
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise ValueError(f"decay_steps is set but schedule is {self.schedule}; only wsd reads it")
+        return self
+
 
 class ParallelSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = key(
@@ -219,7 +234,8 @@ class RunConfig(Section):
             )
         if self.optimizer.warmup_steps > self.train.steps:
             problems.append(
-                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} exceeds train.steps = {self.train.steps}"
+                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} exceeds "
+                f"train.steps = {self.train.steps}"
             )
         strata = self.diffusion.strata
         if strata and self.train.global_batch_size % strata:

@@ -28,7 +28,7 @@ class Engine:
         if not is_last:
             self.deepspeed.step()
 
-    def step(self) -> float | torch.Tensor:
+    def step(self) -> float:
         """Clip and apply the step's gradients. Returns the global gradient norm before clipping."""
         if self.clips_itself:
             parameters = self.deepspeed.module.parameters()
@@ -37,7 +37,7 @@ class Engine:
         else:
             self.deepspeed.step()
             norm = self.deepspeed.get_global_grad_norm()
-        return norm
+        return float(norm)
 
     @property
     def clips_itself(self) -> bool:

@@ -4,31 +4,48 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+if TYPE_CHECKING:
+    from mdmscale.run import Run
+
+FILE = "metrics.jsonl"
+
 
 class MetricsWriter:
-    """metrics.jsonl, with a line for every step, and TensorBoard's event files. Used on rank 0 only.
+    """metrics.jsonl, with a line for every step, and TensorBoard's event files; written where `enabled`.
 
     On resume the lines after the resumed step are dropped, so that the file reads as one uninterrupted run.
     """
 
-    def __init__(self, folder: Path, first_step: int, tensorboard: bool) -> None:
-        self.path = folder / "metrics.jsonl"
-        _drop_lines_after(self.path, first_step)
-        self.file = self.path.open("a")
-        self.board = None
+    def __init__(self, folder: Path, first_step: int, tensorboard: bool, enabled: bool) -> None:
+        self.file: IO[str] | None = None
+        self.board: Any = None
+        if not enabled:
+            return
+        path = folder / FILE
+        _drop_lines_after(path, first_step)
+        self.file = path.open("a")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for output in (self.file, self.board):
+            if output is not None:
+                output.close()
+
     def write(self, record: dict[str, Any]) -> None:
         """Add the record of one step; its `step` counts the steps taken, from 1."""
-        self.file.write(json.dumps(record) + "\n")
+        if self.file is not None:
+            self.file.write(json.dumps(record) + "\n")
         if self.board is not None:
             for name, value in record.items():
                 if name != "step":
@@ -40,15 +57,10 @@ class MetricsWriter:
             self.board.add_figure(name, figure, step)
 
     def flush(self) -> None:
-        self.file.flush()
-        if self.board is not None:
-            self.board.flush()
-
-    def close(self) -> None:
-        self.flush()
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
+        """Hand everything written so far to the disk."""
+        for output in (self.file, self.board):
+            if output is not None:
+                output.flush()
 
 
 class ProgressLine:
@@ -71,7 +83,7 @@ class ProgressLine:
         )
         self.task = self.live.add_task("train", total=num_steps, completed=first_step, status="")
 
-    def __enter__(self) -> "ProgressLine":
+    def __enter__(self) -> Self:
         self.live.start()
         return self
 
@@ -97,6 +109,28 @@ class ProgressLine:
             self.live.console.print(text, highlight=False, soft_wrap=True)
 
 
+def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -> str:
+    """The closing words of a run: steps, tokens, final losses, and where things are."""
+    records = read_metrics(run.folder)
+    recent = [record["loss"] for record in records[-20:]]
+    evaluations = [record["eval_loss"] for record in records if "eval_loss" in record]
+    verb = "stopped on request" if stopped else "finished" if steps_now else "already finished"
+    lines = [
+        f"{verb} at step {run.step} of {run.config.train.steps}: "
+        f"{steps_now} steps in {format_duration(seconds)}",
+        f"  tokens      {run.consumed_tokens:,} in {run.consumed_samples:,} samples",
+        f"  loss        {sum(recent) / len(recent):.4f} nats a token, mean of the last {len(recent)} steps",
+    ]
+    if evaluations:
+        lines.append(f"  eval loss   {evaluations[-1]:.4f} nats a token, held out")
+    lines.append(f"  run folder  {run.folder}")
+    if stopped:
+        lines.append("  go on       with the same command")
+    else:
+        lines.append(f"  model       {run.folder / 'hf'} (tools/generate.py samples from it)")
+    return "\n".join(lines)
+
+
 def format_duration(seconds: float) -> str:
     """Such as 3:05 or 2:03:05."""
     if not math.isfinite(seconds):
@@ -108,7 +142,7 @@ def format_duration(seconds: float) -> str:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of a run folder's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

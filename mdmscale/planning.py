@@ -9,13 +9,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from mdmscale.config import ModelSection, RunConfig
 from mdmscale.config_loading import dump_config
-from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout
 from mdmscale.models.backbone import (
-    is_local,
-    load_tokenizer,
     model_config,
     num_scratch_tokens,
+    run_tokenizer,
     scratch_config,
 )
 
@@ -34,30 +32,17 @@ def print_plan(config: RunConfig, layout: BatchLayout) -> None:
 
 
 def planned_model_config(options: ModelSection) -> tuple[PretrainedConfig, str]:
-    """The model's Hugging Face config and a note on where it is from.
+    """The model's Hugging Face config, and a note on where it is from.
 
-    A folder or tokenizer that is not on this machine is replaced by the architecture keys, where they are
-    given.
+    A model.path that is no folder here is planned from the architecture keys where they are given, else
+    looked up on the hub. A tokenizer is opened only where it decides the vocabulary.
     """
-    if (
-        options.path is not None
-        and not (Path(options.path) / "config.json").is_file()
-        and is_local(options.path)
-    ):
-        if (
-            options.hidden_size
-            and options.num_hidden_layers
-            and options.num_attention_heads
-            and options.vocab_size
-        ):
-            return scratch_config(options, 0), f" (from the architecture keys: {options.path} is not here)"
-        raise UserError(
-            f"model.path = {options.path!r}: no config.json there; give a model folder, or the architecture keys "
-            "(vocab_size, hidden_size, ...) to plan without it"
-        )
+    keys = (options.vocab_size, options.hidden_size, options.num_hidden_layers, options.num_attention_heads)
+    if options.path is not None and all(keys) and not Path(options.path).is_dir():
+        return scratch_config(options, 0), f" (from the architecture keys, {options.path} not being here)"
     if options.path is not None or options.vocab_size is not None:
         return model_config(options, 0), ""
-    return model_config(options, num_scratch_tokens(load_tokenizer(options))), ""
+    return model_config(options, num_scratch_tokens(run_tokenizer(options))), ""
 
 
 def count_parameters(config: PretrainedConfig) -> int:

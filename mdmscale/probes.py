@@ -66,7 +66,7 @@ def evaluate(
     rows_per_forward: int,
     ranks: Ranks,
 ) -> float:
-    """The MDM loss on held-out data, in nats a token: the mean over samples and a fixed grid of t, under fixed masks.
+    """The MDM loss on held-out data, in nats a token: mean over samples and a fixed grid of t, fixed masks.
 
     Mask, t and order are the same for every run and step, so that differences are the model's. Plain
     Bernoulli masks, whatever training uses.
@@ -117,7 +117,7 @@ def _forward(engine: torch.nn.Module, batch: Batch, device: torch.device) -> np.
 def _share_out(
     measure: Callable[[int], np.ndarray], num_items: int, shape: tuple[int, ...], ranks: Ranks
 ) -> np.ndarray:
-    """measure(item) for every item, computed by the ranks in turn. Returns float64 [num_items, *shape] on every rank."""
+    """measure(item) of every item, the ranks taking turns: float64 [num_items, *shape] on all of them."""
     results = torch.zeros(num_items, *shape, dtype=torch.float64)
     for turn in range(-(-num_items // ranks.world_size)):
         item = turn * ranks.world_size + ranks.rank

@@ -85,7 +85,14 @@ def write_config(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
 
 def start_ranks(num_ranks: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start `script` on real gloo ranks through torchrun, in a process group of its own, on a free port."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(num_ranks),
+    ]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return subprocess.Popen(
         [*command, str(script), *arguments],

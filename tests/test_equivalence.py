@@ -58,7 +58,9 @@ def test_losses_agree_in_every_layout(runs: Path, ranks: int, micro: int, stage:
     reference, name = name_of("plain", 1, 4, 0), name_of("plain", ranks, micro, stage)
     assert len(series(runs, name, "loss")) == 20
     np.testing.assert_allclose(series(runs, name, "loss"), series(runs, reference, "loss"), rtol=1e-5)
-    np.testing.assert_allclose(series(runs, name, "grad_norm"), series(runs, reference, "grad_norm"), rtol=1e-4)
+    np.testing.assert_allclose(
+        series(runs, name, "grad_norm"), series(runs, reference, "grad_norm"), rtol=1e-4
+    )
     for key in ("masked_tokens", "tokens", "consumed_samples", "lr"):
         np.testing.assert_array_equal(series(runs, name, key), series(runs, reference, key))
 
@@ -76,7 +78,9 @@ def test_the_fitted_density_agrees(runs: Path) -> None:
     from mdmscale.diffusion.density import DensityTable
 
     def table(name: str) -> DensityTable:
-        return DensityTable.from_state(TrainingState.read(runs / name / "checkpoints" / "step-00000020").density)
+        return DensityTable.from_state(
+            TrainingState.read(runs / name / "checkpoints" / "step-00000020").density
+        )
 
     reference = table(name_of("plain", 1, 4, 0))
     assert np.ptp(reference.density) > 1e-3, "a uniform table would prove nothing"

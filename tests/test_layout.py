@@ -11,7 +11,9 @@ from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout, make_layout
 
 
-@pytest.mark.parametrize("layout", [BatchLayout(1, 8, 1), BatchLayout(2, 4, 1), BatchLayout(4, 1, 2), BatchLayout(8, 1, 1)])
+@pytest.mark.parametrize(
+    "layout", [BatchLayout(1, 8, 1), BatchLayout(2, 4, 1), BatchLayout(4, 1, 2), BatchLayout(8, 1, 1)]
+)
 def test_every_sample_is_drawn_once_in_any_layout(layout: BatchLayout) -> None:
     drawn = [
         index
@@ -47,7 +49,9 @@ def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -
         for rank in range(layout.num_ranks):
             loader = TrainLoader(CountingSource(), config, layout, rank, mask_token_id=999)
             indices = layout.sample_indices(2, rank)
-            for micro_batch, batch in zip(indices, loader.micro_batches(2, make_t_sampler(config)), strict=True):
+            for micro_batch, batch in zip(
+                indices, loader.micro_batches(2, make_t_sampler(config)), strict=True
+            ):
                 for place, index in enumerate(micro_batch):
                     length = 5 + index % 4
                     pair = batch.input_ids[2 * place : 2 * place + 2, :length]
@@ -64,7 +68,9 @@ def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_mend(tiny: dict[str, Any]) -> None:
     config = RunConfig.model_validate(tiny)
-    with pytest.raises(UserError, match=r"global_batch_size = 8 is not a multiple of 3 ranks x .* = 4 = 12; 12 would be"):
+    with pytest.raises(
+        UserError, match=r"global_batch_size = 8 is not a multiple of 3 ranks x .* = 4 = 12; 12 would be"
+    ):
         make_layout(config, 3)
     assert make_layout(config, 2) == BatchLayout(2, 4, 1)
     assert make_layout(config, 1).accumulation == 2

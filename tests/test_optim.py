@@ -19,7 +19,9 @@ def test_warm_up_is_linear_and_starts_above_zero() -> None:
 
 
 def test_linear() -> None:
-    assert rates(8, schedule="linear", warmup_steps=4, min_lr_ratio=0.5)[4:] == pytest.approx([1, 0.875, 0.75, 0.625])
+    assert rates(8, schedule="linear", warmup_steps=4, min_lr_ratio=0.5)[4:] == pytest.approx(
+        [1, 0.875, 0.75, 0.625]
+    )
 
 
 def test_cosine_is_halfway_in_the_middle() -> None:
@@ -33,7 +35,9 @@ def test_wsd_holds_then_decays() -> None:
     curve = rates(100, schedule="wsd", warmup_steps=10, decay_steps=20)
     assert curve[10:81] == pytest.approx([1.0] * 71)
     assert curve[90] == pytest.approx(0.5)
-    assert rates(100, schedule="wsd")[89:92] == pytest.approx([1.0, 1.0, 0.9]), "a tenth of the steps by default"
+    assert rates(100, schedule="wsd")[89:92] == pytest.approx([1.0, 1.0, 0.9]), (
+        "a tenth of the steps by default"
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])

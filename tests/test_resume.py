@@ -29,7 +29,9 @@ def losses(folder: Path) -> list[tuple[int, float, float]]:
 
 
 @pytest.fixture(scope="module")
-def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[dict[str, Any], Path]]:
+def whole(
+    corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], tuple[dict[str, Any], Path]]:
     """For a ZeRO stage: the config's values and the run folder of an uninterrupted run on 2 ranks."""
     done: dict[int, tuple[dict[str, Any], Path]] = {}
 
@@ -52,7 +54,9 @@ def test_killed_run_ends_bitwise_like_the_uninterrupted_one(
     whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path, stage: int
 ) -> None:
     values, reference = whole(stage)
-    config = write(tmp_path / "config.yaml", {**values, "run": {**values["run"], "output_dir": str(tmp_path)}})
+    config = write(
+        tmp_path / "config.yaml", {**values, "run": {**values["run"], "output_dir": str(tmp_path)}}
+    )
     process = start_ranks(2, LAUNCHER, "--config", config)
     try:
         wait_for(tmp_path / "tiny" / "checkpoints" / "step-00000010", process)
@@ -78,7 +82,9 @@ def wait_for(path: Path, process: Any, seconds: float = 120) -> None:
 
 
 @pytest.fixture
-def copied(whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path) -> tuple[dict[str, Any], Path]:
+def copied(
+    whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path
+) -> tuple[dict[str, Any], Path]:
     """A ZeRO-1 run cut back to its checkpoints of steps 50 and 55, to be damaged at will."""
     values, reference = whole(1)
     folder = tmp_path / "tiny"
@@ -161,7 +167,10 @@ def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) ->
         (["data.sequence_length=16"], ["is not what checkpoint", "was trained on"]),
         (["parallel.zero_stage=2"], ["parallel.zero_stage = 2", "saved with stage 1"]),
         (["checkpoint.resume=none"], ["already holds checkpoints"]),
-        (["checkpoint.resume=/nowhere/step-1"], ["checkpoint.resume = '/nowhere/step-1'", "no checkpoint there"]),
+        (
+            ["checkpoint.resume=/nowhere/step-1"],
+            ["checkpoint.resume = '/nowhere/step-1'", "no checkpoint there"],
+        ),
         ([], ["this job has 1 ranks", "shards of 2"]),
     ],
     ids=["seed", "data", "stage", "none", "path", "ranks"],

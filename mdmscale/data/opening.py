@@ -1,21 +1,24 @@
 """From a run's config to its open sample source."""
 
+import glob
 import hashlib
 from pathlib import Path
 
 from mdmscale.config import RunConfig
+from mdmscale.data.indexed import idx_path
 from mdmscale.data.sft import encode_sft
-from mdmscale.data.source import SampleSource, open_source
+from mdmscale.data.source import SampleSource, open_source, path_list
 from mdmscale.distributed import Ranks, on_first_rank
+from mdmscale.errors import UserError
 from mdmscale.models.backbone import Backbone
 
 
 def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ranks) -> SampleSource:
     """Open `data.path`; SFT JSONL is tokenised first, once a run, by rank 0, into the run folder."""
     data = config.data
-    paths = [data.path] if isinstance(data.path, str) else data.path
+    paths = path_list(data)
     if data.kind == "sft" and any(path.endswith(".jsonl") for path in paths):
-        files = [Path(path) for path in paths]
+        files = [file for path in paths for file in _matching(path)]
         prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, files, folder / "data"))
         data = data.model_copy(update={"path": str(prefix)})
     return open_source(
@@ -23,21 +26,28 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
     )
 
 
+def _matching(path: str) -> list[Path]:
+    files = [Path(path)] if Path(path).is_file() else sorted(Path(match) for match in glob.glob(path))
+    if not files:
+        raise UserError(f"data.path = {path!r}: no such file")
+    return files
+
+
 def _encode_once(config: RunConfig, backbone: Backbone, files: list[Path], folder: Path) -> Path:
-    """The prefix of the encoded files, named by their content and what else decides the result."""
+    """The prefix of the encoded files, named by their content and by what else decides the result."""
+    data, tokenizer = config.data, backbone.tokenizer
     digest = hashlib.sha256()
     for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    tokenizer = backbone.tokenizer
-    digest.update(repr((sorted(tokenizer.get_vocab().items()), tokenizer.chat_template)).encode())
-    digest.update(f"{config.data.sequence_length} {config.data.too_long}".encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    options = (
+        sorted(tokenizer.get_vocab().items()),
+        tokenizer.chat_template,
+        data.sequence_length,
+        data.too_long,
+    )
+    digest.update(repr(options).encode())
     prefix = folder / f"sft-{digest.hexdigest()[:12]}"
-    if not prefix.with_suffix(".idx").exists():
-        encode_sft(
-            files,
-            tokenizer,
-            prefix,
-            sequence_length=config.data.sequence_length,
-            too_long=config.data.too_long,
-        )
+    if not idx_path(prefix).exists():
+        encode_sft(files, tokenizer, prefix, sequence_length=data.sequence_length, too_long=data.too_long)
     return prefix

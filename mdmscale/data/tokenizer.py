@@ -6,6 +6,7 @@ decode(encode(text)) == text for every text: what is not in the vocabulary is sp
 """
 
 import io
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,19 +19,33 @@ _UNKNOWN, _EOS, _MASK = "<unk>", "</s>", "<|mask|>"
 _MAX_TRAINING_LINES = 4_000_000
 
 
-def load_tokenizer(name_or_path: str) -> Any:
+def load_tokenizer(name_or_path: str | Path) -> Any:
     """Open a tokenizer folder or hub id.
+
+    A folder whose tokenizer names no model's class is opened as its tokenizer.json says: AutoTokenizer would
+    look at the config.json beside it, and rebuild the tokenizer of a qwen2 model as Qwen's.
 
     Raises:
         UserError: where there is none.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    is_generic = _declared_class(Path(name_or_path)) in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    opener = PreTrainedTokenizerFast if is_generic else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
+        return opener.from_pretrained(name_or_path)
+    except Exception as error:  # whatever the damage raises in transformers or tokenizers
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"tokenizer {name_or_path!r}: no tokenizer folder or hub id: {reason}") from None
+        raise UserError(f"tokenizer {str(name_or_path)!r}: cannot be opened: {reason}") from None
+
+
+def _declared_class(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get(
+            "tokenizer_class"
+        )
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
@@ -64,9 +79,8 @@ def _train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Any:
     import sentencepiece
 
     model = io.BytesIO()
-    sentencepiece.set_random_generator_seed(
-        0
-    )  # picks the lines where there are more than _MAX_TRAINING_LINES
+    # The seed picks the lines where there are more than _MAX_TRAINING_LINES.
+    sentencepiece.set_random_generator_seed(0)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(line for text in texts for line in re.split(r"[\t\r\n]", text) if line),

@@ -10,7 +10,8 @@ def draw_masks(
 ) -> np.ndarray:
     """The masks of one sample, each marginally Bernoulli(mask_rate) over the eligible positions.
 
-    bernoulli: m = [U < r]. mirror (arXiv 2511.18159): also m' = [U >= 1 - r] from the same uniforms, so that a
+    bernoulli: m = [U < r]. mirror (arXiv 2511.18159): also m' = [U >= 1 - r] from the same uniforms, so that
+    a
     position
     masked in one copy tends to be open in the other: Cov(m, m') = max(2r - 1, 0) - r^2 <= 0.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mdmscale.data.tokenizer import load_tokenizer
 from mdmscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,20 +103,6 @@ def load_model(facts: FolderFacts) -> LoadedModel:
     if missing := sorted(report["missing_keys"]):  # transformers would go on with random weights
         raise UserError(f"{facts.folder}: {len(missing)} weights are missing, such as {missing[0]}")
     return LoadedModel(facts, model.to(device).eval(), tokenizer, device)
-
-
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer beside the model.
-
-    Raises:
-        UserError: if its files are missing or damaged.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above
-        raise UserError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Hugging Face backbones for diffusion: from a folder or from scratch, bidirectional, with a mask token."""
 
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config import ModelSection
+from mdmscale.data.tokenizer import load_tokenizer
 from mdmscale.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 MASK_TOKEN = "<|mask|>"
 ROW_MULTIPLE = (
@@ -38,21 +41,17 @@ class Backbone:
     logit_shift: bool
 
 
-def load_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model.tokenizer`, or of `model.path`.
-
-    Raises:
-        UserError: when it cannot be opened.
-    """
-    name, place = (
-        ("model.tokenizer", options.tokenizer) if options.tokenizer else ("model.path", options.path)
-    )
-    try:
-        return AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{name} = {place!r}: no tokenizer could be opened there: {_first_line(error)}"
-        ) from None
+def run_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model.tokenizer`, or of `model.path`."""
+    place = options.tokenizer or options.path
+    assert place is not None  # RunConfig requires one of them
+    tokenizer = load_tokenizer(place)
+    if options.path is None and options.architecture == "qwen2" and "Qwen2" not in type(tokenizer).__name__:
+        logger.warning(
+            "transformers opens the tokenizer of every qwen2 folder as Qwen's own, so AutoTokenizer will "
+            "misread that of the exported model (mdmscale will not); llama and qwen3 have no such trap"
+        )
+    return tokenizer
 
 
 def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
@@ -61,7 +60,7 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
     A mask token that is nowhere to be found is added to the tokenizer; its row is set to the mean embedding,
     for a random row would make the first losses enormous.
     """
-    tokenizer = load_tokenizer(options)
+    tokenizer = run_tokenizer(options)
     config = model_config(options, num_scratch_tokens(tokenizer))
     declared = getattr(config, "mdm", None) or {}
     mask_token_id, is_new = _settle_mask_token(options, declared, tokenizer)
@@ -121,6 +120,7 @@ def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
         "rms_norm_eps": options.rms_norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": options.rope_theta},
         "tie_word_embeddings": options.tie_word_embeddings,
+        "initializer_range": options.initializer_range,
         "is_causal": False,
     }
     if options.architecture == "mistral":
@@ -151,13 +151,14 @@ def _settle_mask_token(
     options: ModelSection, declared: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, bool]:
     """The mask token's id, and whether it had to be added to the tokenizer."""
+    known: int | None
     for known in (options.mask_token_id, declared.get("mask_token_id"), tokenizer.mask_token_id):
         if known is not None:
             if known < len(tokenizer):
                 tokenizer.mask_token = tokenizer.convert_ids_to_tokens(known)
             return known, False
     tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
-    return tokenizer.convert_tokens_to_ids(MASK_TOKEN), True
+    return tokenizer.get_vocab()[MASK_TOKEN], True
 
 
 def _check_rows(
@@ -184,11 +185,6 @@ def _set_mean_row(model: PreTrainedModel, token_id: int) -> None:
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             weight: torch.Tensor = embedding.weight  # type: ignore[union-attr, assignment]
             weight[first_new:] = weight[:first_new].float().mean(dim=0).to(weight.dtype)
-
-
-def is_local(path: str) -> bool:
-    """Whether a model path means a folder here rather than a hub id."""
-    return Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") != 1
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
-"""Exact expectations: all masks of a small sequence enumerated, t integrated exactly over every cell of the table."""
+"""Exact expectations: all masks of a small sequence enumerated, t integrated exactly over each cell."""
 
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal
 
 import numpy as np
@@ -26,10 +26,17 @@ Masking = Literal["bernoulli", "mirror"]
 def model() -> MaskedDiffusionModel:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=16, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, is_causal=False
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        is_causal=False,
     )
     config.initializer_range = 0.5
-    return MaskedDiffusionModel(LlamaForCausalLM(config).double().eval(), logit_shift=False, head_chunk_size=5)
+    return MaskedDiffusionModel(
+        LlamaForCausalLM(config).double().eval(), logit_shift=False, head_chunk_size=5
+    )
 
 
 def batch_loss(model: MaskedDiffusionModel, masks: np.ndarray, weight: float) -> float:
@@ -55,7 +62,9 @@ def objective_at(t: float, table: dict[tuple[bool, ...], float]) -> float:
     for bits in product([False, True], repeat=len(places)):
         mask = np.zeros(LENGTH, dtype=bool)
         mask[places] = bits
-        total += rate ** sum(bits) * (1 - rate) ** (len(bits) - sum(bits)) * table[tuple(mask.tolist())] / rate
+        total += (
+            rate ** sum(bits) * (1 - rate) ** (len(bits) - sum(bits)) * table[tuple(mask.tolist())] / rate
+        )
     return total / len(places)
 
 
@@ -64,11 +73,12 @@ def estimator_at(
 ) -> float:
     """E over uniforms of the estimator (or its power), through draw_masks.
 
-    r and 1 - r cut [0, 1) into at most three pieces on which the masks do not change; one uniform of each piece stands for all.
+    r and 1 - r cut [0, 1) into at most three pieces on which the masks do not change; one uniform of each
+    piece stands for all.
     """
     rate = mask_rate(t, EPS)
     cuts = np.unique([0.0, rate, 1 - rate, 1.0])
-    pieces = [(low, high) for low, high in zip(cuts[:-1], cuts[1:], strict=True) if high > low]
+    pieces = [(low, high) for low, high in pairwise(cuts) if high > low]
     places = np.flatnonzero(ELIGIBLE)
     total = 0.0
     for choice in product(pieces, repeat=len(places)):
@@ -82,11 +92,11 @@ def estimator_at(
 
 
 def integrate_u(density: DensityTable, function: object) -> float:
-    """int_0^1 f(t(u), weight(u)) du, by Gauss-Legendre in each cell: exact, for f is a polynomial of t there."""
+    """int_0^1 f(t(u), weight(u)) du by Gauss-Legendre in each cell: exact, for f is a polynomial there."""
     cumulative = np.concatenate([[0], np.cumsum(density.density * np.diff(density.edges))])
     nodes, node_weights = leggauss(4)
     total = 0.0
-    for low, high in zip(cumulative[:-1], cumulative[1:], strict=True):
+    for low, high in pairwise(cumulative):
         for node, node_weight in zip(nodes, node_weights, strict=True):
             u = low + (high - low) * (node + 1) / 2
             total += node_weight / 2 * (high - low) * function(*density.draw(u))  # type: ignore[operator]
@@ -119,8 +129,10 @@ def test_the_training_path_computes_the_estimator(
 
 @pytest.mark.parametrize("t", [0.1, 0.3, 0.5, 0.7, 0.95])
 @pytest.mark.parametrize("masking", ["bernoulli", "mirror"])
-def test_variance_has_its_closed_form_where_cross_entropy_ignores_the_mask(masking: Masking, t: float) -> None:
-    """s (1 - r) / r for one draw; for a pair s (1 - 2r) / 2r up to r = 1/2 and s (2r - 1)(1 - r) / 2r^2 above."""
+def test_variance_has_its_closed_form_where_cross_entropy_ignores_the_mask(
+    masking: Masking, t: float
+) -> None:
+    """One draw: s (1-r)/r. A pair: s (1-2r)/2r up to r = 1/2, s (2r-1)(1-r)/2r^2 above."""
     c = np.array([0, 1.0, 2.0, 0, 0.5, 3.0, 1.5])
     table = {bits: float(c @ np.array(bits)) for bits in product([False, True], repeat=LENGTH)}
     r, s = mask_rate(t, EPS), float(c @ c) / 5**2

@@ -19,7 +19,12 @@ def test_a_longer_draw_begins_with_the_shorter_one() -> None:
 
 
 def test_seeds_streams_and_indices_are_independent() -> None:
-    draws = [generator(seed, stream, index).random(8) for seed in (0, 1) for stream in Stream for index in (0, 1, 2**40)]
+    draws = [
+        generator(seed, stream, index).random(8)
+        for seed in (0, 1)
+        for stream in Stream
+        for index in (0, 1, 2**40)
+    ]
     assert len({tuple(draw) for draw in draws}) == len(draws)
     many = np.array([mask_uniforms(0, index, 4) for index in range(4000)])
     correlation = np.corrcoef(np.concatenate([many[:-1].T, many[1:].T]))

@@ -111,7 +111,9 @@ def test_a_new_mask_token_gets_the_mean_embedding_in_padded_rows(causal_folder: 
 
 def test_an_existing_token_may_serve_as_mask(causal_folder: Path) -> None:
     before = AutoModelForCausalLM.from_pretrained(causal_folder).get_input_embeddings().weight[5].detach()
-    backbone = build_backbone(ModelSection(path=str(causal_folder), dtype="fp32", mask_token_id=5), eps=1e-3, seed=0)
+    backbone = build_backbone(
+        ModelSection(path=str(causal_folder), dtype="fp32", mask_token_id=5), eps=1e-3, seed=0
+    )
     assert backbone.mask_token_id == backbone.tokenizer.mask_token_id == 5
     torch.testing.assert_close(backbone.model.get_input_embeddings().weight[5], before)
 
@@ -133,5 +135,7 @@ def test_user_mistakes_are_named(corpus: Path, causal_folder: Path, tmp_path: Pa
     assert "model.hidden_size = 64" in message(path=str(causal_folder), hidden_size=64)
     assert "model.vocab_size = 100 is smaller" in message(**section(corpus, vocab_size=100).model_dump())
     (tmp_path / "empty").mkdir()
-    assert "no model config there" in message(path=str(tmp_path / "empty"), tokenizer=str(corpus / "tokenizer"))
+    assert "no model config there" in message(
+        path=str(tmp_path / "empty"), tokenizer=str(corpus / "tokenizer")
+    )
     assert "no tokenizer" in message(path=str(tmp_path / "empty"))

@@ -16,7 +16,9 @@ def inputs(num_masked: int, dtype: torch.dtype) -> tuple[torch.Tensor, nn.Linear
     return hidden, linear, torch.randint(0, 50, (num_masked,)), torch.rand(num_masked)
 
 
-def gradients(output: HeadOutput, hidden: torch.Tensor, linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+def gradients(
+    output: HeadOutput, hidden: torch.Tensor, linear: nn.Linear
+) -> tuple[torch.Tensor, torch.Tensor]:
     hidden.grad = linear.weight.grad = None
     (3 * output.loss).backward()
     assert hidden.grad is not None and linear.weight.grad is not None
@@ -29,7 +31,10 @@ def gradients(output: HeadOutput, hidden: torch.Tensor, linear: nn.Linear) -> tu
 def test_matches_the_naive_twin(num_masked: int, chunk_size: int, dtype: torch.dtype) -> None:
     hidden, linear, targets, weights = inputs(num_masked, dtype)
     head = MaskedCrossEntropyHead.replacing(linear, chunk_size)
-    fast, naive = head(hidden, targets, weights), naive_masked_cross_entropy(hidden, linear.weight, targets, weights)
+    fast, naive = (
+        head(hidden, targets, weights),
+        naive_masked_cross_entropy(hidden, linear.weight, targets, weights),
+    )
     for mine, twin in zip(fast, naive, strict=True):
         torch.testing.assert_close(mine, twin, rtol=1e-5, atol=1e-5)
     for mine, twin in zip(gradients(fast, hidden, linear), gradients(naive, hidden, linear), strict=True):

@@ -12,7 +12,11 @@ from mdmscale.models.mdm import MaskedDiffusionModel
 @pytest.fixture(scope="module")
 def options(corpus: Path) -> ModelSection:
     return ModelSection(
-        tokenizer=str(corpus / "tokenizer"), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, dtype="fp32"
+        tokenizer=str(corpus / "tokenizer"),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        dtype="fp32",
     )
 
 

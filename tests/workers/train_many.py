@@ -2,12 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
 from mdmscale.config import RunConfig
 from mdmscale.distributed import finalise
 from mdmscale.trainer import train
 
 if __name__ == "__main__":
-    for values in json.load(open(sys.argv[1])):
+    for values in json.loads(Path(sys.argv[1]).read_text()):
         train(RunConfig.model_validate(values))
     finalise()
