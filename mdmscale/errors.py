@@ -2,7 +2,11 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
+
+# Launchers end every rank as soon as one has failed.
+SECONDS_FOR_RANK_0 = 5.0
 
 
 class UserError(ValueError):
@@ -17,13 +21,19 @@ class UserError(ValueError):
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run a command's `main`; report a `UserError` on stderr (rank 0 only) and return status 2."""
+    """Run a command's `main`; report a `UserError` on stderr and return status 2.
+
+    Rank 0 speaks for all, and its launcher then ends the others, who wait for that; one that is still there
+    afterwards met the problem alone and says so.
+    """
     try:
         return main()
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        if rank > 0:
+            time.sleep(SECONDS_FOR_RANK_0)
+        for problem in error.problems:
+            print(f"error: {problem}" + (f" (on rank {rank})" if rank else ""), file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -119,8 +119,10 @@ def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -
         f"{verb} at step {run.step} of {run.config.train.steps}: "
         f"{steps_now} steps in {format_duration(seconds)}",
         f"  tokens      {run.consumed_tokens:,} in {run.consumed_samples:,} samples",
-        f"  loss        {sum(recent) / len(recent):.4f} nats a token, mean of the last {len(recent)} steps",
     ]
+    if recent:  # none where another run's last checkpoint was continued
+        mean = sum(recent) / len(recent)
+        lines.append(f"  loss        {mean:.4f} nats a token, mean of the last {len(recent)} steps")
     if evaluations:
         lines.append(f"  eval loss   {evaluations[-1]:.4f} nats a token, held out")
     lines.append(f"  run folder  {run.folder}")

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Sample text from a model folder or a finished run. The same as `mdmscale generate`; see --help."""
 
 import sys

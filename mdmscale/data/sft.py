@@ -6,6 +6,7 @@ the tokenizer's chat template; {"text"}, all of it response; {"input_ids", "prom
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def encode_sft(
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no EOS token, but responses must end with one; set its eos_token")
     partial = prefix.with_name(f".{prefix.name}.partial-{os.getpid()}")
+    new_folders = [folder for folder in (prefix.parent, *prefix.parent.parents) if not folder.exists()]
     prefix.parent.mkdir(parents=True, exist_ok=True)
     try:
         summary = _write_shard(paths, tokenizer, partial, sequence_length, too_long)
@@ -59,6 +61,9 @@ def encode_sft(
     finally:
         for path_of in (bin_path, prompts_path, idx_path):
             path_of(partial).unlink(missing_ok=True)
+        for folder in new_folders:  # after a failure they are empty
+            with suppress(OSError):
+                folder.rmdir()
     return summary
 
 

@@ -4,7 +4,6 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,11 @@ from mdmscale.generation.loading import (
     load_model,
     read_folder_facts,
 )
+from mdmscale.generation.prompts import Prompt, decode_response, encode_prompt, prompt_texts, shorten
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
-    from transformers import PreTrainedTokenizerBase
 
 EXAMPLES = """\
 examples:
@@ -33,14 +32,6 @@ examples:
   # answer one question a line, in the chat template of the model's tokenizer
   python tools/generate.py path/to/model --chat --prompt-file questions.txt --length 256 > answers.txt
 """
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt as the user gave it (None: no prompt) and as the model reads it."""
-
-    text: str | None
-    token_ids: list[int]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     _check_numbers(options)
     options.steps = options.length if options.steps is None else options.steps
-    texts = _prompt_texts(options)
+    texts = prompt_texts(options)
     facts = read_folder_facts(find_model_folder(options.path))
     _check_length(facts, prompt_length=0, length=options.length)
 
@@ -123,70 +114,6 @@ def main(argv: list[str] | None = None) -> int:
         _check_length(facts, len(prompt.token_ids), options.length)
     _sample_and_print(loaded, prompts, options, output=Console(), notes=Console(stderr=True, highlight=False))
     return 0
-
-
-def encode_prompt(loaded: LoadedModel, text: str | None, *, chat: bool) -> Prompt:
-    """The token ids that stand before the response; none where `text` is None.
-
-    Raises:
-        UserError: if the prompt holds the mask token or an id the model lacks, or has no template to fill.
-    """
-    if text is None:
-        return Prompt(None, [])
-    facts = loaded.facts
-    token_ids = (_chat_ids if chat else _text_ids)(loaded.tokenizer, text)
-    if facts.mask_token_id in token_ids:
-        raise UserError(f"prompt {shorten(text)!r} contains the mask token; only the response is denoised")
-    if max(token_ids, default=0) >= facts.vocab_size:
-        raise UserError(
-            f"{facts.folder}: the tokenizer gives token id {max(token_ids)}, but the model's vocabulary has "
-            f"{facts.vocab_size}; the tokenizer is another model's"
-        )
-    return Prompt(text, token_ids)
-
-
-def _text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The text as the tokenizer opens texts (BOS), but not closed: the response follows."""
-    token_ids = list(tokenizer(text, verbose=False)["input_ids"])
-    if token_ids and token_ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
-        token_ids.pop()
-    return token_ids
-
-
-def _chat_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """The text as one user message in the chat template, which writes its special tokens itself."""
-    from jinja2 import TemplateError
-
-    if tokenizer.chat_template is None:
-        raise UserError("--chat: the model's tokenizer has no chat template; leave --chat out")
-    messages = [{"role": "user", "content": text}]
-    try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise UserError(f"--chat: the chat template refuses {shorten(text)!r}: {error}") from None
-    return list(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def decode_response(loaded: LoadedModel, prompt_ids: list[int], response_ids: list[int], *, raw: bool) -> str:
-    """The text of a response, cut at its first EOS unless `raw`."""
-    tokenizer = loaded.tokenizer
-    if not raw and tokenizer.eos_token_id in response_ids:
-        response_ids = response_ids[: response_ids.index(tokenizer.eos_token_id)]
-
-    def decode(token_ids: list[int]) -> str:
-        text = tokenizer.decode(token_ids, skip_special_tokens=not raw, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
-
-    # Decoded after its prompt, as many tokenizers drop the space before the first token of a text.
-    before, whole = decode(prompt_ids), decode(prompt_ids + response_ids)
-    return whole[len(before) :] if whole.startswith(before) else decode(response_ids)
-
-
-def shorten(text: str, limit: int = 50) -> str:
-    """`text` on one line of at most `limit` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -213,30 +140,6 @@ def _check_length(facts: FolderFacts, prompt_length: int, length: int) -> None:
         raise UserError(
             f"--length {length}{prompt}: exceeds the model's max_position_embeddings = {facts.max_length}"
         )
-
-
-def _prompt_texts(options: argparse.Namespace) -> list[str | None]:
-    """The prompts asked for; [None] where there are none, for samples of the model by itself."""
-    if options.prompt_file is not None:
-        return list(_read_prompts(options.prompt_file))
-    if options.prompt is None:
-        if options.chat:
-            raise UserError("--chat: needs a --prompt or a --prompt-file")
-        return [None]
-    if not all(options.prompt):
-        raise UserError("--prompt '': is empty; leave --prompt out to sample without one")
-    return list(options.prompt)
-
-
-def _read_prompts(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-file {path}: cannot be read: {error}") from None
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"--prompt-file {path}: is empty; write one prompt a line")
-    return prompts
 
 
 def _sample_and_print(

@@ -1,0 +1,282 @@
+"""The training command as a user meets it: what it refuses and in which words, what it plans, and how it ends."""
+
+import copy
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, WORKERS, kill_group, run_script, tiny_values
+
+from mdmscale import errors
+from mdmscale.cli import train_main
+from mdmscale.config_loading import describe_keys
+from mdmscale.data.indexed import IndexedWriter, token_dtype
+from mdmscale.errors import UserError
+
+LAUNCHER = ROOT / "launchers" / "train.py"
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+Values = dict[str, Any]
+
+
+class Mistakes:
+    """What a user may get wrong: each method spoils `values` or files in `folder`, and returns more arguments."""
+
+    def misspelled_key(self, values: Values, folder: Path) -> list[str]:
+        values["train"]["stepz"] = values["train"].pop("steps")
+        return ["train.steps=5"]
+
+    def wrong_type(self, values: Values, folder: Path) -> list[str]:
+        values["model"]["hidden_size"] = "wide"
+        return []
+
+    def indivisible_batch(self, values: Values, folder: Path) -> list[str]:
+        return ["train.global_batch_size=9"]
+
+    def missing_data(self, values: Values, folder: Path) -> list[str]:
+        return [f"data.path={folder}/nowhere"]
+
+    def path_without_config_json(self, values: Values, folder: Path) -> list[str]:
+        (folder / "bare").mkdir()
+        return [f"model.path={folder}/bare"]
+
+    def missing_config_file(self, values: Values, folder: Path) -> list[str]:
+        return ["--config", str(folder / "nowhere.yaml")]
+
+    def bad_override(self, values: Values, folder: Path) -> list[str]:
+        return ["train.steps"]
+
+    def ranks_of_a_run(self, values: Values, folder: Path) -> list[str]:
+        return ["--ranks", "2"]
+
+    def folder_without_shards(self, values: Values, folder: Path) -> list[str]:
+        (folder / "empty").mkdir()
+        return [f"data.path={folder}/empty"]
+
+    def empty_shard(self, values: Values, folder: Path) -> list[str]:
+        with IndexedWriter(folder / "hollow", token_dtype(512)):
+            pass
+        return [f"data.path={folder}/hollow"]
+
+    def token_beyond_the_vocabulary(self, values: Values, folder: Path) -> list[str]:
+        with IndexedWriter(folder / "foreign", token_dtype(1000)) as writer:
+            for _ in range(4):
+                writer.add_document(np.arange(100) + 480)
+        return [f"data.path={folder}/foreign"]
+
+    def unreadable_jsonl_line(self, values: Values, folder: Path) -> list[str]:
+        good = json.dumps({"prompt": "1+1=", "response": "2"})
+        (folder / "pairs.jsonl").write_text(f"{good}\n{good}\n{good[:-5]}\n{good}\n")
+        values["data"] = {"kind": "sft", "path": str(folder / "pairs.jsonl"), "sequence_length": 32}
+        return []
+
+    def path_that_does_not_exist(self, values: Values, folder: Path) -> list[str]:
+        return [f"model.path={folder}/nowhere"]
+
+
+NEEDS_NO_TORCH = {
+    "misspelled_key": ["train.stepz: unknown key; did you mean train.steps?"],
+    "wrong_type": ["model.hidden_size = 'wide'"],
+    "indivisible_batch": ["global_batch_size = 9 is not a multiple of", "micro_batch_size = 4"],
+    "missing_data": ["data.path = '{folder}/nowhere': no such file"],
+    "path_without_config_json": ["model.path = '{folder}/bare'", "config.json"],
+    "missing_config_file": ["--config {folder}/nowhere.yaml: no such file"],
+    "bad_override": ["override 'train.steps': write section.key=value"],
+    "ranks_of_a_run": ["--ranks N", "goes with --dry-run"],
+}
+NEEDS_TORCH = {
+    "folder_without_shards": ["data.path = '{folder}/empty': no .idx in this folder"],
+    "empty_shard": ["{folder}/hollow.bin: holds no tokens"],
+    "token_beyond_the_vocabulary": ["{folder}/foreign.bin: token id 579 is outside", "vocabulary of 512"],
+    "unreadable_jsonl_line": ["{folder}/pairs.jsonl:3: not JSON"],
+    "path_that_does_not_exist": ["model.path = '{folder}/nowhere'"],
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Values, Path]]:
+    """For each mistake what the command gave, and the folder of its files; one launch for all."""
+    folders, commands = [], []
+    for name in (*NEEDS_NO_TORCH, *NEEDS_TORCH):
+        folder = tmp_path_factory.mktemp(name)
+        values = copy.deepcopy(tiny_values(corpus, folder / "runs"))
+        more = getattr(Mistakes(), name)(values, folder)
+        folders.append(folder)
+        commands.append(["--config", write(folder / "config.yaml", values), *more])
+    several = tmp_path_factory.mktemp("several")
+    listing = write(several / "commands.json", [["--help"], ["--keys"], [], *commands])
+    result = run_script(str(WORKERS / "command_many.py"), listing)
+    assert result.returncode == 0, result.stderr
+    names = ("help", "keys", "no_config", *NEEDS_NO_TORCH, *NEEDS_TORCH)
+    places = [several, several, several, *folders]
+    printed = json.loads(result.stdout.splitlines()[-1])
+    return {name: (outcome, place) for name, outcome, place in zip(names, printed, places, strict=True)}
+
+
+def write(path: Path, values: Any) -> str:
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return str(path)
+
+
+def the_error(stderr: str) -> str:
+    """The one line of stderr with `error: `."""
+    assert "Traceback" not in stderr
+    errors = [line for line in stderr.splitlines() if "error: " in line]
+    assert len(errors) == 1, stderr
+    return errors[0]
+
+
+@pytest.mark.parametrize("name", [*NEEDS_NO_TORCH, *NEEDS_TORCH])
+def test_a_mistake_is_named_in_one_line_and_nothing_is_written(
+    outcomes: dict[str, tuple[Values, Path]], name: str
+) -> None:
+    outcome, folder = outcomes[name]
+    error = the_error(outcome["stderr"])
+    for message in {**NEEDS_NO_TORCH, **NEEDS_TORCH}[name]:
+        assert message.format(folder=folder) in error
+    assert outcome["status"] == 2
+    assert not (folder / "runs").exists()
+
+
+def test_errors_that_need_no_torch_come_without_it(outcomes: dict[str, tuple[Values, Path]]) -> None:
+    assert not any(outcomes[name][0]["imported_torch"] for name in ("help", "keys", *NEEDS_NO_TORCH))
+    assert outcomes["empty_shard"][0]["imported_torch"], "the worker must be able to tell"
+
+
+def test_help_keys_and_a_missing_config(outcomes: dict[str, tuple[Values, Path]]) -> None:
+    help_, keys, no_config = (outcomes[name][0] for name in ("help", "keys", "no_config"))
+    assert help_["status"] == keys["status"] == 0
+    for word in ("--config", "--dry-run", "--ranks", "--keys", "section.key=value", "deepspeed --num_gpus 2"):
+        assert word in help_["stdout"]
+    for name, default, description in describe_keys():
+        assert f"{name} ({default})\n    {description}\n" in keys["stdout"]
+    assert no_config["status"] == 2
+    assert "--config FILE is required" in the_error(no_config["stderr"])
+
+
+def test_all_problems_are_reported_by_the_launcher(tiny: Values, tmp_path: Path) -> None:
+    tiny["train"]["stepz"] = 5
+    tiny["optimizer"]["lr"] = -1.0
+    tiny["model"]["head_dim"] = "four"
+    result = run_script(str(LAUNCHER), "--config", write(tmp_path / "config.yaml", tiny))
+    errors = result.stderr.splitlines()
+    assert result.returncode == 2
+    assert len(errors) == 3 and all(line.startswith("error: ") for line in errors), result.stderr
+    for key, error in zip(("model.head_dim", "train.stepz", "optimizer.lr"), errors, strict=True):
+        assert key in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_missing_path_is_reported(tiny: Values, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    tiny["model"]["path"] = str(tmp_path / "bare")
+    tiny["data"]["path"] = [str(tmp_path / "one"), tiny["data"]["path"], str(tmp_path / "two")]
+    with pytest.raises(UserError) as caught:
+        train_main(["--config", write(tmp_path / "config.yaml", tiny)])
+    first, second, third = caught.value.problems
+    assert "one" in first and "two" in second and "bare" in third
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_is_planned(
+    path: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From an empty folder: planning needs the tokenizer only where it decides the vocabulary."""
+    monkeypatch.chdir(tmp_path)
+    more = [f"model.tokenizer={corpus}/tokenizer"] if path.stem == "quickstart" else []
+    assert train_main(["--config", str(path), *more, "--dry-run", "--ranks", "2"]) == 0
+    plan = capsys.readouterr().out
+    assert f"name: {path.stem}\n" in plan
+    numbers = re.search(r"│ +2 │ +(\d+) │ +(\d+) │ +(\d+) │", plan)
+    assert numbers, plan
+    micro, accumulation, global_batch = map(int, numbers.groups())
+    assert 2 * micro * accumulation == global_batch
+    assert re.search(r"^model: [\d,]{6,} parameters", plan, re.MULTILINE)
+    memory = re.search(r"memory a rank.*GiB", plan)
+    assert memory and all(word in plan for word in ("weights", "gradients", "optimizer", "activations"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_for_ranks_that_do_not_divide_is_refused(
+    tiny: Values, write_config: Callable[[Values], Path]
+) -> None:
+    with pytest.raises(UserError, match="not a multiple of 3 ranks"):
+        train_main(["--config", str(write_config(tiny)), "--dry-run", "--ranks", "3"])
+
+
+def run_deepspeed(*arguments: str, timeout: float = 240) -> tuple[int, str]:
+    """Status and output of the launcher on 2 local ranks, started as a user starts it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    folder = Path(sys.executable).parent
+    launcher = shutil.which("deepspeed", path=str(folder))
+    assert launcher, f"no deepspeed in {folder}"
+    ours = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    process = subprocess.Popen(
+        [launcher, "--num_gpus", "2", "--master_port", port, str(LAUNCHER), *arguments],
+        cwd=ROOT,
+        env={**ours, "PATH": f"{folder}:{ours['PATH']}", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        kill_group(process)
+    return process.returncode, output
+
+
+@pytest.mark.distributed
+def test_the_deepspeed_launcher_trains_to_the_end(tiny: Values, tmp_path: Path) -> None:
+    tiny["train"]["steps"] = 4
+    tiny["optimizer"]["warmup_steps"] = 0
+    tiny["diffusion"] = {"masking": "mirror"}
+    status, output = run_deepspeed("--config", write(tmp_path / "config.yaml", tiny))
+    assert status == 0, output
+    folder = tmp_path / "runs" / "tiny"
+    assert "2 ranks" in output
+    assert output.count("finished at step 4 of 4: 4 steps in") == 1, "the summary comes once, from rank 0"
+    assert f"run folder  {folder}" in output
+    assert (folder / "hf" / "model.safetensors").is_file()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.distributed
+def test_under_the_deepspeed_launcher_a_mistake_is_one_line_in_all(tiny: Values, tmp_path: Path) -> None:
+    more = Mistakes().token_beyond_the_vocabulary(tiny, tmp_path)
+    status, output = run_deepspeed("--config", write(tmp_path / "config.yaml", tiny), *more)
+    assert status == 2, output
+    assert the_error(output).startswith(f"error: {tmp_path}/foreign.bin: token id 579")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_ranks_let_the_first_speak_before_they_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The launcher kills all ranks when one exits: without the wait rank 0 may not get its line out."""
+
+    def fail() -> int:
+        raise UserError("a problem")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(errors, "SECONDS_FOR_RANK_0", 0.2)
+    started = time.monotonic()
+    assert errors.run_command(fail) == 2
+    assert time.monotonic() - started >= 0.2
+    assert capsys.readouterr().err == "error: a problem (on rank 1)\n"
