@@ -29,10 +29,15 @@ class Engine:
             self.deepspeed.step()
 
     def step(self) -> float:
-        """Clip and apply the step's gradients. Returns the global gradient norm before clipping."""
+        """Clip and apply the step's gradients. Returns the global gradient norm before clipping.
+
+        Where that is not finite the weights stay as they are.
+        """
         if self.clips_itself:
             parameters = self.deepspeed.module.parameters()
             norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clipping or float("inf"))
+            if not norm.isfinite():  # as DeepSpeed does in the other stages; NaN would get into the weights
+                self.deepspeed.module.zero_grad()
             self.deepspeed.step()
         else:
             self.deepspeed.step()

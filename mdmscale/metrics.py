@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
     from mdmscale.run import Run
@@ -64,24 +64,26 @@ class MetricsWriter:
 
 
 class ProgressLine:
-    """What a person sees while training: a live line on a terminal, one line a logging interval elsewhere."""
+    """What a person sees while training: a live line on a terminal, one line a logging interval elsewhere.
+
+    Loss and speed are means since the line before, for a single step's are noisy; so is the time left.
+    """
 
     def __init__(self, num_steps: int, first_step: int, enabled: bool) -> None:
-        self.num_steps = num_steps
-        self.first_step = first_step
-        self.enabled = enabled
-        self.started = time.monotonic()
         console = Console()
+        self.num_steps = num_steps
+        self.enabled = enabled
         self.live = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
             console=console,
             disable=not (enabled and console.is_terminal),
         )
         self.task = self.live.add_task("train", total=num_steps, completed=first_step, status="")
+        self.recent: list[dict[str, Any]] = []
+        self.since = time.monotonic()
 
     def __enter__(self) -> Self:
         self.live.start()
@@ -90,18 +92,26 @@ class ProgressLine:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def show(self, record: dict[str, Any]) -> None:
-        """Show the newest step's record."""
-        step = record["step"]
+    def add(self, record: dict[str, Any]) -> None:
+        """Count a step in."""
+        self.recent.append(record)
+        self.live.update(self.task, completed=record["step"])
+
+    def show(self) -> None:
+        """Show the steps since the last time."""
+        now, last = time.monotonic(), self.recent[-1]
+        seconds_a_step = (now - self.since) / len(self.recent)
+        loss = sum(record["loss"] for record in self.recent) / len(self.recent)
+        speed = sum(record["tokens_per_second"] for record in self.recent) / len(self.recent)
+        left = format_duration(seconds_a_step * (self.num_steps - last["step"]))
         status = (
-            f"loss {record['loss']:.4f}  grad {record['grad_norm']:.2f}  lr {record['lr']:.2e}  "
-            f"{record['tokens_per_second']:,.0f} tokens/s"
+            f"loss {loss:.4f}  grad {last['grad_norm']:.2f}  lr {last['lr']:.2e}  "
+            f"{speed:,.0f} tokens/s  {left} left"
         )
-        self.live.update(self.task, completed=step, status=status)
+        self.live.update(self.task, status=status)
         if self.enabled and self.live.disable:
-            elapsed = time.monotonic() - self.started
-            left = elapsed / max(1, step - self.first_step) * (self.num_steps - step)
-            print(f"step {step}/{self.num_steps}  {status}  {format_duration(left)} left", flush=True)
+            print(f"step {last['step']}/{self.num_steps}  {status}", flush=True)
+        self.recent, self.since = [], now
 
     def say(self, text: str) -> None:
         """A line above the live one."""

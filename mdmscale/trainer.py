@@ -47,9 +47,10 @@ def train(config: RunConfig) -> Path:
                 record["eval_loss"] = run_evaluation(run)
                 line.say(f"step {run.step}: eval loss {record['eval_loss']:.4f}")
             writer.write(record)
+            line.add(record)
             if is_due(config.logging.every, run.step) or is_last:
                 writer.flush()
-                line.show(record)
+                line.show()
             if is_due(config.checkpoint.every, run.step) or is_last:
                 writer.flush()
                 checkpoint.save(

@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from mdmscale.distributed import Ranks
 
 ROOT = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
@@ -81,6 +85,37 @@ def write_config(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
         return path
 
     return write
+
+
+@contextmanager
+def kept_environment() -> Iterator[None]:
+    """Put the environment back: what one process joins a group with would mislead those that it starts."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """One group of the test process alone, for all tests: DeepSpeed remembers the first that it meets."""
+    from mdmscale.distributed import finalise, initialise
+
+    with kept_environment():
+        initialise()
+    yield
+    finalise()
+
+
+@pytest.fixture
+def ranks(process_group: None) -> "Iterator[Ranks]":
+    """The test process as the only rank."""
+    from mdmscale.distributed import initialise
+
+    with kept_environment():
+        yield initialise()
 
 
 def start_ranks(num_ranks: int, script: Path, *arguments: str) -> subprocess.Popen[str]:

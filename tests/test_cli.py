@@ -1,4 +1,4 @@
-"""The training command as a user meets it: what it refuses and in which words, what it plans, and how it ends."""
+"""The training command as a user meets it: what it refuses, in which words, what it plans, how it ends."""
 
 import copy
 import json
@@ -26,79 +26,92 @@ from mdmscale.errors import UserError
 LAUNCHER = ROOT / "launchers" / "train.py"
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 Values = dict[str, Any]
+Mistake = Callable[[Values, Path], list[str]]
 
 
-class Mistakes:
-    """What a user may get wrong: each method spoils `values` or files in `folder`, and returns more arguments."""
-
-    def misspelled_key(self, values: Values, folder: Path) -> list[str]:
-        values["train"]["stepz"] = values["train"].pop("steps")
-        return ["train.steps=5"]
-
-    def wrong_type(self, values: Values, folder: Path) -> list[str]:
-        values["model"]["hidden_size"] = "wide"
-        return []
-
-    def indivisible_batch(self, values: Values, folder: Path) -> list[str]:
-        return ["train.global_batch_size=9"]
-
-    def missing_data(self, values: Values, folder: Path) -> list[str]:
-        return [f"data.path={folder}/nowhere"]
-
-    def path_without_config_json(self, values: Values, folder: Path) -> list[str]:
-        (folder / "bare").mkdir()
-        return [f"model.path={folder}/bare"]
-
-    def missing_config_file(self, values: Values, folder: Path) -> list[str]:
-        return ["--config", str(folder / "nowhere.yaml")]
-
-    def bad_override(self, values: Values, folder: Path) -> list[str]:
-        return ["train.steps"]
-
-    def ranks_of_a_run(self, values: Values, folder: Path) -> list[str]:
-        return ["--ranks", "2"]
-
-    def folder_without_shards(self, values: Values, folder: Path) -> list[str]:
-        (folder / "empty").mkdir()
-        return [f"data.path={folder}/empty"]
-
-    def empty_shard(self, values: Values, folder: Path) -> list[str]:
-        with IndexedWriter(folder / "hollow", token_dtype(512)):
-            pass
-        return [f"data.path={folder}/hollow"]
-
-    def token_beyond_the_vocabulary(self, values: Values, folder: Path) -> list[str]:
-        with IndexedWriter(folder / "foreign", token_dtype(1000)) as writer:
-            for _ in range(4):
-                writer.add_document(np.arange(100) + 480)
-        return [f"data.path={folder}/foreign"]
-
-    def unreadable_jsonl_line(self, values: Values, folder: Path) -> list[str]:
-        good = json.dumps({"prompt": "1+1=", "response": "2"})
-        (folder / "pairs.jsonl").write_text(f"{good}\n{good}\n{good[:-5]}\n{good}\n")
-        values["data"] = {"kind": "sft", "path": str(folder / "pairs.jsonl"), "sequence_length": 32}
-        return []
-
-    def path_that_does_not_exist(self, values: Values, folder: Path) -> list[str]:
-        return [f"model.path={folder}/nowhere"]
+# What a user may get wrong: each spoils `values`, or files in `folder`, and returns more arguments.
 
 
-NEEDS_NO_TORCH = {
-    "misspelled_key": ["train.stepz: unknown key; did you mean train.steps?"],
-    "wrong_type": ["model.hidden_size = 'wide'"],
-    "indivisible_batch": ["global_batch_size = 9 is not a multiple of", "micro_batch_size = 4"],
-    "missing_data": ["data.path = '{folder}/nowhere': no such file"],
-    "path_without_config_json": ["model.path = '{folder}/bare'", "config.json"],
-    "missing_config_file": ["--config {folder}/nowhere.yaml: no such file"],
-    "bad_override": ["override 'train.steps': write section.key=value"],
-    "ranks_of_a_run": ["--ranks N", "goes with --dry-run"],
+def misspelled_key(values: Values, folder: Path) -> list[str]:
+    values["train"]["stepz"] = values["train"].pop("steps")
+    return ["train.steps=5"]
+
+
+def wrong_type(values: Values, folder: Path) -> list[str]:
+    values["model"]["hidden_size"] = "wide"
+    return []
+
+
+def indivisible_batch(values: Values, folder: Path) -> list[str]:
+    return ["train.global_batch_size=9"]
+
+
+def missing_data(values: Values, folder: Path) -> list[str]:
+    return [f"data.path={folder}/nowhere"]
+
+
+def path_without_config_json(values: Values, folder: Path) -> list[str]:
+    (folder / "bare").mkdir()
+    return [f"model.path={folder}/bare"]
+
+
+def missing_config_file(values: Values, folder: Path) -> list[str]:
+    return ["--config", str(folder / "nowhere.yaml")]
+
+
+def bad_override(values: Values, folder: Path) -> list[str]:
+    return ["train.steps"]
+
+
+def ranks_of_a_run(values: Values, folder: Path) -> list[str]:
+    return ["--ranks", "2"]
+
+
+def folder_without_shards(values: Values, folder: Path) -> list[str]:
+    (folder / "empty").mkdir()
+    return [f"data.path={folder}/empty"]
+
+
+def empty_shard(values: Values, folder: Path) -> list[str]:
+    with IndexedWriter(folder / "hollow", token_dtype(512)):
+        pass
+    return [f"data.path={folder}/hollow"]
+
+
+def token_beyond_the_vocabulary(values: Values, folder: Path) -> list[str]:
+    with IndexedWriter(folder / "foreign", token_dtype(1000)) as writer:
+        for _ in range(4):
+            writer.add_document(np.arange(100) + 480)
+    return [f"data.path={folder}/foreign"]
+
+
+def unreadable_jsonl_line(values: Values, folder: Path) -> list[str]:
+    good = json.dumps({"prompt": "1+1=", "response": "2"})
+    (folder / "pairs.jsonl").write_text(f"{good}\n{good}\n{good[:-5]}\n{good}\n")
+    values["data"] = {"kind": "sft", "path": str(folder / "pairs.jsonl"), "sequence_length": 32}
+    return []
+
+
+def path_that_does_not_exist(values: Values, folder: Path) -> list[str]:
+    return [f"model.path={folder}/nowhere"]
+
+
+NEEDS_NO_TORCH: dict[Mistake, list[str]] = {
+    misspelled_key: ["train.stepz: unknown key; did you mean train.steps?"],
+    wrong_type: ["model.hidden_size = 'wide'"],
+    indivisible_batch: ["global_batch_size = 9 is not a multiple of", "micro_batch_size = 4"],
+    missing_data: ["data.path = '{folder}/nowhere': no such file"],
+    path_without_config_json: ["model.path = '{folder}/bare'", "config.json"],
+    missing_config_file: ["--config {folder}/nowhere.yaml: no such file"],
+    bad_override: ["override 'train.steps': write section.key=value"],
+    ranks_of_a_run: ["--ranks N", "goes with --dry-run"],
 }
-NEEDS_TORCH = {
-    "folder_without_shards": ["data.path = '{folder}/empty': no .idx in this folder"],
-    "empty_shard": ["{folder}/hollow.bin: holds no tokens"],
-    "token_beyond_the_vocabulary": ["{folder}/foreign.bin: token id 579 is outside", "vocabulary of 512"],
-    "unreadable_jsonl_line": ["{folder}/pairs.jsonl:3: not JSON"],
-    "path_that_does_not_exist": ["model.path = '{folder}/nowhere'"],
+NEEDS_TORCH: dict[Mistake, list[str]] = {
+    folder_without_shards: ["data.path = '{folder}/empty': no .idx in this folder"],
+    empty_shard: ["{folder}/hollow.bin: holds no tokens"],
+    token_beyond_the_vocabulary: ["{folder}/foreign.bin: token id 579 is outside", "vocabulary of 512"],
+    unreadable_jsonl_line: ["{folder}/pairs.jsonl:3: not JSON"],
+    path_that_does_not_exist: ["model.path = '{folder}/nowhere'"],
 }
 
 
@@ -106,20 +119,24 @@ NEEDS_TORCH = {
 def outcomes(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Values, Path]]:
     """For each mistake what the command gave, and the folder of its files; one launch for all."""
     folders, commands = [], []
-    for name in (*NEEDS_NO_TORCH, *NEEDS_TORCH):
-        folder = tmp_path_factory.mktemp(name)
+    for mistake in (*NEEDS_NO_TORCH, *NEEDS_TORCH):
+        folder = tmp_path_factory.mktemp(name_of(mistake))
         values = copy.deepcopy(tiny_values(corpus, folder / "runs"))
-        more = getattr(Mistakes(), name)(values, folder)
+        more = mistake(values, folder)
         folders.append(folder)
         commands.append(["--config", write(folder / "config.yaml", values), *more])
     several = tmp_path_factory.mktemp("several")
     listing = write(several / "commands.json", [["--help"], ["--keys"], [], *commands])
     result = run_script(str(WORKERS / "command_many.py"), listing)
     assert result.returncode == 0, result.stderr
-    names = ("help", "keys", "no_config", *NEEDS_NO_TORCH, *NEEDS_TORCH)
+    names = ("help", "keys", "no_config", *map(name_of, (*NEEDS_NO_TORCH, *NEEDS_TORCH)))
     places = [several, several, several, *folders]
     printed = json.loads(result.stdout.splitlines()[-1])
     return {name: (outcome, place) for name, outcome, place in zip(names, printed, places, strict=True)}
+
+
+def name_of(mistake: Mistake) -> str:
+    return mistake.__name__
 
 
 def write(path: Path, values: Any) -> str:
@@ -135,20 +152,21 @@ def the_error(stderr: str) -> str:
     return errors[0]
 
 
-@pytest.mark.parametrize("name", [*NEEDS_NO_TORCH, *NEEDS_TORCH])
+@pytest.mark.parametrize("mistake", [*NEEDS_NO_TORCH, *NEEDS_TORCH], ids=name_of)
 def test_a_mistake_is_named_in_one_line_and_nothing_is_written(
-    outcomes: dict[str, tuple[Values, Path]], name: str
+    outcomes: dict[str, tuple[Values, Path]], mistake: Mistake
 ) -> None:
-    outcome, folder = outcomes[name]
+    outcome, folder = outcomes[name_of(mistake)]
     error = the_error(outcome["stderr"])
-    for message in {**NEEDS_NO_TORCH, **NEEDS_TORCH}[name]:
+    for message in {**NEEDS_NO_TORCH, **NEEDS_TORCH}[mistake]:
         assert message.format(folder=folder) in error
     assert outcome["status"] == 2
     assert not (folder / "runs").exists()
 
 
 def test_errors_that_need_no_torch_come_without_it(outcomes: dict[str, tuple[Values, Path]]) -> None:
-    assert not any(outcomes[name][0]["imported_torch"] for name in ("help", "keys", *NEEDS_NO_TORCH))
+    torch_free = ("help", "keys", *map(name_of, NEEDS_NO_TORCH))
+    assert not any(outcomes[name][0]["imported_torch"] for name in torch_free)
     assert outcomes["empty_shard"][0]["imported_torch"], "the worker must be able to tell"
 
 
@@ -259,7 +277,7 @@ def test_the_deepspeed_launcher_trains_to_the_end(tiny: Values, tmp_path: Path) 
 
 @pytest.mark.distributed
 def test_under_the_deepspeed_launcher_a_mistake_is_one_line_in_all(tiny: Values, tmp_path: Path) -> None:
-    more = Mistakes().token_beyond_the_vocabulary(tiny, tmp_path)
+    more = token_beyond_the_vocabulary(tiny, tmp_path)
     status, output = run_deepspeed("--config", write(tmp_path / "config.yaml", tiny), *more)
     assert status == 2, output
     assert the_error(output).startswith(f"error: {tmp_path}/foreign.bin: token id 579")

@@ -88,20 +88,12 @@ def load_model(facts: FolderFacts) -> LoadedModel:
         UserError: if weights or tokenizer files are missing or damaged.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from mdmscale.models.backbone import load_weights
 
     tokenizer = load_tokenizer(facts.folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        # Typed Any, as the annotations of from_pretrained do not know of the pair that loading info makes.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            facts.folder, dtype="auto", local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # whatever the folder's damage raises in transformers or safetensors
-        raise UserError(f"{facts.folder}: the model cannot be loaded: {_first_line(error)}") from error
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):  # transformers would go on with random weights
-        raise UserError(f"{facts.folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    model: Any = load_weights(facts.folder, dtype="auto", local_files_only=True)
     return LoadedModel(facts, model.to(device).eval(), tokenizer, device)
 
 
@@ -122,7 +114,3 @@ def _typed(path: Path, section: dict[str, Any], name: str, kind: type, prefix: s
     if type(value) is not kind:  # an exact match, as a bool is an int
         raise UserError(f"{path}: {prefix}{name} = {value!r} is not of type {kind.__name__}")
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,12 +132,7 @@ def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
 def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> PreTrainedModel:
     arguments = {"dtype": DTYPES[options.dtype], "attn_implementation": options.attention}
     if options.path is not None:
-        try:
-            return AutoModelForCausalLM.from_pretrained(options.path, config=config, **arguments)
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise UserError(
-                f"model.path = {options.path!r}: cannot be loaded: {_first_line(error)}"
-            ) from None
+        return load_weights(options.path, config=config, **arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, **arguments)
@@ -145,6 +141,23 @@ def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> P
 def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens a scratch model needs rows for: the tokenizer's, and a mask token where it has none."""
     return len(tokenizer) + (tokenizer.mask_token_id is None)
+
+
+def load_weights(place: str | Path, **arguments: Any) -> PreTrainedModel:
+    """`AutoModelForCausalLM.from_pretrained`, which by itself would fill missing weights at random.
+
+    Raises:
+        UserError: where weights are missing or damaged.
+    """
+    try:
+        # Typed Any, as the annotations of from_pretrained do not know of the pair that loading info makes.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **arguments)
+    except Exception as error:  # whatever the damage raises in transformers or safetensors
+        raise UserError(f"{place}: the model cannot be loaded: {_first_line(error)}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{place}: {len(missing)} weights are missing, such as {missing[0]}")
+    return model
 
 
 def _settle_mask_token(
@@ -188,7 +201,7 @@ def _set_mean_row(model: PreTrainedModel, token_id: int) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -14,9 +14,9 @@ from rich.console import Console
 from mdmscale.errors import UserError
 from mdmscale.generation import denoise as module
 from mdmscale.generation.cli import _print_sample, main
-from mdmscale.generation.prompts import decode_response, encode_prompt, shorten
 from mdmscale.generation.denoise import Predict, denoise, masked_predictor
 from mdmscale.generation.loading import LoadedModel, load_model, read_folder_facts
+from mdmscale.generation.prompts import decode_response, encode_prompt, shorten
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
 CHAT_TEMPLATE = (

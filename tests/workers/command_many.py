@@ -1,4 +1,4 @@
-"""Run the training command once for each argument list of a JSON list, in one process: argv[1] names the file.
+"""Run the training command once for each argument list of a JSON list, in one process: argv[1] names it.
 
 Prints a JSON list with each run's status, stdout, stderr, and whether torch had been imported by its end.
 """

@@ -1,0 +1,95 @@
+"""README and docs: every command names things that exist, and the README's run from data to samples."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from mdmscale.config_loading import describe_keys
+from mdmscale.metrics import read_metrics
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS_HARDWARE = "# needs "
+
+
+def shell_blocks(page: Path) -> list[str]:
+    return re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"\b(?:configs|tools|launchers|tests|mdmscale)/[\w./]+\.(?:py|yaml)\b", text):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_config_keys_that_pages_name_exist(page: Path) -> None:
+    known = {name for name, _, _ in describe_keys()}
+    sections = {name.split(".")[0] for name in known}
+    prefixes = {".".join(name.split(".")[:depth]) for name in known for depth in (1, 2, 3)}
+    for name in re.findall(r"`((?:\w+\.)+\w+)(?::[^`]*)?`", page.read_text()):
+        if name.split(".")[0] in sections and not name.endswith((".py", ".yaml", ".jsonl")):
+            assert name in prefixes, f"{page.name} names {name}"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository whose .venv is the environment of this test."""
+    prefix = Path(sys.prefix)
+    if not (prefix / ".train").exists():
+        pytest.skip("this environment was not made by make")
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)  # with its time, so that make sees nothing to install
+    (folder / ".venv").symlink_to(prefix)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(3000)
+def test_the_readme_goes_from_nothing_to_samples(clone: Path) -> None:
+    """All of the README's commands in order; then the quickstart has learnt and its model writes code."""
+    blocks = [block for block in shell_blocks(ROOT / "README.md") if not block.startswith(NEEDS_HARDWARE)]
+    commands = "\n".join(block for block in blocks if "make check" not in block)
+    environment = {name: value for name, value in os.environ.items() if name not in ("VENV", "VIRTUAL_ENV")}
+    with (clone / "log.txt").open("w") as log:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=clone,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            timeout=2900,
+            check=False,
+        )
+    output = (clone / "log.txt").read_text(errors="replace")
+    assert done.returncode == 0, output[-5000:]
+
+    entropy = json.loads((clone / "data/quickstart/dataset.json").read_text())["unigram_entropy"]
+    records = read_metrics(clone / "runs/quickstart")
+    final = [record["eval_loss"] for record in records if "eval_loss" in record][-1]
+    assert final < entropy - 0.5, f"held-out loss {final} against a unigram entropy of {entropy}"
+    samples = output.split("--- sample")[1:]
+    assert len(samples) >= 3, output[-5000:]
+    assert sum(bool(re.search(r"self|def |return|import|if |\(", sample)) for sample in samples) >= 3
+    sums = read_metrics(clone / "runs/tiny_sft")
+    assert sums[-1]["eval_loss"] < sums[99]["eval_loss"]
