@@ -49,5 +49,13 @@ def _encode_once(config: RunConfig, backbone: Backbone, files: list[Path], folde
     digest.update(repr(options).encode())
     prefix = folder / f"sft-{digest.hexdigest()[:12]}"
     if not idx_path(prefix).exists():
-        encode_sft(files, tokenizer, prefix, sequence_length=data.sequence_length, too_long=data.too_long)
+        summary = encode_sft(
+            files, tokenizer, prefix, sequence_length=data.sequence_length, too_long=data.too_long
+        )
+        print(
+            f"{', '.join(map(str, files))}: {summary.num_samples:,} samples, {summary.num_tokens:,} tokens, "
+            f"{summary.num_response_tokens:,} of them in responses; "
+            f"{summary.num_truncated:,} samples truncated, {summary.num_dropped:,} dropped",
+            flush=True,
+        )
     return prefix

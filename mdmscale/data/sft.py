@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mdmscale.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
 from mdmscale.data.jsonl import Record, read_jsonl
@@ -123,9 +124,13 @@ def _write_shard(
 
 
 def _encode_files(paths: list[Path], tokenizer: Any) -> Iterator[tuple[EncodedSample, str]]:
-    for path in paths:
-        for record in read_jsonl(path):
-            yield encode_record(record, tokenizer), record.where
+    columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} samples encoded"), TimeElapsedColumn()
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        for path in paths:
+            for record in read_jsonl(path):
+                yield encode_record(record, tokenizer), record.where
+                progress.advance(task)
 
 
 def _fitted(sample: EncodedSample, where: str, sequence_length: int, too_long: str) -> int:

@@ -64,9 +64,8 @@ class TokenStream:
     def document_starts(self, documents: np.ndarray) -> np.ndarray:
         """Offsets in the stream at which `documents` (ascending) begin. int64 [n] -> int64 [n]."""
         owners = np.searchsorted(self._document_offsets, documents, side="right") - 1
-        owners = np.minimum(
-            owners, len(self.shards) - 1
-        )  # document `num_documents` begins where the stream ends
+        # document `num_documents` begins where the stream ends
+        owners = np.minimum(owners, len(self.shards) - 1)
         starts = np.empty(len(documents), dtype=np.int64)
         for owner in np.unique(owners):
             mine = owners == owner

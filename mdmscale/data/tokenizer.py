@@ -36,7 +36,7 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
         return opener.from_pretrained(name_or_path)
     except Exception as error:  # whatever the damage raises in transformers or tokenizers
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"tokenizer {str(name_or_path)!r}: cannot be opened: {reason}") from None
+        raise UserError(f"tokenizer {str(name_or_path)!r}: no tokenizer folder or hub id: {reason}") from None
 
 
 def _declared_class(folder: Path) -> str | None:

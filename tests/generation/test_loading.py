@@ -79,7 +79,7 @@ def test_loads_a_bidirectional_model(model_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "name, message",
-    [("model.safetensors", "model cannot be loaded"), ("tokenizer.json", "cannot be opened")],
+    [("model.safetensors", "model cannot be loaded"), ("tokenizer.json", "no tokenizer folder")],
 )
 def test_names_missing_files(model_folder: Path, tmp_path: Path, name: str, message: str) -> None:
     folder = edit_config(model_folder, tmp_path / "model")

@@ -138,4 +138,4 @@ def test_user_mistakes_are_named(corpus: Path, causal_folder: Path, tmp_path: Pa
     assert "no model config there" in message(
         path=str(tmp_path / "empty"), tokenizer=str(corpus / "tokenizer")
     )
-    assert "cannot be opened" in message(path=str(tmp_path / "empty"))
+    assert "no tokenizer folder" in message(path=str(tmp_path / "empty"))
