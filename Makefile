@@ -20,7 +20,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 train: $(VENV)/.train data/quickstart/dataset.json
 	deepspeed --num_gpus $(RANKS) launchers/train.py --config configs/quickstart.yaml
-	python tools/generate.py runs/quickstart --num-samples 3 --length 96 --steps 96 --temperature 0.8
+	python tools/generate.py runs/quickstart --num-samples 3 --length 96 --temperature 0.8 --remasking random
 
 data/quickstart/dataset.json: | $(VENV)/.train
 	python tools/prepare_data.py stdlib --train-tokenizer 1024 --output data/quickstart

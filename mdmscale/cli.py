@@ -75,6 +75,10 @@ def train_main(argv: list[str] | None = None) -> int:
 
     try:
         train(config)
+    except FloatingPointError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 1
     finally:
         finalise()
     return 0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -107,6 +107,24 @@ def on_first_rank(ranks: Ranks, action: Callable[[], T]) -> T:
         case (_, text):
             raise RuntimeError(f"rank 0 failed: {text}")
     raise AssertionError(message)
+
+
+def on_every_rank(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Run `action`, which must not communicate, on every rank; all raise what any of them raised.
+
+    Raises:
+        UserError: with the problems of every rank that had some.
+    """
+    result, problems = None, []
+    try:
+        result = action()
+    except UserError as error:
+        problems = error.problems
+    gathered: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(gathered, problems)
+    if any(gathered):
+        raise UserError(*dict.fromkeys(problem for part in gathered for problem in part))
+    return cast(T, result)
 
 
 class StopRequest:

@@ -19,7 +19,9 @@ def p_pots_figure(statistics: ProbeStatistics, density: DensityTable, target: st
         root = np.sqrt(h)
         area = np.trapezoid(root, statistics.t) / (statistics.t[-1] - statistics.t[0])
         axes.plot(statistics.t, root / area, "o", markersize=4, label=f"measured, target {target}")
-    axes.stairs(density.density, density.edges, color="C1", linewidth=2, label="p(t), sampled from")
+    axes.stairs(
+        density.density, density.edges, baseline=None, color="C1", linewidth=2, label="p(t), sampled from"
+    )
     axes.axhline(1, color="0.6", linestyle=":", label="uniform")
     axes.set(xlabel="t", ylabel="density", xlim=(0, 1), ylim=(0, None))
     axes.legend()

@@ -167,4 +167,6 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):  # cut short by a kill
             continue
-    path.write_text("".join(kept))
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text("".join(kept))
+    unfinished.replace(path)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers.utils import logging as hf_logging
+
 from mdmscale import checkpoint
 from mdmscale.config import RunConfig
 from mdmscale.config_loading import dump_config
@@ -11,7 +13,7 @@ from mdmscale.data.opening import open_run_data
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
-from mdmscale.distributed import Ranks, on_first_rank
+from mdmscale.distributed import Ranks, on_every_rank, on_first_rank
 from mdmscale.engine import Engine, initialise_engine
 from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.models.backbone import Backbone, build_backbone
@@ -34,6 +36,7 @@ class Run:
     step: int  # optimizer steps taken
     consumed_tokens: int
     t_sampler: TSampler
+    skipped_in_a_row: int = 0  # steps whose gradient was not finite
 
     @property
     def consumed_samples(self) -> int:
@@ -66,9 +69,12 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     Raises:
         UserError: for a model, data or checkpoint that do not fit the config.
     """
+    hf_logging.disable_progress_bar()  # each rank would show its own
     layout = make_layout(config, ranks.world_size)
     folder = Path(config.run.output_dir) / config.run.name
-    backbone = build_backbone(config.model, config.diffusion.eps, config.run.seed)
+    backbone = on_every_rank(
+        ranks, lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed)
+    )
     source = open_run_data(config, backbone, folder, ranks)
     resumed = find_start(config, source, folder, ranks)
 

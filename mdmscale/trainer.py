@@ -21,6 +21,8 @@ from mdmscale.optim import learning_rate, set_learning_rate
 from mdmscale.probes import evaluate, measure_p_pots
 from mdmscale.run import Run, set_up
 
+MAX_SKIPPED_IN_A_ROW = 10
+
 
 def train(config: RunConfig) -> Path:
     """Train as `config` says, on this process's rank; every rank of the job calls it. Returns the run folder.
@@ -95,6 +97,7 @@ def train_step(run: Run, wants_stop: bool) -> tuple[dict[str, Any], bool]:
     rate = learning_rate(run.step, run.config.train.steps, run.config.optimizer)
     set_learning_rate(run.engine.deepspeed.optimizer, rate)
     grad_norm = run.engine.step()
+    check_skipped(run, grad_norm)
     run.step += 1
     run.consumed_tokens += int(num_tokens)
     record = {
@@ -108,6 +111,20 @@ def train_step(run: Run, wants_stop: bool) -> tuple[dict[str, Any], bool]:
         "tokens_per_second": num_tokens / (time.perf_counter() - started),
     }
     return record, num_stops > 0
+
+
+def check_skipped(run: Run, grad_norm: float) -> None:
+    """Count steps that changed nothing as their gradient was not finite.
+
+    Raises:
+        FloatingPointError: after MAX_SKIPPED_IN_A_ROW of them.
+    """
+    run.skipped_in_a_row = 0 if math.isfinite(grad_norm) else run.skipped_in_a_row + 1
+    if run.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+        raise FloatingPointError(
+            f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {run.step + 1}; "
+            "the run can go on from its last checkpoint, with a smaller optimizer.lr, say"
+        )
 
 
 def loss_scale(run: Run, batches: list[Batch]) -> float:

@@ -235,7 +235,7 @@ def test_a_plan_for_ranks_that_do_not_divide_is_refused(
         train_main(["--config", str(write_config(tiny)), "--dry-run", "--ranks", "3"])
 
 
-def run_deepspeed(*arguments: str, timeout: float = 240) -> tuple[int, str]:
+def run_deepspeed(*arguments: str, timeout: float = 400) -> tuple[int, str]:
     """Status and output of the launcher on 2 local ranks, started as a user starts it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import WORKERS, run_ranks, tiny_values
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config import ModelSection
 from mdmscale.distributed import Ranks
@@ -48,7 +49,9 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", MODELS)
 def test_plain_transformers_opens_it(runs: Path, corpus: Path, kind: str, stage: int) -> None:
     folder = runs / f"{kind}-{stage}" / "hf"
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model: Any
+    info: Any
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)  # type: ignore[misc]
     assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokenizer, original = (
         AutoTokenizer.from_pretrained(folder),
@@ -95,10 +98,10 @@ class Unsharded:
         return 0
 
 
-class FullDisk:
+class FullDisk(PreTrainedTokenizerBase):
     """A tokenizer whose files do not fit any more."""
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, *arguments: Any, **options: Any) -> Any:
         raise OSError(28, "No space left on device")
 
 

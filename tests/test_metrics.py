@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mdmscale import metrics
 from mdmscale.metrics import FILE, MetricsWriter, ProgressLine, closing_summary, format_duration, read_metrics
 
 
@@ -100,30 +101,47 @@ def test_durations_read_as_clocks(seconds: float, text: str) -> None:
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressLine(10, 2, enabled=True) as line:
         line.say("step 2: measuring p(t)")
-        line.show(record(5))
+        line.add(record(3))
+        line.show()
     said, shown = capsys.readouterr().out.splitlines()
     assert said == "step 2: measuring p(t)"
-    assert shown.startswith("step 5/10  loss 5.0000  grad 0.50  lr 1.00e-03  1,234 tokens/s  ")
+    assert shown.startswith("step 3/10  loss 7.0000  grad 0.50  lr 1.00e-03  1,234 tokens/s  ")
     assert shown.endswith(" left")
 
 
-def test_time_left_counts_the_steps_of_this_run_alone(
+def test_progress_shows_means_since_the_line_before(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLine(10, 0, enabled=True) as line:
+        for step in range(1, 6):
+            line.add(record(step))
+            if step in (2, 5):
+                line.show()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 2/10  loss 8.5000 ")
+    assert second.startswith("step 5/10  loss 6.0000 ")
+
+
+def test_time_left_follows_from_the_steps_since_the_line_before(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mdmscale.metrics as module
-
-    clock = SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
-    monkeypatch.setattr(module, "time", clock)
+    clock = SimpleNamespace(now=100.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(metrics, "time", clock)
     with ProgressLine(1000, 900, enabled=True) as line:
-        clock.now += 20
-        line.show(record(910))
-    assert "3:00 left" in capsys.readouterr().out, "2 s a step, 90 steps to go"
+        for seconds_a_step, last_step in ((50, 905), (2, 910)):
+            for step in range(last_step - 4, last_step + 1):
+                clock.now += seconds_a_step
+                line.add(record(step))
+            line.show()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("  1:19:10 left"), "95 steps of 50 s"
+    assert second.endswith("  3:00 left"), "90 steps of 2 s"
 
 
 def test_progress_is_silent_on_other_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressLine(10, 0, enabled=False) as line:
         line.say("said")
-        line.show(record(1))
+        line.add(record(1))
+        line.show()
     assert capsys.readouterr().out == ""
 
 

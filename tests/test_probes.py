@@ -1,6 +1,7 @@
 """Probes and evaluation against plain loops over samples, t and masks."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_evaluation_does_not_depend_on_the_rows_of_a_forward(
     ids=lambda options: next(iter(options.values())),
 )
 def test_evaluation_is_the_same_for_every_training_option(
-    model: MaskedDiffusionModel, backbone: Backbone, ranks: Ranks, options: dict[str, str]
+    model: MaskedDiffusionModel, backbone: Backbone, ranks: Ranks, options: dict[str, Any]
 ) -> None:
     other = run_evaluation(model, backbone, ranks, diffusion=DiffusionSection(eps=EPS, **options))
     assert other == run_evaluation(model, backbone, ranks)

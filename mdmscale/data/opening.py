@@ -8,7 +8,7 @@ from mdmscale.config import RunConfig
 from mdmscale.data.indexed import idx_path
 from mdmscale.data.sft import encode_sft
 from mdmscale.data.source import SampleSource, open_source, path_list
-from mdmscale.distributed import Ranks, on_first_rank
+from mdmscale.distributed import Ranks, on_every_rank, on_first_rank
 from mdmscale.errors import UserError
 from mdmscale.models.backbone import Backbone
 
@@ -18,12 +18,10 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
     data = config.data
     paths = path_list(data)
     if data.kind == "sft" and any(path.endswith(".jsonl") for path in paths):
-        files = [file for path in paths for file in _matching(path)]
-        prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, files, folder / "data"))
+        prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, paths, folder / "data"))
         data = data.model_copy(update={"path": str(prefix)})
-    return open_source(
-        data, config.run.seed, backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
-    )
+    vocab_size, eos_token_id = backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
+    return on_every_rank(ranks, lambda: open_source(data, config.run.seed, vocab_size, eos_token_id))
 
 
 def _matching(path: str) -> list[Path]:
@@ -33,9 +31,10 @@ def _matching(path: str) -> list[Path]:
     return files
 
 
-def _encode_once(config: RunConfig, backbone: Backbone, files: list[Path], folder: Path) -> Path:
+def _encode_once(config: RunConfig, backbone: Backbone, paths: list[str], folder: Path) -> Path:
     """The prefix of the encoded files, named by their content and by what else decides the result."""
     data, tokenizer = config.data, backbone.tokenizer
+    files = [file for path in paths for file in _matching(path)]
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

@@ -23,7 +23,7 @@ _BYTES_PER_WORKER = 16 * 2**20
 _EXAMPLES = """\
 examples:
   # the quickstart's corpus: the Python standard library, with a tokenizer trained on it
-  python tools/prepare_data.py stdlib --train-tokenizer 2048 --output data/quickstart
+  python tools/prepare_data.py stdlib --train-tokenizer 1024 --output data/quickstart
 
   # JSONL and parquet files, for a model that has a tokenizer
   python tools/prepare_data.py corpus/*.jsonl more.parquet --tokenizer models/llada --output data/corpus

@@ -15,6 +15,7 @@ from mdmscale.errors import run_command
 
 def run(arguments: list[str]) -> dict[str, object]:
     out, err = io.StringIO(), io.StringIO()
+    status: object
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = run_command(lambda: train_main(arguments))
