@@ -6,7 +6,7 @@
 VENV   ?= .venv
 PYTHON ?= python3
 GPUS   := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
-RANKS  ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
+RANKS  ?= $(if $(filter 1,$(GPUS)),1,2)
 # What pip installs for torch, before anything else can pull in another build. Without a GPU this release has a
 # CPU build on some indexes; choose your own with, say, make train TORCH="torch==2.11.0".
 TORCH  ?= $(if $(filter-out 0,$(GPUS)),torch>=2.10,torch==2.13.0)

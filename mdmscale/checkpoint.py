@@ -43,11 +43,20 @@ class TrainingState:
     global_batch_size: int
     data_fingerprint: str
     data_description: str
-    density: dict[str, Any]  # the t-sampler's table
+    t_sampler: str
+    density: dict[str, Any]  # the table of t_sampler: p_pots
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
-        return cls(**json.loads((folder / "state.json").read_text()))
+        """Read state.json of a checkpoint.
+
+        Raises:
+            UserError: where it is another version's.
+        """
+        try:
+            return cls(**json.loads((folder / "state.json").read_text()))
+        except TypeError as error:
+            raise UserError(f"{folder / 'state.json'}: written by another version: {error}") from None
 
 
 def save(engine: Any, state: TrainingState, folder: Path, keep: int, ranks: Ranks) -> Path:
@@ -62,7 +71,8 @@ def save(engine: Any, state: TrainingState, folder: Path, keep: int, ranks: Rank
     if ranks.is_first:
         (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1))
     dist.barrier()
-    digests = _digests(unfinished, ranks, sync=True)
+    names = on_first_rank(ranks, lambda: _file_names(unfinished))
+    digests = _digests(unfinished, names, ranks, sync=True)
     on_first_rank(ranks, lambda: _publish(unfinished, target, digests, keep))
     return target
 
@@ -78,32 +88,34 @@ def load_engine(engine: Any, checkpoint: Path) -> None:
 
 
 def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
-    """The checkpoint that `checkpoint.resume` means (None: start anew), with warnings about damaged ones.
+    """The checkpoint to continue from (None: start anew), with warnings about damaged ones passed over.
 
-    auto: the newest whole one under `folder`. none: None, and an error if `folder` already holds checkpoints.
-    Else a path:
-    that checkpoint, which must be whole.
+    The newest whole one under `folder`, where the run has checkpoints of its own (an error if `resume` is
+    none). Else the checkpoint that `resume` names, if it is a path; it must be whole.
+
+    Raises:
+        UserError: also where the run has checkpoints and none of them is whole.
     """
-    if resume not in ("auto", "none"):
-        damage = find_damage(Path(resume), ranks)
-        if damage:
-            raise UserError(f"checkpoint.resume = {resume!r}: {damage}")
-        return Path(resume), []
     candidates = on_first_rank(ranks, lambda: published(folder))
-    if resume == "none":
-        if candidates:
-            raise UserError(
-                f"checkpoint.resume = none, but {folder} already holds checkpoints; "
-                "choose another run.name, or checkpoint.resume=auto to go on"
-            )
-        return None, []
+    if resume == "none" and candidates:
+        raise UserError(
+            f"checkpoint.resume = none, but {folder} already holds checkpoints; "
+            "choose another run.name, or checkpoint.resume=auto to go on"
+        )
     warnings: list[str] = []
     for candidate in reversed(candidates):
         damage = find_damage(candidate, ranks)
         if damage is None:
             return candidate, warnings
         warnings.append(f"checkpoint {candidate} is passed over: {damage}")
-    return None, warnings
+    if warnings:
+        raise UserError(*warnings, f"{folder}: no checkpoint is whole; choose another run.name to start anew")
+    if resume in ("auto", "none"):
+        return None, warnings
+    damage = find_damage(Path(resume), ranks)
+    if damage:
+        raise UserError(f"checkpoint.resume = {resume!r}: {damage}")
+    return Path(resume), warnings
 
 
 def published(folder: Path) -> list[Path]:
@@ -114,63 +126,71 @@ def published(folder: Path) -> list[Path]:
 def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
     """What is wrong with a checkpoint, naming the file; None if every file is as its manifest says.
 
-    The ranks share the hashing out.
+    Rank 0 looks at names and sizes, as ranks that see a shared folder at different moments must not part
+    ways; the hashing is shared out.
     """
-    manifest_file = checkpoint / "manifest.json"
-    if not manifest_file.is_file():
-        return f"no checkpoint there ({manifest_file} is missing)"
-    try:
-        expected = json.loads(manifest_file.read_text())["files"]
-    except (ValueError, KeyError, TypeError):
-        return f"{manifest_file} is damaged"
-    missing = [name for name in expected if not (checkpoint / name).is_file()]
-    if missing:
-        return f"{checkpoint / missing[0]} is missing"
-    for name, (size, _) in expected.items():
-        actual = (checkpoint / name).stat().st_size
-        if actual != size:
-            return f"{checkpoint / name} has {actual} bytes instead of {size}"
-    digests = _digests(checkpoint, ranks)
+    damage, expected = on_first_rank(ranks, lambda: _read_manifest(checkpoint))
+    if damage is not None:
+        return damage
+    digests = _digests(checkpoint, sorted(expected), ranks)
     damaged = [name for name in sorted(expected) if list(digests[name]) != expected[name]]
     return f"{checkpoint / damaged[0]} does not match its sha256" if damaged else None
 
 
-def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig, source: SampleSource) -> None:
-    """Refuse to continue with another seed, batch size or data: order and noise would silently change.
+def _read_manifest(checkpoint: Path) -> tuple[str | None, dict[str, list[Any]]]:
+    """What names and sizes tell of damage, and the manifest: {name: [size, sha256]}."""
+    manifest = checkpoint / "manifest.json"
+    if not manifest.is_file():
+        return f"no checkpoint there ({manifest} is missing)", {}
+    try:
+        expected = json.loads(manifest.read_text())["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{manifest} is damaged", {}
+    for name, (size, _) in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing", {}
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size} bytes instead of {size}", {}
+    return None, expected
+
+
+def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig, world_size: int) -> None:
+    """Refuse to continue with another seed or batch size, or on ranks that the shards do not fit.
+
+    Raises:
+        UserError: naming both sides.
+    """
+    problems = []
+    for name, now, then in (
+        ("run.seed", config.run.seed, state.seed),
+        ("train.global_batch_size", config.train.global_batch_size, state.global_batch_size),
+        ("parallel.zero_stage", config.parallel.zero_stage, state.zero_stage),
+    ):
+        if now != then:
+            problems.append(
+                f"{name} = {now}, but checkpoint {checkpoint} was trained with {then}; continue with that, "
+                "or choose another run.name to start anew"
+            )
+    if state.zero_stage > 0 and state.world_size != world_size:
+        problems.append(
+            f"this job has {world_size} ranks, but checkpoint {checkpoint} holds ZeRO-{state.zero_stage} "
+            f"shards of {state.world_size}; continue on {state.world_size} ranks"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
+def check_data(state: TrainingState, checkpoint: Path, source: SampleSource) -> None:
+    """Refuse to continue with other data.
 
     Raises:
         UserError: naming both.
     """
-    problems = []
-    if state.seed != config.run.seed:
-        problems.append(
-            f"run.seed = {config.run.seed}, but checkpoint {checkpoint} was trained with seed {state.seed}"
-        )
-    if state.global_batch_size != config.train.global_batch_size:
-        problems.append(
-            f"train.global_batch_size = {config.train.global_batch_size}, but checkpoint {checkpoint} was "
-            f"trained with {state.global_batch_size}"
-        )
     if state.data_fingerprint != source.fingerprint:
-        problems.append(
+        raise UserError(
             f"data: {source.description} is not what checkpoint {checkpoint} was trained on: "
-            f"{state.data_description}"
-        )
-    if problems:
-        raise UserError(*(f"{problem}; choose another run.name to start anew" for problem in problems))
-
-
-def check_shards(state: TrainingState, checkpoint: Path, world_size: int, zero_stage: int) -> None:
-    """Refuse a checkpoint whose optimizer shards do not fit this job's ranks or ZeRO stage."""
-    if state.zero_stage != zero_stage:
-        raise UserError(
-            f"parallel.zero_stage = {zero_stage}, but checkpoint {checkpoint} was saved with stage "
-            f"{state.zero_stage}; continue with parallel.zero_stage={state.zero_stage}"
-        )
-    if zero_stage > 0 and state.world_size != world_size:
-        raise UserError(
-            f"this job has {world_size} ranks, but checkpoint {checkpoint} holds ZeRO-{zero_stage} shards of "
-            f"{state.world_size}; continue on {state.world_size} ranks"
+            f"{state.data_description}; choose another run.name to start anew"
         )
 
 
@@ -185,19 +205,24 @@ def _publish(unfinished: Path, target: Path, digests: dict[str, tuple[int, str]]
     manifest.write_text(json.dumps({"files": digests}, indent=1))
     for path in (manifest, *(path for path in unfinished.rglob("*") if path.is_dir()), unfinished):
         _fsync(path)
-    if target.exists():  # a damaged one of the same step, passed over at resume
-        shutil.rmtree(target)
+    for damaged in published(target.parent):  # of this step or a later one: passed over when the run resumed
+        if damaged.name >= target.name:
+            shutil.rmtree(damaged)
     unfinished.rename(target)
     _fsync(target.parent)
     for old in published(target.parent)[:-keep] if keep else []:
         shutil.rmtree(old)
 
 
-def _digests(checkpoint: Path, ranks: Ranks, sync: bool = False) -> dict[str, tuple[int, str]]:
-    """(size, sha256) of every file but the manifest, each hashed (and synced to disk) by one of the ranks."""
-    names = sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
-    hashed = [name for name in names if name != "manifest.json"]
-    mine = {name: _digest(checkpoint / name, sync) for name in hashed[ranks.rank :: ranks.world_size]}
+def _file_names(checkpoint: Path) -> list[str]:
+    return sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
+
+
+def _digests(
+    checkpoint: Path, names: list[str], ranks: Ranks, sync: bool = False
+) -> dict[str, tuple[int, str]]:
+    """(size, sha256) of every named file, each hashed (and synced to disk) by one of the ranks."""
+    mine = {name: _digest(checkpoint / name, sync) for name in names[ranks.rank :: ranks.world_size]}
     parts: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(parts, mine)
     return {name: digest for part in parts for name, digest in part.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from mdmscale import __version__
 from mdmscale.config import RunConfig
 from mdmscale.config_loading import describe_keys, load_config
+from mdmscale.data.source import path_list
 from mdmscale.errors import UserError, run_command
 from mdmscale.layout import make_layout
 
@@ -19,7 +20,7 @@ TRAIN_EPILOG = """examples:
   python launchers/train.py --config configs/8b_mirror.yaml --dry-run --ranks 8
 
 Precedence: defaults < the YAML file < section.key=value. The same command continues an interrupted run
-(checkpoint.resume: auto). Touch <run folder>/stop, or send SIGTERM, to stop it with a checkpoint.
+(checkpoint.resume: auto). Touch <run folder>/stop, or send a rank SIGTERM, to stop it with a checkpoint.
 """
 
 
@@ -73,14 +74,18 @@ def train_main(argv: list[str] | None = None) -> int:
     from mdmscale.distributed import finalise
     from mdmscale.trainer import train
 
+    # The group is left only where all ranks get here: after a crash of one, leaving would wait for ever.
     try:
         train(config)
+    except UserError:
+        finalise()
+        raise
     except FloatingPointError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
         finalise()
+        return 1
+    finalise()
     return 0
 
 
@@ -91,8 +96,7 @@ def check_paths(config: RunConfig) -> None:
         UserError: with all problems found.
     """
     problems = []
-    paths = [config.data.path] if isinstance(config.data.path, str) else config.data.path
-    for path in paths:
+    for path in path_list(config.data):
         if not any((Path(path).exists(), Path(f"{path}.idx").exists(), glob.glob(path))):
             problems.append(
                 f"data.path = {path!r}: no such file, folder or shard prefix; tools/prepare_data.py makes one"

@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    name: str = key(..., "name of the run; its folder is <output_dir>/<name>", pattern=r"^[\w.-]+$")
+    name: str = key(..., "name of the run; its folder is <output_dir>/<name>", pattern=r"^\w[\w.-]*$")
     output_dir: str = key("runs", "where run folders are made")
     seed: int = key(0, "seeds the weights, the order of the data and all noise", ge=0, lt=2**63)
 
@@ -236,6 +236,12 @@ class RunConfig(Section):
             problems.append(
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} exceeds "
                 f"train.steps = {self.train.steps}"
+            )
+        probe_steps = self.diffusion.p_pots.probe_steps
+        if self.diffusion.t_sampler == "p_pots" and not any(step < self.train.steps for step in probe_steps):
+            problems.append(
+                f"diffusion.p_pots.probe_steps = {probe_steps} has no step below "
+                f"train.steps = {self.train.steps}, so p(t) would never be measured"
             )
         strata = self.diffusion.strata
         if strata and self.train.global_batch_size % strata:

@@ -55,7 +55,8 @@ def initialise() -> Ranks:
     else:
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:
-            local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            # torchrun's name for it, and the deepspeed launcher's
+            local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     # DeepSpeed calls it; nothing that a user could mend.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
@@ -146,6 +147,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: object) -> None:
         self.signalled = True
+        signal.signal(number, self._previous[signal.Signals(number)])  # a second one acts at once
 
     def seen(self) -> bool:
         """On this rank alone; the answer is reduced with the step's other scalars."""

@@ -55,12 +55,15 @@ def deepspeed_config(config: RunConfig, layout: BatchLayout) -> dict[str, Any]:
     stage = config.parallel.zero_stage
     is_bf16 = config.model.dtype == "bf16"
     clips_itself = stage == 0 and not is_bf16
+    # Many micro-batches add up to one gradient; in bf16 small ones would be lost. ZeRO-0 has no such choice.
+    grad_accum_dtype = "fp32" if stage > 0 or not is_bf16 else "bf16"
     return {
         "train_batch_size": layout.global_batch_size,
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.accumulation,
         "gradient_clipping": 0.0 if clips_itself else config.optimizer.gradient_clipping,
         "bf16": {"enabled": is_bf16},
+        "data_types": {"grad_accum_dtype": grad_accum_dtype},
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,

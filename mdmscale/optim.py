@@ -24,8 +24,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     decayed = [parameter for parameter in trained if id(parameter) not in undecayed_ids]
     undecayed = [parameter for parameter in trained if id(parameter) in undecayed_ids]
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+        {"params": decayed, "is_decayed": True, "weight_decay": weight_decay},
+        {"params": undecayed, "is_decayed": False, "weight_decay": 0.0},
     ]
 
 
@@ -35,6 +35,14 @@ def make_optimizer(model: nn.Module, options: OptimizerSection) -> torch.optim.A
     return torch.optim.AdamW(
         groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), eps=options.eps
     )
+
+
+def set_options(optimizer: torch.optim.Optimizer, options: OptimizerSection) -> None:
+    """Give the groups of `optimizer` (DeepSpeed's wrapper included) this config's options."""
+    for group in optimizer.param_groups:
+        group["betas"] = (options.betas[0], options.betas[1])
+        group["eps"] = options.eps
+        group["weight_decay"] = options.weight_decay if group["is_decayed"] else 0.0
 
 
 def learning_rate(step: int, num_steps: int, options: OptimizerSection) -> float:

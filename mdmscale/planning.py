@@ -58,9 +58,8 @@ def estimate_memory(
     """Bytes a rank needs, by what for. An estimate: allocator overhead and communication buffers come on top.
 
     Weights, gradients and optimizer state follow from the ZeRO stage. Activations count what a Llama layer
-    keeps for backward:
-    about 10 vectors of the hidden size and 4 of the MLP's a token, or with activation checkpointing one
-    hidden vector a layer and one whole layer.
+    keeps for backward, about 10 vectors of the hidden size and 4 of the MLP's a token, or with activation
+    checkpointing one hidden vector a layer and one whole layer.
     """
     stage, ranks = config.parallel.zero_stage, layout.num_ranks
     width = 2 if config.model.dtype == "bf16" else 4
@@ -79,7 +78,7 @@ def estimate_memory(
     head = chunk * hf_config.vocab_size * 8 + hf_config.vocab_size * hf_config.hidden_size * 4
     return {
         "weights": shard(num_parameters * width, 3),
-        "gradients": shard(num_parameters * width, 2),
+        "gradients": shard(num_parameters * (4 if stage > 0 else width), 2),
         "optimizer": shard(num_parameters * (8 + master), 1),
         "activations": activations,
         "head": head,

@@ -12,10 +12,9 @@ import torch
 
 from mdmscale.config import DiffusionSection, EvalSection
 from mdmscale.data.batch import Batch
-from mdmscale.data.collate import NoisedSample, collate
-from mdmscale.data.source import Sample, SampleSource
-from mdmscale.diffusion.masking import draw_masks
-from mdmscale.diffusion.objective import mask_rate, per_sample, position_weight
+from mdmscale.data.collate import NoisedSample, collate, noise_sample
+from mdmscale.data.source import SampleSource
+from mdmscale.diffusion.objective import per_sample
 from mdmscale.diffusion.p_pots import ProbeStatistics, probe_edges
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.distributed import Ranks, all_reduce_sum
@@ -45,11 +44,10 @@ def measure_p_pots(
 
     def measure(item: int) -> np.ndarray:
         sample_place, t_place = divmod(item, len(t))
-        first_draw = item * options.num_masks
-        noised = [
-            _noised(samples[sample_place], t[t_place], diffusion, seed, first_draw + draw, Stream.PROBE)
-            for draw in range(options.num_masks)
-        ]
+        sample = samples[sample_place]
+        draws = range(item * options.num_masks, (item + 1) * options.num_masks)
+        uniforms = [mask_uniforms(seed, draw, len(sample.token_ids), Stream.PROBE) for draw in draws]
+        noised = [noise_sample(sample, t[t_place], 1.0, each, diffusion) for each in uniforms]
         return _forward(engine, collate(noised, mask_token_id), ranks.device)  # [2, num_masks]
 
     results = _share_out(measure, options.num_x0 * len(t), (2, options.num_masks), ranks)
@@ -78,8 +76,9 @@ def evaluate(
     def draw(index: int) -> NoisedSample:
         sample_place, t_place = divmod(index, options.num_t)
         t = (t_place + 0.5) / options.num_t
-        sample = source.held_out_sample(sample_place)
-        return _noised(sample, t, bernoulli, EVAL_SEED, index, Stream.EVAL)
+        sample = source.held_out_sample(sample_place * source.num_held_out // num_samples)  # evenly spread
+        uniforms = mask_uniforms(EVAL_SEED, index, len(sample.token_ids), Stream.EVAL)
+        return noise_sample(sample, t, 1.0, uniforms, bernoulli)
 
     def measure(item: int) -> np.ndarray:
         indices = range(item * rows_per_forward, min((item + 1) * rows_per_forward, num_draws))
@@ -88,17 +87,6 @@ def evaluate(
 
     sums = _share_out(measure, -(-num_draws // rows_per_forward), (1,), ranks)
     return float(sums.sum() / num_draws)
-
-
-def _noised(
-    sample: Sample, t: float, diffusion: DiffusionSection, seed: int, index: int, stream: Stream
-) -> NoisedSample:
-    rate = mask_rate(t, diffusion.eps)
-    uniforms = mask_uniforms(seed, index, len(sample.token_ids), stream)
-    masks = draw_masks(diffusion.masking, uniforms, sample.eligible, rate)
-    num_eligible = int(sample.eligible.sum())
-    weight = position_weight(num_eligible, rate, 1.0, len(masks), "sample")
-    return NoisedSample(sample.token_ids, masks, weight, num_eligible)
 
 
 @torch.no_grad()

@@ -9,20 +9,30 @@ from mdmscale import checkpoint
 from mdmscale.config import RunConfig
 from mdmscale.config_loading import dump_config
 from mdmscale.data.loader import TrainLoader
-from mdmscale.data.opening import open_run_data
+from mdmscale.data.opening import open_run_data, undone_on_refusal
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
 from mdmscale.distributed import Ranks, on_every_rank, on_first_rank
 from mdmscale.engine import Engine, initialise_engine
+from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.optim import set_options
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to continue from."""
+
+    path: Path
+    state: checkpoint.TrainingState
 
 
 @dataclass
 class Run:
-    """The parts of a run, and the three values that change from step to step."""
+    """The parts of a run, and below them the values that change from step to step."""
 
     config: RunConfig
     ranks: Ranks
@@ -37,6 +47,7 @@ class Run:
     consumed_tokens: int
     t_sampler: TSampler
     skipped_in_a_row: int = 0  # steps whose gradient was not finite
+    probe_is_overdue: bool = False  # p_pots was turned on when the run resumed, after its probe steps
 
     @property
     def consumed_samples(self) -> int:
@@ -59,12 +70,13 @@ class Run:
             global_batch_size=self.layout.global_batch_size,
             data_fingerprint=self.source.fingerprint,
             data_description=self.source.description,
+            t_sampler=self.config.diffusion.t_sampler,
             density=self.t_sampler.density.to_state(),
         )
 
 
 def set_up(config: RunConfig, ranks: Ranks) -> Run:
-    """Build the model, open the data, find where to go on, and hand the model to DeepSpeed.
+    """Find where to go on, build the model, open the data, and hand the model to DeepSpeed.
 
     Raises:
         UserError: for a model, data or checkpoint that do not fit the config.
@@ -72,11 +84,15 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     hf_logging.disable_progress_bar()  # each rank would show its own
     layout = make_layout(config, ranks.world_size)
     folder = Path(config.run.output_dir) / config.run.name
+    resumed = find_start(config, folder, ranks)
     backbone = on_every_rank(
         ranks, lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed)
     )
-    source = open_run_data(config, backbone, folder, ranks)
-    resumed = find_start(config, source, folder, ranks)
+    check_length(config, backbone)
+    with undone_on_refusal(folder / "data", ranks):
+        source = open_run_data(config, backbone, folder, ranks)
+        if resumed is not None:
+            checkpoint.check_data(resumed.state, resumed.path, source)
 
     on_first_rank(ranks, lambda: _write_config(config, folder))
     num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
@@ -87,34 +103,51 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     loader = TrainLoader(source, config, layout, ranks.rank, backbone.mask_token_id)
     run = Run(config, ranks, layout, folder, source, backbone, engine, loader, 0, 0, make_t_sampler(config))
     if resumed is not None:
-        path, state = resumed
-        checkpoint.load_engine(engine.deepspeed, path)
-        run.step, run.consumed_tokens = state.step, state.consumed_tokens
-        run.t_sampler = replace(run.t_sampler, density=DensityTable.from_state(state.density))
+        restore(run, resumed)
     if ranks.is_first:
         print(
             f"{folder}: {num_parameters:,} parameters, {source.num_train:,} training samples an epoch, "
             f"{source.num_held_out:,} held out, {ranks.world_size} ranks, ZeRO-{config.parallel.zero_stage}, "
-            f"{config.model.dtype}; " + (f"continuing from {resumed[0]}" if resumed else "starting anew"),
+            f"{config.model.dtype}; " + (f"continuing from {resumed.path}" if resumed else "starting anew"),
             flush=True,
         )
     return run
 
 
-def find_start(
-    config: RunConfig, source: SampleSource, folder: Path, ranks: Ranks
-) -> tuple[Path, checkpoint.TrainingState] | None:
-    """The checkpoint to continue from and its state, checked against this run; None to start anew."""
+def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
+    """The checkpoint to continue from, checked against this job; None to start anew."""
     path, warnings = checkpoint.find_resume(config.checkpoint.resume, folder / "checkpoints", ranks)
     if ranks.is_first:
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
     if path is None:
         return None
-    state = checkpoint.TrainingState.read(path)
-    checkpoint.check_continues(state, path, config, source)
-    checkpoint.check_shards(state, path, ranks.world_size, config.parallel.zero_stage)
-    return path, state
+    state = on_every_rank(ranks, lambda: checkpoint.TrainingState.read(path))
+    checkpoint.check_continues(state, path, config, ranks.world_size)
+    return Start(path, state)
+
+
+def restore(run: Run, start: Start) -> None:
+    """Put a checkpoint's weights, optimizer state, position and p(t) into a run that was set up."""
+    checkpoint.load_engine(run.engine.deepspeed, start.path)
+    set_options(run.engine.deepspeed.optimizer, run.config.optimizer)  # the load brought back the old ones
+    run.step, run.consumed_tokens = start.state.step, start.state.consumed_tokens
+    if run.config.diffusion.t_sampler == "p_pots":
+        if start.state.t_sampler == "p_pots":
+            density = DensityTable.from_state(start.state.density)
+            run.t_sampler = replace(run.t_sampler, density=density)
+        else:
+            run.probe_is_overdue = any(step < run.step for step in run.config.diffusion.p_pots.probe_steps)
+
+
+def check_length(config: RunConfig, backbone: Backbone) -> None:
+    """Refuse sequences longer than the model was made for."""
+    longest = backbone.model.config.max_position_embeddings
+    if config.data.sequence_length > longest:
+        raise UserError(
+            f"data.sequence_length = {config.data.sequence_length} exceeds the model's "
+            f"max_position_embeddings = {longest}"
+        )
 
 
 def _write_config(config: RunConfig, folder: Path) -> None:

@@ -12,7 +12,6 @@ from mdmscale import checkpoint, export
 from mdmscale.config import RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.objective import per_sample
 from mdmscale.diffusion.p_pots import fit_density
 from mdmscale.distributed import StopRequest, all_reduce_sum, initialise, on_first_rank
 from mdmscale.figures import p_pots_figure, save_figure, training_figure
@@ -40,12 +39,13 @@ def train(config: RunConfig) -> Path:
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
     ):
         while run.step < config.train.steps and not stopped:
-            if needs_probe(config, run.step):
+            if needs_probe(run):
                 line.say(f"step {run.step}: measuring p(t)")
                 refit_p_pots(run, writer)
-            record, stopped = train_step(run, stop.seen())
-            is_last = stopped or run.step == config.train.steps
-            if is_due(config.eval.every, run.step) or (is_last and config.eval.every):
+            record, stopped = train_step(run, stop)
+            is_end = run.step == config.train.steps
+            is_last = stopped or is_end
+            if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
                 record["eval_loss"] = run_evaluation(run)
                 line.say(f"step {run.step}: eval loss {record['eval_loss']:.4f}")
             writer.write(record)
@@ -65,7 +65,7 @@ def train(config: RunConfig) -> Path:
     return run.folder
 
 
-def train_step(run: Run, wants_stop: bool) -> tuple[dict[str, Any], bool]:
+def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     """One optimizer step. Returns its metrics, and whether any rank wants to stop."""
     started = time.perf_counter()
     batches = run.loader.micro_batches(run.step, run.t_sampler)
@@ -75,20 +75,16 @@ def train_step(run: Run, wants_stop: bool) -> tuple[dict[str, Any], bool]:
         batch = batch.to(run.ranks.device)
         loss, losses, _ = run.engine.deepspeed(**batch.model_inputs)
         run.engine.accumulate(loss * (scale / batch.num_samples), is_last=turn == len(batches) - 1)
-        loss_sum += (
-            scale * per_sample((batch.weights * losses).double(), batch.sample_of, batch.num_samples).sum()
-        )
+        loss_sum += scale * (batch.weights * losses).double().sum()
 
     num_tokens = sum(batch.num_tokens for batch in batches)
     num_masked = sum(len(batch.positions) for batch in batches)
     # One small reduction a step. It waits for the device, as DeepSpeed's own overflow check does.
-    counts = torch.tensor([num_tokens, num_masked, wants_stop], dtype=torch.float64, device=run.ranks.device)
+    counts = torch.tensor([num_tokens, num_masked, stop.seen()], dtype=torch.float64, device=run.ranks.device)
     totals = all_reduce_sum(torch.cat([loss_sum[None], counts]))
     loss_total, num_tokens, num_masked, num_stops = totals.tolist()
     loss_mean = loss_total / run.layout.global_batch_size
-    if not math.isfinite(
-        loss_mean
-    ):  # before the weights are touched: ZeRO-0 in fp32 would write NaN into them
+    if not math.isfinite(loss_mean):  # refused here, before the optimizer has seen it
         raise FloatingPointError(
             f"the loss of step {run.step + 1} is {loss_mean}; the run can go on from its last checkpoint, "
             "with a smaller optimizer.lr, say"
@@ -122,7 +118,7 @@ def check_skipped(run: Run, grad_norm: float) -> None:
     run.skipped_in_a_row = 0 if math.isfinite(grad_norm) else run.skipped_in_a_row + 1
     if run.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
         raise FloatingPointError(
-            f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step {run.step + 1}; "
+            f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, the last {run.step + 1}; "
             "the run can go on from its last checkpoint, with a smaller optimizer.lr, say"
         )
 
@@ -136,9 +132,12 @@ def loss_scale(run: Run, batches: list[Batch]) -> float:
     return run.layout.global_batch_size / total.item()
 
 
-def needs_probe(config: RunConfig, step: int) -> bool:
-    """Whether p(t) is measured anew before `step`."""
-    return config.diffusion.t_sampler == "p_pots" and step in config.diffusion.p_pots.probe_steps
+def needs_probe(run: Run) -> bool:
+    """Whether p(t) is measured anew before the next step."""
+    diffusion = run.config.diffusion
+    return diffusion.t_sampler == "p_pots" and (
+        run.step in diffusion.p_pots.probe_steps or run.probe_is_overdue
+    )
 
 
 def refit_p_pots(run: Run, writer: MetricsWriter) -> None:
@@ -155,6 +154,7 @@ def refit_p_pots(run: Run, writer: MetricsWriter) -> None:
     )
     state = on_first_rank(run.ranks, lambda: fit_density(statistics, options).to_state())
     run.t_sampler = replace(run.t_sampler, density=DensityTable.from_state(state))
+    run.probe_is_overdue = False
     if run.ranks.is_first:
         figure = p_pots_figure(statistics, run.t_sampler.density, options.target)
         save_figure(figure, run.folder / "figures" / f"p_pots_step_{run.step:08d}.png")

@@ -160,34 +160,57 @@ def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) ->
     assert len(list((folder / "checkpoints").glob("step-*"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("overrides", "messages"),
-    [
-        (["run.seed=4"], ["run.seed = 4", "trained with seed 3"]),
-        (["data.sequence_length=16"], ["is not what checkpoint", "was trained on"]),
-        (["parallel.zero_stage=2"], ["parallel.zero_stage = 2", "saved with stage 1"]),
-        (["checkpoint.resume=none"], ["already holds checkpoints"]),
-        (
-            ["checkpoint.resume=/nowhere/step-1"],
-            ["checkpoint.resume = '/nowhere/step-1'", "no checkpoint there"],
-        ),
-        ([], ["this job has 1 ranks", "shards of 2"]),
-    ],
-    ids=["seed", "data", "stage", "none", "path", "ranks"],
-)
-def test_what_cannot_continue_is_refused_in_one_line(
-    copied: tuple[dict[str, Any], Path], tmp_path: Path, overrides: list[str], messages: list[str]
-) -> None:
-    values, folder = copied
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    result = run_script(str(LAUNCHER), "--config", write(tmp_path / "config.yaml", values), *overrides)
+@pytest.fixture(scope="module")
+def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The config file and run folder of a finished ZeRO-1 run on 1 rank."""
+    folder = tmp_path_factory.mktemp("alone")
+    config = write(folder / "config.yaml", tiny_values(corpus, folder))
+    run_ranks(1, LAUNCHER, "--config", config)
+    return config, folder / "tiny"
+
+
+def check_refusal(config: str, folder: Path, overrides: list[str], messages: list[str]) -> None:
+    """One rank, status 2, one line that holds the messages, and nothing written."""
+    before = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
+    result = run_script(str(LAUNCHER), "--config", config, *overrides)
     assert result.returncode == 2, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
     assert "Traceback" not in result.stderr
     for message in messages:
         assert message in errors[0]
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, "nothing may be written"
+    assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (["run.seed=4"], ["run.seed = 4", "was trained with 3"]),
+        (["train.global_batch_size=4"], ["train.global_batch_size = 4", "was trained with 8"]),
+        (["data.sequence_length=16"], ["is not what checkpoint", "was trained on"]),
+        (["parallel.zero_stage=2"], ["parallel.zero_stage = 2", "was trained with 1"]),
+        (["checkpoint.resume=none"], ["already holds checkpoints"]),
+        (["run.name=new", "checkpoint.resume=/no/step-1"], ["resume = '/no/step-1'", "no checkpoint there"]),
+    ],
+    ids=["seed", "batch", "data", "stage", "none", "path"],
+)
+def test_what_cannot_continue_is_refused_in_one_line(
+    alone: tuple[str, Path], overrides: list[str], messages: list[str]
+) -> None:
+    check_refusal(*alone, overrides, messages)
+
+
+def test_shards_of_other_ranks_are_refused(copied: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    config = write(tmp_path / "config.yaml", copied[0])
+    check_refusal(config, copied[1], [], ["this job has 1 ranks", "shards of 2"])
+
+
+def test_other_sft_data_are_refused_and_not_left_encoded(alone: tuple[str, Path], tmp_path: Path) -> None:
+    """The new set must be encoded to be compared; what was encoded goes again."""
+    lines = [json.dumps({"prompt": f"{n}+1=", "response": str(n + 1)}) for n in range(40)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(lines))
+    overrides = ["data.kind=sft", f"data.path={tmp_path / 'sums.jsonl'}"]
+    check_refusal(*alone, overrides, ["sums", "is not what checkpoint"])
 
 
 def test_a_finished_run_is_left_as_it_is(tiny: dict[str, Any], tmp_path: Path) -> None:

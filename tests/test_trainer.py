@@ -17,7 +17,7 @@ from mdmscale.config import ModelSection, RunConfig
 from mdmscale.data.arithmetic import problems
 from mdmscale.data.indexed import IndexedWriter, token_dtype
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.distributed import Ranks
+from mdmscale.distributed import Ranks, StopRequest
 from mdmscale.metrics import read_metrics
 from mdmscale.models.backbone import build_backbone
 from mdmscale.run import set_up
@@ -39,7 +39,13 @@ def batch_of_runs(corpus: Path, folder: Path) -> list[dict[str, Any]]:
     plain["eval"] = {"every": 10, "samples": 16}
     plain["diffusion"] = {"masking": "mirror"}
     bf16 = [
-        changed(plain, name, model={"dtype": "bf16"}, parallel={"zero_stage": stage})
+        changed(
+            plain,
+            name,
+            model={"dtype": "bf16"},
+            parallel={"zero_stage": stage},
+            train={"micro_batch_size": 2},
+        )
         for stage, name in enumerate(BF16)
     ]
     probed = changed(
@@ -178,12 +184,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(
         ranks,
     )
     parameters = dict(run.engine.deepspeed.module.named_parameters())
-    train_step(run, wants_stop=False)
+    train_step(run, StopRequest(run.folder))
     with torch.no_grad():
         run.backbone.model.model.norm.weight[0] = math.nan
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with pytest.raises(FloatingPointError, match="the loss of step 2 is nan"):
-        train_step(run, wants_stop=False)
+        train_step(run, StopRequest(run.folder))
     assert run.step == 1
     for name, parameter in parameters.items():
         torch.testing.assert_close(parameter, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
@@ -196,11 +202,11 @@ def test_gradients_that_are_not_finite_leave_the_weights_alone(tiny: dict[str, A
     weight = run.backbone.model.model.norm.weight
     before = weight.detach().clone()
     steep = weight.register_hook(lambda gradient: gradient * math.inf)
-    record, _ = train_step(run, wants_stop=False)
+    record, _ = train_step(run, StopRequest(run.folder))
     steep.remove()
     assert not math.isfinite(record["grad_norm"])
     assert torch.equal(weight, before)
-    record, _ = train_step(run, wants_stop=False)
+    record, _ = train_step(run, StopRequest(run.folder))
     assert math.isfinite(record["grad_norm"])
     assert not torch.equal(weight, before)
 

@@ -13,23 +13,25 @@ from mdmscale.errors import UserError
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 
-def problems(num: int, digits: int, seed: int) -> Iterator[tuple[str, str]]:
+def problems(num: int, digits: int, seed: int, operators: str = "+-*") -> Iterator[tuple[str, str]]:
     """`num` distinct (prompt, response) pairs such as ("12+7=", "19"), operands below 10^digits.
 
-    A pure function of its arguments: operators take turns, operands are uniform.
+    A pure function of its arguments: the operators take turns, operands are uniform.
 
     Raises:
         UserError: where there are not that many to choose from.
     """
+    operators = "".join(dict.fromkeys(operators))
     bound = 10**digits
-    if num > bound * bound:
+    most = bound * bound * len(operators)
+    if num > most:
         raise UserError(
-            f"--num {num}: only {bound * bound} would be drawn from {digits} digits; raise --digits"
+            f"--num {num}: there are only {most} with {digits} digits; lower it or raise --digits"
         )
     draws = np.random.Generator(np.random.Philox(key=seed))
     seen: set[str] = set()
     while len(seen) < num:
-        operator = "+-*"[len(seen) % 3]
+        operator = operators[len(seen) % len(operators)]
         first, second = (int(operand) for operand in draws.integers(0, bound, 2))
         prompt = f"{first}{operator}{second}="
         if prompt not in seen:
@@ -47,13 +49,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=".jsonl file to write")
     parser.add_argument("--num", type=int, default=10_000, help="problems, all different (default: 10000)")
     parser.add_argument("--digits", type=int, default=2, help="most digits of an operand (default: 2)")
+    parser.add_argument("--operators", default="+-*", help="characters of '+-*' (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     arguments = parser.parse_args(argv)
     if arguments.num < 1 or not 1 <= arguments.digits <= 9 or arguments.seed < 0:
         raise UserError("--num must be at least 1, --digits 1 to 9, and --seed not negative")
+    if not arguments.operators or set(arguments.operators) - set(_OPERATIONS):
+        raise UserError(f"--operators {arguments.operators!r}: give some of '+-*'")
     lines = [
         json.dumps({"prompt": prompt, "response": response}) + "\n"
-        for prompt, response in problems(arguments.num, arguments.digits, arguments.seed)
+        for prompt, response in problems(arguments.num, arguments.digits, arguments.seed, arguments.operators)
     ]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     partial = arguments.output.with_name(f".{arguments.output.name}.partial-{os.getpid()}")

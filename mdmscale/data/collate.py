@@ -1,11 +1,15 @@
-"""Noised samples to a Batch."""
+"""Samples to noised samples, and these to a Batch."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from mdmscale.config import DiffusionSection
 from mdmscale.data.batch import Batch
+from mdmscale.data.source import Sample
+from mdmscale.diffusion.masking import draw_masks
+from mdmscale.diffusion.objective import mask_rate, position_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,14 +17,24 @@ class NoisedSample:
     """A sample with its masks drawn.
 
     token_ids: int64 [length], clean. masks: bool [copies, length]. weight: what the cross-entropy of each
-    masked position adds
-    to the sample's loss. num_eligible: tokens that could have been masked.
+    masked position adds to the sample's loss. num_eligible: tokens that could have been masked.
     """
 
     token_ids: np.ndarray
     masks: np.ndarray
     weight: float
     num_eligible: int
+
+
+def noise_sample(
+    sample: Sample, t: float, importance_weight: float, uniforms: np.ndarray, diffusion: DiffusionSection
+) -> NoisedSample:
+    """Mask a sample at t by uniforms [length], as `diffusion` says."""
+    rate = mask_rate(t, diffusion.eps)
+    masks = draw_masks(diffusion.masking, uniforms, sample.eligible, rate)
+    num_eligible = int(sample.eligible.sum())
+    weight = position_weight(num_eligible, rate, importance_weight, len(masks), diffusion.normalization)
+    return NoisedSample(sample.token_ids, masks, weight, num_eligible)
 
 
 def collate(samples: list[NoisedSample], mask_token_id: int) -> Batch:

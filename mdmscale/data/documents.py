@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mdmscale.data.jsonl import read_jsonl
+from mdmscale.data.jsonl import check_unicode, read_jsonl
 from mdmscale.errors import UserError
 
 _HUB = "hf:"
@@ -150,8 +150,18 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
         raise UserError(f"{path}: not a readable parquet file: {error}") from None
     _check_column(text_key, file.schema_arrow.names, path)
     share = path.stat().st_size / max(1, file.metadata.num_rows)
-    for batch in file.iter_batches(batch_size=1024, columns=[text_key]):
+    batches = file.iter_batches(batch_size=1024, columns=[text_key])
+    while (batch := _next_batch(batches, path)) is not None:
         yield from _texts_of_column(batch.column(0), share, path, text_key)
+
+
+def _next_batch(batches: Iterator[Any], path: Path) -> Any | None:
+    import pyarrow
+
+    try:
+        return next(batches, None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: damaged: {error}") from None
 
 
 def _read_arrow(path: Path, text_key: str) -> Iterator[Document]:
@@ -184,7 +194,7 @@ def _read_hub(item: HubDataset, text_key: str, split: str) -> Iterator[Document]
 
     try:
         rows = load_dataset(item.name, item.config, split=split, streaming=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: data sets that are scripts
         raise UserError(f"input '{item}' (split {split}): {' '.join(str(error).split())}") from None
     for number, row in enumerate(rows):
         _check_column(text_key, list(row), item)
@@ -198,6 +208,8 @@ def _check_column(text_key: str, names: list[str], item: Input) -> None:
 
 def _as_text(value: object, where: str) -> str:
     """A column's value as text; null is an empty document."""
-    if value is None or isinstance(value, str):
-        return value or ""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return check_unicode(value, where)
     raise UserError(f"{where} is {type(value).__name__}, not text; see --text-key")

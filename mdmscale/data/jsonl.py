@@ -1,6 +1,7 @@
 """JSONL files, read line by line with errors that name the line."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,27 @@ def read_jsonl(path: Path) -> Iterator[Record]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: may not be read; see its permissions")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield Record(_parse(line, f"{path}:{number}"), f"{path}:{number}", len(line))
+
+
+def check_unicode(text: str, where: str) -> str:
+    """`text`, if a tokenizer can take it.
+
+    Raises:
+        UserError: for half a surrogate pair, which JSON's escapes can write and UTF-8 cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: character {error.start + 1} is half a surrogate pair, no Unicode text"
+        ) from None
+    return text
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

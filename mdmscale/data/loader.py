@@ -2,10 +2,8 @@
 
 from mdmscale.config import RunConfig
 from mdmscale.data.batch import Batch
-from mdmscale.data.collate import NoisedSample, collate
+from mdmscale.data.collate import NoisedSample, collate, noise_sample
 from mdmscale.data.source import SampleSource
-from mdmscale.diffusion.masking import draw_masks
-from mdmscale.diffusion.objective import mask_rate, position_weight
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.diffusion.uniforms import mask_uniforms
 from mdmscale.layout import BatchLayout
@@ -36,10 +34,4 @@ class TrainLoader:
         t, importance_weight = t_sampler.draw(index)
         sample = self.source.train_sample(index)
         uniforms = mask_uniforms(self.seed, index, len(sample.token_ids))
-        rate = mask_rate(t, self.diffusion.eps)
-        masks = draw_masks(self.diffusion.masking, uniforms, sample.eligible, rate)
-        num_eligible = int(sample.eligible.sum())
-        weight = position_weight(
-            num_eligible, rate, importance_weight, len(masks), self.diffusion.normalization
-        )
-        return NoisedSample(sample.token_ids, masks, weight, num_eligible)
+        return noise_sample(sample, t, importance_weight, uniforms, self.diffusion)

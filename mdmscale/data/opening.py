@@ -2,12 +2,14 @@
 
 import glob
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mdmscale.config import RunConfig
 from mdmscale.data.indexed import idx_path
 from mdmscale.data.sft import encode_sft
-from mdmscale.data.source import SampleSource, open_source, path_list
+from mdmscale.data.source import SampleSource, describe, open_source, path_list
 from mdmscale.distributed import Ranks, on_every_rank, on_first_rank
 from mdmscale.errors import UserError
 from mdmscale.models.backbone import Backbone
@@ -21,7 +23,27 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
         prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, paths, folder / "data"))
         data = data.model_copy(update={"path": str(prefix)})
     vocab_size, eos_token_id = backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
-    return on_every_rank(ranks, lambda: open_source(data, config.run.seed, vocab_size, eos_token_id))
+    source = on_every_rank(ranks, lambda: open_source(data, config.run.seed, vocab_size, eos_token_id))
+    source.description = describe(
+        config.data, source.fingerprint
+    )  # by the user's paths, not the encoded ones
+    return source
+
+
+@contextmanager
+def undone_on_refusal(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Remove what the block added to `folder` when it ends in a UserError, raised on every rank."""
+    before = set(folder.rglob("*"))
+    try:
+        yield
+    except UserError:
+        if ranks.is_first:
+            for path in set(folder.rglob("*")) - before:
+                path.unlink()
+            for empty in (folder, folder.parent, folder.parent.parent):
+                with suppress(OSError):  # not there, or not empty
+                    empty.rmdir()
+        raise
 
 
 def _matching(path: str) -> list[Path]:

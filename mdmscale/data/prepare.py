@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -192,6 +192,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 @contextmanager
 def _published(output: Path) -> Iterator[Path]:
     """A folder to write into, beside `output`: renamed to it when the block ends, removed where it fails."""
+    new_folders = [folder for folder in output.parents if not folder.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     replaced = output.with_name(f".{output.name}.replaced-{os.getpid()}")
@@ -208,6 +209,9 @@ def _published(output: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+        for folder in new_folders:  # after a failure they are empty
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _write_facts(folder: Path, facts: dict[str, object]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mdmscale.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
-from mdmscale.data.jsonl import Record, read_jsonl
+from mdmscale.data.jsonl import Record, check_unicode, read_jsonl
 from mdmscale.data.shards import prompts_path
 from mdmscale.errors import UserError
 
@@ -95,6 +95,8 @@ def encode_record(record: Record, tokenizer: Any) -> EncodedSample:
             prompt, response = _encode_pair("", record.values["text"], tokenizer)
     if not response:
         raise UserError(f"{record.where}: the response is empty; leave the line out")
+    if tokenizer.mask_token_id is not None and tokenizer.mask_token_id in (*prompt, *response):
+        raise UserError(f"{record.where}: holds the mask token, which stands for what is to be predicted")
     if response[-1] != tokenizer.eos_token_id:
         response = [*response, tokenizer.eos_token_id]
     return EncodedSample(np.asarray([*prompt, *response], dtype=np.int64), len(prompt))
@@ -154,8 +156,11 @@ def _shape(record: Record) -> str:
     for name, keys in shapes.items():
         if name in record.values:
             for key, expected in keys.items():
-                if not isinstance(record.values.get(key), expected):
+                value = record.values.get(key)
+                if not isinstance(value, expected):
                     raise UserError(f"{record.where}: {key!r} is missing or not a {expected.__name__}")
+                if isinstance(value, str):
+                    check_unicode(value, f"{record.where}: {key!r}")
             return name
     raise UserError(
         f"{record.where}: has the keys {sorted(record.values)}; expected prompt and response, "
@@ -164,13 +169,18 @@ def _shape(record: Record) -> str:
 
 
 def _encode_pair(prompt: str, response: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The prompt opens as the tokenizer opens texts (BOS) and stays open; the response is its text alone."""
-    prompt_ids = tokenizer(prompt, verbose=False).input_ids
+    """The prompt opens as the tokenizer opens texts (BOS) and stays open; the response is its text alone.
+
+    Special tokens written out in them are plain text.
+    """
+    prompt_ids = tokenizer(prompt, split_special_tokens=True, verbose=False).input_ids
     if prompt_ids and prompt_ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
         prompt_ids = prompt_ids[:-1]
     if not response.strip():
         return prompt_ids, []
-    return prompt_ids, tokenizer(response, add_special_tokens=False, verbose=False).input_ids
+    response = response.removesuffix(tokenizer.eos_token)  # written out by the data, and added by the caller
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    return prompt_ids, tokenizer(response, **options).input_ids
 
 
 def _given_ids(record: Record, vocab_size: int) -> tuple[list[int], list[int]]:

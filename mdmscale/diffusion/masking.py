@@ -11,9 +11,7 @@ def draw_masks(
     """The masks of one sample, each marginally Bernoulli(mask_rate) over the eligible positions.
 
     bernoulli: m = [U < r]. mirror (arXiv 2511.18159): also m' = [U >= 1 - r] from the same uniforms, so that
-    a
-    position
-    masked in one copy tends to be open in the other: Cov(m, m') = max(2r - 1, 0) - r^2 <= 0.
+    a position masked in one copy tends to be open in the other: Cov(m, m') = max(2r - 1, 0) - r^2 <= 0.
 
     Args:
         uniforms: float64 [length] in [0, 1), one a position.

@@ -37,9 +37,9 @@ class ProbeStatistics:
     def second_moment(self, target: str) -> np.ndarray:
         """h(t) of the target, float64 [num_t].
 
-        paper: (E_x g)^2 + E_x v, which drops Var_x g. loss: E[l^2 | t], the exact minimiser for the loss.
-        gradient:
-        E[||grad||^2 | t] through the logit gradient, what the optimizer suffers from.
+        paper: (E_x g)^2 + E_x v, which drops Var_x g.
+        loss: E[l^2 | t], whose p is the exact minimiser of the loss's variance.
+        gradient: E[||grad||^2 | t] through the logit gradient, what the optimizer suffers from.
         """
         match target:
             case "paper":
@@ -59,12 +59,19 @@ def probe_edges(options: PPotsSection) -> np.ndarray:
 
 
 def fit_density(statistics: ProbeStatistics, options: PPotsSection) -> DensityTable:
-    """The density that P-POTS samples t from. Unusable statistics give a warning and the uniform density."""
+    """The density that P-POTS samples t from.
+
+    A statistic that is zero (nothing was masked in its draws) or not finite is interpolated, with a warning;
+    where most are, the density is uniform.
+    """
     h = statistics.second_moment(options.target)
-    if not np.all(np.isfinite(h)) or np.any(h <= 0):
-        bad = int(np.sum(~np.isfinite(h) | (h <= 0)))
-        logger.warning("P-POTS: %d of %d statistics are zero or not finite; t stays uniform", bad, len(h))
-        return DensityTable.uniform()
+    usable = np.isfinite(h) & (h > 0)
+    if not usable.all():
+        remedy = "are interpolated" if usable.mean() > 0.5 else "leave t uniform"
+        logger.warning("P-POTS: %d of %d statistics, zero or not finite, %s", np.sum(~usable), len(h), remedy)
+        if usable.mean() <= 0.5:
+            return DensityTable.uniform()
+        h = np.interp(statistics.t, statistics.t[usable], h[usable])
     w = _five_digits(np.sqrt(h / h.mean()))
     edges = probe_edges(options)
     if options.fit == "epr":

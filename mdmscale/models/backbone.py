@@ -29,6 +29,7 @@ ARCHITECTURE_KEYS = (
     "head_dim",
     "tie_word_embeddings",
 )
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -101,7 +102,13 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
     ]
     if differing:
         raise UserError(*differing)
+    if config.model_type not in FAMILIES:
+        raise UserError(
+            f"model.path = {options.path!r} is a {config.model_type!r} model; "
+            f"supported are {', '.join(FAMILIES)}"
+        )
     config.is_causal = False
+    _open_windows(config)
     return config
 
 
@@ -124,9 +131,17 @@ def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
         "initializer_range": options.initializer_range,
         "is_causal": False,
     }
-    if options.architecture == "mistral":
-        values["sliding_window"] = None  # a window would hide most of a bidirectional context
-    return AutoConfig.for_model(options.architecture, **values)
+    config = AutoConfig.for_model(options.architecture, **values)
+    _open_windows(config)
+    return config
+
+
+def _open_windows(config: PretrainedConfig) -> None:
+    """Let every layer attend everywhere: a sliding window would hide most of a bidirectional context."""
+    if getattr(config, "sliding_window", None) is not None:
+        config.sliding_window = None
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention"] * config.num_hidden_layers
 
 
 def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> PreTrainedModel:
@@ -135,7 +150,10 @@ def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> P
         return load_weights(options.path, config=config, **arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, **arguments)
+        try:
+            return AutoModelForCausalLM.from_config(config, **arguments)
+        except ImportError as error:
+            raise UserError(f"model.attention = {options.attention}: {_first_line(error)}") from None
 
 
 def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -189,15 +207,16 @@ def _check_rows(
 
 
 def _set_mean_row(model: PreTrainedModel, token_id: int) -> None:
-    """Set the row of a new token to the mean of the rows before it, adding rows where there are too few."""
+    """Set the row of a new token, and rows that are added for it, to the mean of the rows before it."""
     num_rows = model.config.vocab_size
     if token_id >= num_rows:
         model.resize_token_embeddings(_round_up(token_id + 1, ROW_MULTIPLE), mean_resizing=False)
-    first_new = min(token_id, num_rows)
     with torch.no_grad():
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             weight: torch.Tensor = embedding.weight  # type: ignore[union-attr, assignment]
-            weight[first_new:] = weight[:first_new].float().mean(dim=0).to(weight.dtype)
+            mean = weight[: min(token_id, num_rows)].float().mean(dim=0).to(weight.dtype)
+            weight[token_id] = mean
+            weight[num_rows:] = mean
 
 
 def _first_line(error: BaseException) -> str:

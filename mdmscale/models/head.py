@@ -1,8 +1,7 @@
 """The output head: cross-entropy at masked positions only, in chunks, with its gradient in the forward pass.
 
 Legend: masked = number of masked positions in the micro-batch, hidden = width, vocab = rows of the head's
-weight.
-No [rows, length, vocab] tensor exists; the largest temporary is [chunk, vocab] in fp32.
+weight. No [rows, length, vocab] tensor exists; the largest temporary is [chunk, vocab] in fp32.
 """
 
 from typing import Any, NamedTuple

@@ -18,8 +18,17 @@ def test_the_seed_decides():
 
 
 def test_more_than_there_are():
-    with pytest.raises(UserError, match=r"--num 101: .* raise --digits"):
-        list(problems(101, 1, 0))
+    assert len(set(problems(300, 1, 0))) == 300
+    with pytest.raises(UserError, match=r"--num 301: there are only 300 .* raise --digits"):
+        list(problems(301, 1, 0))
+    with pytest.raises(UserError, match="only 100 "):
+        list(problems(101, 1, 0, "++"))
+
+
+def test_operators_may_be_chosen(tmp_path):
+    assert all("+" in prompt for prompt, _ in problems(50, 2, 0, "+"))
+    with pytest.raises(UserError, match="--operators '/'"):
+        main(["--output", str(tmp_path / "a.jsonl"), "--operators", "/"])
 
 
 def test_the_command_writes_lines_that_a_tokenizer_gives_back(tmp_path, tokenizer):

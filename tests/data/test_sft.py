@@ -36,6 +36,27 @@ def test_prompt_and_response(tokenizer):
     assert encode({"prompt": "", "response": "19</s>"}, tokenizer) == ("", "19</s>")
 
 
+def test_special_tokens_in_texts_are_plain_text(tokenizer):
+    mask, eos = tokenizer.mask_token, tokenizer.eos_token
+    values = {"prompt": f"a {mask} b", "response": f"c {eos} d {mask}"}
+    sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer)
+    assert tokenizer.mask_token_id not in sample.token_ids
+    assert sample.token_ids.tolist().count(tokenizer.eos_token_id) == 1
+    assert encode(values, tokenizer) == (f"a {mask} b", f"c {eos} d {mask}{eos}")
+
+
+def test_a_mask_token_among_ids_is_refused(tokenizer):
+    record = Record({"input_ids": [5, tokenizer.mask_token_id, 7], "prompt_length": 1}, "x.jsonl:4", 0)
+    with pytest.raises(UserError, match=r"x\.jsonl:4: holds the mask token"):
+        encode_record(record, tokenizer)
+
+
+def test_half_a_surrogate_pair_is_named(tokenizer):
+    record = Record({"prompt": "a", "response": "b\ud800c"}, "x.jsonl:7", 0)
+    with pytest.raises(UserError, match=r"x\.jsonl:7: 'response': character 2 is half a surrogate pair"):
+        encode_record(record, tokenizer)
+
+
 def test_text_is_all_response(tokenizer):
     assert encode({"text": "some text"}, tokenizer) == ("", "some text</s>")
 

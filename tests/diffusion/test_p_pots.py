@@ -28,8 +28,8 @@ def constant_statistics(t: np.ndarray, losses: np.ndarray, squared_norms: np.nda
     shape = (4, len(t), 3)
     return ProbeStatistics(
         t,
-        np.broadcast_to(losses[:, None], (len(t), 3))[None].repeat(4, axis=0).reshape(shape),
-        np.broadcast_to(squared_norms[:, None], (len(t), 3))[None].repeat(4, axis=0).reshape(shape),
+        np.broadcast_to(losses[:, None], shape).copy(),
+        np.broadcast_to(squared_norms[:, None], shape).copy(),
     )
 
 
@@ -58,11 +58,26 @@ def test_paper_and_loss_targets_differ_by_the_spread_over_samples() -> None:
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
 def test_unusable_statistics_warn_and_stay_uniform(value: float, caplog: pytest.LogCaptureFixture) -> None:
     losses = np.ones((2, 29, 3))
-    losses[:, 4] = value
+    losses[:, :20] = value
     with caplog.at_level(logging.WARNING):
         density = fit_density(ProbeStatistics(MIDPOINTS, losses, losses), PPotsSection(target="loss"))
     assert density.density.tolist() == [1.0]
-    assert "1 of 29" in caplog.text
+    assert "20 of 29" in caplog.text
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_few_unusable_statistics_are_interpolated(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Near t = 0 a short response may have nothing masked in any draw."""
+    options = PPotsSection(target="loss", fit="table")
+    edges = probe_edges(options)
+    t = (edges[:-1] + edges[1:]) / 2
+    statistics = constant_statistics(t, 1 + t, t)
+    whole = fit_density(statistics, options)
+    statistics.losses[:, 5] = value
+    with caplog.at_level(logging.WARNING):
+        density = fit_density(statistics, options)
+    assert density.density == pytest.approx(whole.density, rel=1e-2)
+    assert "1 of 16" in caplog.text
 
 
 def test_fit_hides_rounding_of_the_statistics() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 from mdmscale.config import ModelSection
 from mdmscale.errors import UserError
@@ -116,6 +116,42 @@ def test_an_existing_token_may_serve_as_mask(causal_folder: Path) -> None:
     )
     assert backbone.mask_token_id == backbone.tokenizer.mask_token_id == 5
     torch.testing.assert_close(backbone.model.get_input_embeddings().weight[5], before)
+
+
+def test_rows_to_spare_keep_their_weights(causal_folder: Path) -> None:
+    """Only the new token's row is set: a folder may have more rows than its tokenizer has tokens."""
+    model = AutoModelForCausalLM.from_pretrained(causal_folder)
+    model.resize_token_embeddings(576)
+    model.save_pretrained(causal_folder)
+    rows = model.get_input_embeddings().weight.detach().clone()
+    backbone = build_backbone(ModelSection(path=str(causal_folder), dtype="fp32"), eps=1e-3, seed=0)
+    after = backbone.model.get_input_embeddings().weight
+    assert backbone.mask_token_id == 512
+    torch.testing.assert_close(after[512], rows[:512].mean(dim=0))
+    torch.testing.assert_close(after[513:], rows[513:])
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_sliding_windows_of_a_folder_are_opened(corpus: Path, tmp_path: Path, family: str) -> None:
+    config = scratch_config(section(corpus, architecture=family), num_tokens=512)
+    config.sliding_window, config.use_sliding_window = 2, True
+    if family == "qwen2":
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "windowed")
+    options = section(corpus, path=str(tmp_path / "windowed"))
+    model = build_backbone(options.model_copy(update={"architecture": family}), eps=1e-3, seed=0).model.eval()
+    ids = torch.arange(10, 26)[None].repeat(2, 1)
+    ids[1, -1] = 99
+    with torch.no_grad():
+        first = model.model(ids).last_hidden_state[:, 0]
+    assert (first[0] - first[1]).abs().max() > 1e-6
+
+
+def test_other_families_are_refused_by_name(corpus: Path, tmp_path: Path) -> None:
+    GPT2Config(n_layer=1, n_head=2, n_embd=8).save_pretrained(tmp_path)
+    options = ModelSection(path=str(tmp_path), tokenizer=str(corpus / "tokenizer"))
+    with pytest.raises(UserError, match="is a 'gpt2' model; supported are llama, mistral, qwen2, qwen3"):
+        build_backbone(options, eps=1e-3, seed=0)
 
 
 def test_folder_facts_win_over_defaults(corpus: Path, tmp_path: Path) -> None:
