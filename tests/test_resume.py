@@ -169,9 +169,14 @@ def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
     return config, folder / "tiny"
 
 
+def files_in(folder: Path) -> dict[Path, int]:
+    """Every file with its time of change, and every folder."""
+    return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in folder.rglob("*")}
+
+
 def check_refusal(config: str, folder: Path, overrides: list[str], messages: list[str]) -> None:
     """One rank, status 2, one line that holds the messages, and nothing written."""
-    before = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
+    before = files_in(folder.parent)
     result = run_script(str(LAUNCHER), "--config", config, *overrides)
     assert result.returncode == 2, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -179,7 +184,7 @@ def check_refusal(config: str, folder: Path, overrides: list[str], messages: lis
     assert "Traceback" not in result.stderr
     for message in messages:
         assert message in errors[0]
-    assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == before
+    assert files_in(folder.parent) == before
 
 
 @pytest.mark.parametrize(
