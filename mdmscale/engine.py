@@ -18,6 +18,7 @@ class Engine:
 
     deepspeed: Any
     gradient_clipping: float
+    clips_itself: bool
 
     def accumulate(self, loss: torch.Tensor, is_last: bool) -> None:
         """Backward of one micro-batch's mean loss; DeepSpeed averages over micro-batches and ranks.
@@ -44,24 +45,23 @@ class Engine:
             norm = self.deepspeed.get_global_grad_norm()
         return float(norm)
 
-    @property
-    def clips_itself(self) -> bool:
-        """Whether clipping is ours: DeepSpeed reports no norm for ZeRO-0 in fp32."""
-        return self.deepspeed.zero_optimization_stage() == 0 and not self.deepspeed.bfloat16_enabled()
+
+def clips_itself(config: RunConfig) -> bool:
+    """Whether clipping is ours: DeepSpeed reports no gradient norm for ZeRO-0 in fp32."""
+    return config.parallel.zero_stage == 0 and config.model.dtype == "fp32"
 
 
 def deepspeed_config(config: RunConfig, layout: BatchLayout) -> dict[str, Any]:
     """DeepSpeed's configuration. It accepts misspelled keys in silence, so users never write it."""
     stage = config.parallel.zero_stage
     is_bf16 = config.model.dtype == "bf16"
-    clips_itself = stage == 0 and not is_bf16
     # Many micro-batches add up to one gradient; in bf16 small ones would be lost. ZeRO-0 has no such choice.
     grad_accum_dtype = "fp32" if stage > 0 or not is_bf16 else "bf16"
     return {
         "train_batch_size": layout.global_batch_size,
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.accumulation,
-        "gradient_clipping": 0.0 if clips_itself else config.optimizer.gradient_clipping,
+        "gradient_clipping": 0.0 if clips_itself(config) else config.optimizer.gradient_clipping,
         "bf16": {"enabled": is_bf16},
         "data_types": {"grad_accum_dtype": grad_accum_dtype},
         "zero_optimization": {"stage": stage},
@@ -78,4 +78,4 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout) 
         config=deepspeed_config(config, layout),
         dist_init_required=False,
     )
-    return Engine(engine, config.optimizer.gradient_clipping)
+    return Engine(engine, config.optimizer.gradient_clipping, clips_itself(config))
