@@ -34,15 +34,16 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
 def undone_on_refusal(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Remove what the block added to `folder` when it ends in a UserError, raised on every rank."""
     before = set(folder.rglob("*"))
+    new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         yield
     except UserError:
         if ranks.is_first:
             for path in set(folder.rglob("*")) - before:
                 path.unlink()
-            for empty in (folder, folder.parent, folder.parent.parent):
-                with suppress(OSError):  # not there, or not empty
-                    empty.rmdir()
+            for new in new_folders:
+                with suppress(OSError):  # not made after all
+                    new.rmdir()
         raise
 
 
