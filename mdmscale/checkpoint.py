@@ -143,8 +143,9 @@ def _read_manifest(checkpoint: Path) -> tuple[str | None, dict[str, list[Any]]]:
     if not manifest.is_file():
         return f"no checkpoint there ({manifest} is missing)", {}
     try:
-        expected = json.loads(manifest.read_text())["files"]
-    except (ValueError, KeyError, TypeError):
+        files = json.loads(manifest.read_text())["files"]
+        expected = {name: [size, digest] for name, (size, digest) in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{manifest} is damaged", {}
     for name, (size, _) in expected.items():
         path = checkpoint / name

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+EXPORT_FOLDER = "hf"  # in a run folder: the trained model
+
 
 def key(default: Any, description: str, **constraints: Any) -> Any:
     """A config key: its default (`...` when it must be given), what it means, and its bounds."""

@@ -10,8 +10,6 @@ import torch
 from mdmscale.distributed import Ranks, on_first_rank
 from mdmscale.models.backbone import Backbone
 
-FOLDER = "hf"
-
 
 def export_model(engine: Any, backbone: Backbone, folder: Path, ranks: Ranks) -> Path:
     """Write config, safetensors and tokenizer to `folder`, which appears only when it is complete.

@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from mdmscale.config import EXPORT_FOLDER
+
 if TYPE_CHECKING:
     from mdmscale.run import Run
 
@@ -139,7 +141,7 @@ def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -
     if stopped:
         lines.append("  go on       with the same command")
     else:
-        lines.append(f"  model       {run.folder / 'hf'} (tools/generate.py samples from it)")
+        lines.append(f"  model       {run.folder / EXPORT_FOLDER} (tools/generate.py samples from it)")
     return "\n".join(lines)
 
 

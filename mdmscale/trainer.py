@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mdmscale import checkpoint, export
-from mdmscale.config import RunConfig
+from mdmscale.config import EXPORT_FOLDER, RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.p_pots import fit_density
@@ -176,7 +176,7 @@ def run_evaluation(run: Run) -> float:
 
 def finish(run: Run) -> None:
     """Export the model and draw the loss."""
-    export.export_model(run.engine.deepspeed, run.backbone, run.folder / export.FOLDER, run.ranks)
+    export.export_model(run.engine.deepspeed, run.backbone, run.folder / EXPORT_FOLDER, run.ranks)
     if run.ranks.is_first:
         save_figure(training_figure(read_metrics(run.folder)), run.folder / "figures" / "loss.png")
 

@@ -2,7 +2,7 @@
 
 The loss of a sample with clean tokens x, eligible positions E, n = |E|, at mask rate r = r(t) under mask m is
 
-    l(x, t, m) = (1 / n) sum_{i in E} m_i CE_i / r(t)                     (LLaDA, arXiv 2502.09992, eq. 5)
+    l(x, t, m) = (1 / n) sum_{i in E} m_i CE_i / r(t)                     (LLaDA, arXiv 2502.09992)
 
 in nats a token; with t ~ p the unbiased estimator of its mean over uniform t is l / p(t), and with several
 masks their average.

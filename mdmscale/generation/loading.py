@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mdmscale.config import EXPORT_FOLDER
 from mdmscale.data.tokenizer import load_tokenizer
 from mdmscale.errors import UserError
 
@@ -40,7 +41,7 @@ def find_model_folder(path: Path) -> Path:
     Raises:
         UserError: if `path` does not exist, is a run that has exported nothing yet, or is neither.
     """
-    for folder in (path, path / "hf"):
+    for folder in (path, path / EXPORT_FOLDER):
         if (folder / "config.json").is_file():
             return folder
     if not path.is_dir():

@@ -16,9 +16,8 @@ from mdmscale.errors import UserError
 logger = logging.getLogger(__name__)
 
 MASK_TOKEN = "<|mask|>"
-ROW_MULTIPLE = (
-    64  # embedding rows are padded to it: GEMMs like round shapes, and tensor parallelism needs them
-)
+# Embedding rows are padded to it: GEMMs like round shapes, and tensor parallelism needs them.
+ROW_MULTIPLE = 64
 ARCHITECTURE_KEYS = (
     "vocab_size",
     "hidden_size",
