@@ -266,8 +266,8 @@ def test_section_problems_are_reported_together(config_file: Path) -> None:
 
 
 def test_a_mirror_pair_is_two_rows(config_file: Path) -> None:
-    assert load_config(config_file).rows_per_sample == 1
-    assert load_config(config_file, ["diffusion.masking=mirror"]).rows_per_sample == 2
+    assert load_config(config_file).diffusion.copies == 1
+    assert load_config(config_file, ["diffusion.masking=mirror"]).diffusion.copies == 2
 
 
 def test_describe_keys_lists_every_key_with_its_default(config_file: Path) -> None:
