@@ -112,9 +112,12 @@ class DataSection(Section):
 
 class PPotsSection(Section):
     target: Literal["paper", "loss", "gradient"] = key(
-        "paper", "second moment that p(t) follows: E[g]^2+E[v] (paper), E[l^2] (loss), E||grad||^2 (gradient)"
+        "gradient",
+        "second moment that p(t) follows: E[g]^2+E[v] (paper), E[l^2] (loss), E||grad||^2 (gradient)",
     )
-    fit: Literal["epr", "table"] = key("epr", "epr: the paper's parametric family; table: piecewise constant")
+    fit: Literal["epr", "table"] = key(
+        "table", "epr: the paper's parametric family; table: piecewise constant"
+    )
     probe_steps: list[Annotated[int, Field(ge=0)]] = key(
         [0], "steps before which statistics are measured and p(t) fitted anew; t is uniform before the first"
     )
@@ -217,8 +220,8 @@ class DiffusionSection(Section):
             problems.append("pair_forward is sequential but masking is bernoulli, which makes no pairs")
         if self.masking == "complement" and abs(sum(self.t_range) - 1) > 1e-9:
             problems.append(
-                f"masking is complement but clip = {list(self.t_range)} is not symmetric: 1 - t would leave it; "
-                "give [low, 1 - low], or mask with mirror"
+                f"masking is complement but clip = {list(self.t_range)} is not symmetric: 1 - t would leave "
+                "it; give [low, 1 - low], or mask with mirror"
             )
         if problems:
             raise ValueError("\n".join(problems))
@@ -356,13 +359,3 @@ class RunConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-    @property
-    def rows_per_forward(self) -> int:
-        """Rows of one training forward on one rank: a pair's two, unless they take turns."""
-        return self.train.micro_batch_size * self.diffusion.copies // self.forwards_per_micro_batch
-
-    @property
-    def forwards_per_micro_batch(self) -> int:
-        """2 where the rows of a pair take turns (diffusion.pair_forward: sequential), else 1."""
-        return 2 if self.diffusion.pair_forward == "sequential" else 1

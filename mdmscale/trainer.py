@@ -205,7 +205,7 @@ def run_evaluation(run: Run) -> dict[str, float]:
         options,
         run.config.diffusion.eps,
         run.backbone.mask_token_id,
-        run.config.rows_per_forward,
+        run.layout.rows_per_forward,
         run.ranks,
     )
     if not run.config.diffusion.ema_decay:

@@ -28,7 +28,6 @@ class TrainLoader:
         self.seed = config.run.seed
         self.noise = noise
         self.mask_token_id = mask_token_id
-        self.forwards = config.forwards_per_micro_batch
 
     def micro_batches(self, step: int, t_sampler: TSampler) -> list[list[Batch]]:
         """This rank's micro-batches of `step`, on the CPU, each as the forwards that it takes.
@@ -42,11 +41,11 @@ class TrainLoader:
 
     def forwards_of(self, samples: list[NoisedSample]) -> list[Batch]:
         """The forwards of one micro-batch."""
-        if self.forwards == 1:
+        if self.layout.forwards == 1:
             return [collate(samples, self.mask_token_id)]
         return [
             collate([sample.copy(number) for sample in samples], self.mask_token_id)
-            for number in range(self.forwards)
+            for number in range(self.layout.forwards)
         ]
 
     def noised(self, index: int, t_sampler: TSampler) -> NoisedSample:

@@ -13,7 +13,7 @@ Masking = Literal["bernoulli", "mirror", "complement"]
 
 
 def copy_rates(masking: Masking, t: float, eps: float) -> np.ndarray:
-    """The mask rate of each copy, float64 [copies]: r(t), and in a pair also r(t) or (complement) r(1 - t)."""
+    """The mask rate of each copy, float64 [copies]: r(t), then in a pair r(t) or (complement) r(1 - t)."""
     match masking:
         case "bernoulli":
             return np.array([mask_rate(t, eps)])
