@@ -122,6 +122,12 @@ def _prepare(argv: list[str]) -> int:
     return main(argv)
 
 
+def _stability(argv: list[str]) -> int:
+    from mdmscale.study.cli import main
+
+    return main(argv)
+
+
 def _generate(argv: list[str]) -> int:
     from mdmscale.generation.cli import main
 
@@ -134,6 +140,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "train or fine-tune; under the deepspeed launcher or torchrun use launchers/train.py",
     ),
     "prepare": (_prepare, "turn text or conversations into token shards, and train a tokenizer"),
+    "stability": (_stability, "train methods under several seeds at equal rows and compare them"),
     "generate": (_generate, "sample text from a trained model"),
 }
 
