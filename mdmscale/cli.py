@@ -122,6 +122,12 @@ def _prepare(argv: list[str]) -> int:
     return main(argv)
 
 
+def _variance(argv: list[str]) -> int:
+    from mdmscale.variance.cli import main
+
+    return main(argv)
+
+
 def _stability(argv: list[str]) -> int:
     from mdmscale.study.cli import main
 
@@ -140,6 +146,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "train or fine-tune; under the deepspeed launcher or torchrun use launchers/train.py",
     ),
     "prepare": (_prepare, "turn text or conversations into token shards, and train a tokenizer"),
+    "variance": (_variance, "where a checkpoint's training variance comes from, and what removes it"),
     "stability": (_stability, "train methods under several seeds at equal rows and compare them"),
     "generate": (_generate, "sample text from a trained model"),
 }
