@@ -1,6 +1,7 @@
 """`variance`: where the training variance of a checkpoint comes from, and what each method removes of it."""
 
 import argparse
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +96,10 @@ def check_options(arguments: argparse.Namespace) -> None:
         for name in ("minutes", "samples", "batch_size")
         if (value := getattr(arguments, name)) is not None and not value > 0
     ]
+    try:
+        re.compile(arguments.parameters or "")
+    except re.error as error:
+        problems.append(f"--parameters {arguments.parameters!r}: no regular expression: {error}")
     if arguments.seed < 0:
         problems.append(f"--seed {arguments.seed}: must not be negative")
     if arguments.output.exists():

@@ -1,8 +1,8 @@
 """The variance of a method's batch from the moments: linear in them, its coefficients by the real t-sampler.
 
 A batch has B samples of two rows each: two single draws, or one pair. Given the t's and weights a of its
-draws (a design) its samples are independent. With q_i [K] the weights of sample i's draws by cell of t, Q their
-sum and M [K, K] the products of the mean gradients,
+draws (a design) its samples are independent. With q_i [K] the weights of sample i's draws by cell of t, Q
+their sum and M [K, K] the products of the mean gradients,
 
     B Var(batch mean) = 1/B E_design sum_i (E_x ||sum_d a_d Y_d||^2 - q_i' M q_i)  +  1/B tr(M Cov_design(Q)).
 

@@ -1,4 +1,4 @@
-"""The report: every method's variance against standard's, with intervals, where it comes from, and figures."""
+"""The report: every method's variance against standard's, with intervals; where it comes from; figures."""
 
 import json
 import math
