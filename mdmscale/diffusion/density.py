@@ -1,6 +1,7 @@
 """A density over t in [0, 1] as a table of cells, with the exact inverse of its distribution function."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -30,14 +31,18 @@ class DensityTable:
     def uniform(cls) -> Self:
         return cls(np.array([0.0, 1.0]), np.array([1.0]))
 
-    def draw(self, u: float) -> tuple[float, float]:
-        """t = F^-1(u) for u in [0, 1), and its importance weight 1 / p(t)."""
-        cumulative = np.concatenate([[0.0], np.cumsum(self.density * np.diff(self.edges))])  # [cells + 1]
-        cumulative /= cumulative[-1]
-        cell = int(np.searchsorted(cumulative, u, side="right")) - 1
-        share = (u - cumulative[cell]) / (cumulative[cell + 1] - cumulative[cell])
+    @cached_property
+    def cumulative(self) -> np.ndarray:
+        """The distribution function at the edges, float64 [cells + 1]."""
+        at_edges = np.concatenate([[0.0], np.cumsum(self.density * np.diff(self.edges))])
+        return at_edges / at_edges[-1]
+
+    def draw(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """t = F^-1(u) for u in [0, 1), and its importance weight 1 / p(t), both of the shape of u."""
+        cell = np.searchsorted(self.cumulative, u, side="right") - 1
+        share = (u - self.cumulative[cell]) / (self.cumulative[cell + 1] - self.cumulative[cell])
         t = self.edges[cell] + share * (self.edges[cell + 1] - self.edges[cell])
-        return float(t), float(1.0 / self.density[cell])
+        return t, 1.0 / self.density[cell]
 
     def mean_weights(self, edges: np.ndarray) -> np.ndarray:
         """The mean of 1 / p over each of the cells between `edges` [cells + 1], float64 [cells]."""

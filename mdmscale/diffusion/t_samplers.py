@@ -42,9 +42,14 @@ class TSampler:
 
     def draw(self, index: int) -> tuple[float, float]:
         """t in [0, 1) of sample `index` and its importance weight 1 / p(t)."""
-        t, importance_weight = self.density.draw(self.uniform(index))
+        t, importance_weight = self.at(np.array(self.uniform(index)))
+        return float(t), float(importance_weight)
+
+    def at(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """t and importance weights of uniforms in [0, 1), both of the shape of u."""
+        t, importance_weights = self.density.draw(u)
         low, high = self.t_range
-        return low + (high - low) * t, importance_weight
+        return low + (high - low) * t, importance_weights
 
 
 def make_t_sampler(config: RunConfig) -> TSampler:

@@ -10,6 +10,7 @@ Designs come from the project's own TSampler.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -79,8 +80,8 @@ def coefficients(method: Method, density: DensityTable, edges: np.ndarray, batch
     sampler = method.sampler(batch_size, density)
     per_sample = method.draws_per_sample
     num_designs = max(64, MAX_DRAWS // sampler.global_batch_size)
-    drawn = np.array([sampler.draw(index) for index in range(num_designs * sampler.global_batch_size)])
-    t, weights = drawn.T.reshape(2, num_designs, batch_size, per_sample)
+    u = _uniforms(sampler.global_batch_size, sampler.strata, sampler.low_discrepancy, num_designs)
+    t, weights = sampler.at(u.reshape(num_designs, batch_size, per_sample))
     weights = weights / per_sample
     cells = len(edges) - 1
     places = _cells_of(t, edges)
@@ -101,6 +102,13 @@ def coefficients(method: Method, density: DensityTable, edges: np.ndarray, batch
     of_samples = np.einsum("dik,dil->kl", by_cell, by_cell) / num_designs
     of_batches = np.cov(by_cell.sum(axis=1), rowvar=False, bias=True)
     return Coefficients(method.masking, own, within, (of_batches - of_samples) / batch_size)
+
+
+@lru_cache
+def _uniforms(size: int, strata: int | None, low_discrepancy: bool, num_designs: int) -> np.ndarray:
+    """The uniforms of whole batches by the project's own sampler, whatever the density."""
+    sampler = TSampler(0, size, strata, low_discrepancy)
+    return np.array([sampler.uniform(index) for index in range(num_designs * size)])
 
 
 def _cells_of(t: np.ndarray, edges: np.ndarray) -> np.ndarray:
