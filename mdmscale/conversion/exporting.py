@@ -57,23 +57,17 @@ def export_model(source: Path, destination: Path, options: ExportOptions) -> dic
     mdm = _facts(config, opened.folder)
     _check_target(options, opened, mdm)
     weights = _plain_weights(opened, config, options)
-    weights = _in_layout(options.to, weights, mdm)
+    weights, foreign_config = _in_layout(options.to, weights, config, opened.folder)
     infos = weights.tensors()
     with published(destination, sum(info.num_bytes for info in infos.values())) as folder:
         copy_tokenizer(opened.folder, folder)
-        match options.to:
-            case "hf":
-                save_hf_config(config, infos, folder)
-            case "llada":
-                content = llada.llada_config(config, mdm["mask_token_id"], opened.folder)
-                _write_foreign_config(content, weights, folder)
-            case "dream":
-                content = dream.dream_config(config, mdm["mask_token_id"], opened.folder)
-                _write_foreign_config(content, weights, folder)
-            case "arm":
-                _make_causal(config, mdm)
-                save_hf_config(config, infos, folder)
-                drop_tokens_from(folder, config.vocab_size)
+        if foreign_config is not None:
+            dtype = str(main_dtype(infos)).removeprefix("torch.")
+            write_object(folder / "config.json", {**foreign_config, "torch_dtype": dtype})
+        else:
+            save_hf_config(config, infos, folder)
+        if options.to == "arm":
+            drop_tokens_from(folder, config.vocab_size)
         with weights_progress(weights, "exporting") as advance:
             write_weights(weights, folder, advance, options.max_shard_bytes)
         if opened.adapter is not None and options.lora == "keep":
@@ -123,29 +117,31 @@ def _plain_weights(opened: OpenedModel, config: PretrainedConfig, options: Expor
     return weights if options.dtype == "keep" else CastSource(weights, DTYPES[options.dtype])
 
 
-def _in_layout(to: str, weights: TensorSource, mdm: dict[str, Any]) -> TensorSource:
-    infos = weights.tensors()
-    if to == "llada":
-        return RemappedSource(weights, llada.llada_parts(infos))
-    num_rows = mdm.get("arm", {}).get("vocab_size")
-    if to == "arm" and num_rows is not None:
-        rows = {name: Part(name, 0, num_rows) for name in infos.keys() & EMBEDDINGS}
-        return RemappedSource(weights, {name: rows.get(name, Part(name)) for name in infos})
-    return weights
+def _in_layout(
+    to: str, weights: TensorSource, config: PretrainedConfig, where: Path
+) -> tuple[TensorSource, dict[str, Any] | None]:
+    """The weights as `to` has them, with the config of its own code, or None where `config` is that."""
+    infos, mdm = weights.tensors(), config.mdm
+    match to:
+        case "llada":
+            content = llada.llada_config(config, mdm["mask_token_id"], where)
+            return RemappedSource(weights, llada.llada_parts(infos)), content
+        case "dream":
+            return weights, dream.dream_config(config, mdm["mask_token_id"], where)
+        case "arm":
+            _make_causal(config)
+            rows = {name: Part(name, 0, config.vocab_size) for name in infos.keys() & EMBEDDINGS}
+            return RemappedSource(weights, {name: rows.get(name, Part(name)) for name in infos}), None
+    return weights, None
 
 
-def _make_causal(config: PretrainedConfig, mdm: dict[str, Any]) -> None:
+def _make_causal(config: PretrainedConfig) -> None:
     """Put back what the import of an autoregressive model replaced."""
-    for name, value in mdm.get("arm", {}).items():
+    for name, value in config.mdm.get("arm", {}).items():
         setattr(config, name, value)
     config.is_causal = True
     config.use_cache = True
     del config.mdm
-
-
-def _write_foreign_config(content: dict[str, Any], weights: TensorSource, folder: Path) -> None:
-    dtype = str(main_dtype(weights.tensors())).removeprefix("torch.")
-    write_object(folder / "config.json", {**content, "torch_dtype": dtype})
 
 
 def _notes(to: str, mdm: dict[str, Any]) -> dict[str, str]:

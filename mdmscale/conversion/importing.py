@@ -25,12 +25,11 @@ from mdmscale.conversion.tokenizer_files import (
     add_mask_token,
     check_mask_token,
     copy_tokenizer,
-    has_tokenizer,
     name_mask_token,
+    open_copied,
 )
 from mdmscale.conversion.weight_files import WeightFolder, check_expected
 from mdmscale.conversion.weight_writer import MAX_SHARD_BYTES, write_weights
-from mdmscale.data.tokenizer import load_tokenizer
 from mdmscale.errors import UserError
 from mdmscale.models.backbone import DTYPES, ROW_MULTIPLE, open_windows, round_up
 
@@ -82,7 +81,7 @@ def import_model(source: Path, destination: Path, options: ImportOptions) -> dic
     shift = SHIFTED[model.family] if options.logit_shift == "auto" else options.logit_shift == "on"
     with published(destination, sum(info.num_bytes for info in weights.tensors().values())) as folder:
         copy_tokenizer(source, folder)
-        tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+        tokenizer = open_copied(folder)
         mask = choose_mask_token(options.mask_token, model.mask_token_id, tokenizer, config.vocab_size)
         num_rows, mean_rows = _rows(mask, config.vocab_size)
         if mean_rows:

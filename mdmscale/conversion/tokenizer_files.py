@@ -25,11 +25,6 @@ LIBRARY_CLASSES = {"DreamTokenizer": "Qwen2Tokenizer"}
 SPECIAL = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether there is anything to open as a tokenizer."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-
-
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer files that are there; what needed code of the folder's own becomes the library's."""
     for name in FILES:
@@ -99,15 +94,42 @@ def drop_tokens_from(folder: Path, num_rows: int) -> None:
     _edit(folder / "added_tokens.json", forget_ids)
 
 
-def check_mask_token(folder: Path, text: str, token_id: int) -> None:
-    """Open the tokenizer that was written, as whoever uses the folder will.
+def open_copied(folder: Path) -> Any | None:
+    """The tokenizer of copied files, opened as whoever uses the folder will; None where there is none.
 
     Raises:
-        UserError: where it does not have the mask token.
+        UserError: where a library class gives its added tokens other ids than the files say.
     """
     from mdmscale.data.tokenizer import load_tokenizer
 
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
     tokenizer = load_tokenizer(folder)
+    declared: dict[str, int] = {}
+
+    def collect(config: dict[str, Any]) -> None:
+        decoder = config.get("added_tokens_decoder", {})
+        declared.update({token["content"]: int(token_id) for token_id, token in decoder.items()})
+
+    _edit(folder / "tokenizer_config.json", collect)
+    vocab = tokenizer.get_vocab()
+    for text, token_id in declared.items():
+        if vocab.get(text) != token_id:
+            raise UserError(
+                f"tokenizer_config.json: {text!r} has the id {token_id}, but {vocab.get(text)} in the opened "
+                "tokenizer; the source's vocabulary files are incomplete"
+            )
+    return tokenizer
+
+
+def check_mask_token(folder: Path, text: str, token_id: int) -> None:
+    """See that the tokenizer that was written has the mask token.
+
+    Raises:
+        UserError: where it has not.
+    """
+    tokenizer = open_copied(folder)
+    assert tokenizer is not None
     if (tokenizer.mask_token, tokenizer.mask_token_id) != (text, token_id):
         raise UserError(
             f"{folder}: its tokenizer has {tokenizer.mask_token!r} ({tokenizer.mask_token_id}) as mask token "

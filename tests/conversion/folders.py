@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 VOCAB = 100
@@ -63,6 +63,7 @@ def make_tokenizer(folder: Path, num_tokens: int = VOCAB, reserved: tuple[str, .
     words = {f"word{number}": number for number in range(num_tokens - len(reserved))}
     words["</s>"] = words.pop("word1")
     tokenizer = Tokenizer(WordLevel(words, unk_token="word0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens(list(reserved))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
 
@@ -83,9 +84,17 @@ def llada_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     root = "model.transformer"
     shapes: dict[str, tuple[int, ...]] = {f"{root}.wte.weight": (rows, width)}
     for layer in range(config["n_layers"]):
-        block: dict[str, tuple[int, ...]] = {"attn_norm": (width,), "ff_norm": (width,), "attn_out": (width, width)}
+        block: dict[str, tuple[int, ...]] = {
+            "attn_norm": (width,),
+            "ff_norm": (width,),
+            "attn_out": (width, width),
+        }
         if config["block_type"] == "sequential":
-            block |= {"att_proj": (width + 2 * groups, width), "ff_proj": (mlp, width), "ff_out": (width, mlp // 2)}
+            block |= {
+                "att_proj": (width + 2 * groups, width),
+                "ff_proj": (mlp, width),
+                "ff_out": (width, mlp // 2),
+            }
         else:
             block |= {"q_proj": (width, width), "k_proj": (groups, width), "v_proj": (groups, width)}
             block |= {"ff_proj": (mlp, width), "up_proj": (mlp, width), "ff_out": (width, mlp)}
@@ -119,7 +128,11 @@ def write_folder(
 
 def read_weights(folder: Path) -> Weights:
     """All tensors of a folder of safetensors."""
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def assert_same_bytes(left: Weights, right: Weights) -> None:
@@ -127,13 +140,6 @@ def assert_same_bytes(left: Weights, right: Weights) -> None:
     for name, tensor in left.items():
         assert tensor.dtype == right[name].dtype, name
         assert torch.equal(tensor.view(torch.uint8), right[name].view(torch.uint8)), name
-
-
-@pytest.fixture
-def llada_folder(tmp_path: Path) -> Path:
-    folder = write_folder(tmp_path / "LLaDA-tiny", LLADA, random_weights(llada_shapes(LLADA)), num_shards=3)
-    make_tokenizer(folder)
-    return folder
 
 
 def make_arm(folder: Path, architecture: str, tied: bool = False, **values: Any) -> Path:
@@ -147,3 +153,21 @@ def make_arm(folder: Path, architecture: str, tied: bool = False, **values: Any)
     model.save_pretrained(folder)
     make_tokenizer(folder)
     return folder
+
+
+def dream_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Dream's names and shapes."""
+    width, mlp, rows = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    groups = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, width)}
+    for layer in range(config["num_hidden_layers"]):
+        root = f"model.layers.{layer}"
+        for side, size in (("q", width), ("k", groups), ("v", groups)):
+            shapes[f"{root}.self_attn.{side}_proj.weight"] = (size, width)
+            shapes[f"{root}.self_attn.{side}_proj.bias"] = (size,)
+        shapes[f"{root}.self_attn.o_proj.weight"] = (width, width)
+        for name, shape in (("gate", (mlp, width)), ("up", (mlp, width)), ("down", (width, mlp))):
+            shapes[f"{root}.mlp.{name}_proj.weight"] = shape
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{root}.{name}.weight"] = (width,)
+    return shapes | {"model.norm.weight": (width,), "lm_head.weight": (rows, width)}
