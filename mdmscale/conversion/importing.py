@@ -11,6 +11,7 @@ from mdmscale.conversion import dream, llada
 from mdmscale.conversion.families import settle_family
 from mdmscale.conversion.mask_token import MaskToken, choose_mask_token, next_token_id
 from mdmscale.conversion.model_folder import (
+    describing,
     expected_shapes,
     read_hf_config,
     read_object,
@@ -113,22 +114,20 @@ def translate(source: Path, family: str = "auto") -> Translation:
     """
     values = read_object(source / "config.json")
     family = settle_family(family, values, source)
-    files = WeightFolder(source)
-    infos = files.tensors()
-    mask: Any = values.get("mask_token_id")
-    match family:
-        case "llada":
-            config = llada.hf_config(values, source / "config.json")
-            parts = llada.hf_parts(infos, config, source)
-        case "dream":
-            config = dream.hf_config(values, infos, source / "config.json")
-            parts = weight_parts(infos, config)
-        case _:
-            config = read_hf_config(source)
-            parts = weight_parts(infos, config)
-            mask = DIFFULLAMA_MASK if family == "diffullama" else mask
+    mask: Any = DIFFULLAMA_MASK if family == "diffullama" else values.get("mask_token_id")
     if mask is not None and type(mask) is not int:
         raise UserError(f"{source / 'config.json'}: mask_token_id = {mask!r} is no token id")
+    files = WeightFolder(source)
+    infos = files.tensors()
+    with describing(source / "config.json"):
+        match family:
+            case "llada":
+                config = llada.hf_config(values, source / "config.json")
+            case "dream":
+                config = dream.hf_config(values, infos, source / "config.json")
+            case _:
+                config = read_hf_config(source)
+    parts = llada.hf_parts(infos, config, source) if family == "llada" else weight_parts(infos, config)
     weights = RemappedSource(files, parts)
     check_expected(weights, expected_shapes(config, source), source)
     return Translation(family, config, weights, mask)

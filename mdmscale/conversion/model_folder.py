@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,19 @@ def read_hf_config(folder: Path) -> PretrainedConfig:
         UserError: where it does not.
     """
     read_object(folder / "config.json")
-    try:
+    with describing(folder / "config.json"):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever the damage raises in transformers
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder / 'config.json'}: is damaged: {reason}") from None
+
+
+@contextmanager
+def describing(path: Path) -> Iterator[None]:
+    """What sizes and types that do not go together raise, in transformers too, as a UserError of `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: describes no model: {' '.join(str(error).split())}") from None
 
 
 def save_hf_config(config: PretrainedConfig, infos: dict[str, TensorInfo], folder: Path) -> None:
@@ -64,17 +74,14 @@ def main_dtype(infos: dict[str, TensorInfo]) -> torch.dtype:
     return sizes.most_common(1)[0][0]
 
 
-def expected_shapes(config: PretrainedConfig, where: Path) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: PretrainedConfig, folder: Path) -> dict[str, tuple[int, ...]]:
     """Every weight of the model by name, as transformers builds it; a tied head is its embedding.
 
     Raises:
         UserError: where the sizes do not go together.
     """
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # whatever sizes that do not fit raise in transformers
-        raise UserError(f"{where}: describes no model: {str(error).strip().splitlines()[0]}") from None
+    with describing(folder / "config.json"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

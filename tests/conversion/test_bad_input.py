@@ -125,8 +125,15 @@ def test_unfitting_weights(source: Path) -> None:
     assert "mlp.gate_proj.weight has the shape (48, 32), where its config.json asks for (40, 32)" in refusal(
         source
     )
-    set_config(source, mlp_hidden_size=48, d_model=33)
-    assert str(source) in refusal(source)
+    for values in (
+        {"d_model": 33},
+        {"d_model": "wide"},
+        {"d_model": 0},
+        {"rope_theta": None},
+        {"n_layers": None},
+    ):
+        set_config(source, **{"mlp_hidden_size": 48, **LLADA, **values})
+        assert f"{source / 'config.json'}: describes no model" in refusal(source), values
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": 3}', "{}"])
