@@ -1,6 +1,6 @@
-"""Write a large LLaDA-named checkpoint of random bf16 weights, for measuring conversions: see docs/conversion.md.
+"""Write a large LLaDA-named checkpoint of random bf16 weights, to measure conversions with.
 
-python tests/conversion/make_synthetic.py FOLDER --layers 6 --width 4096
+python tests/conversion/make_synthetic.py FOLDER --layers 7 --width 4096
 """
 
 import argparse
@@ -16,7 +16,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--layers", type=int, default=7)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--mlp", type=int, default=12288)
     parser.add_argument("--vocab", type=int, default=32768)
@@ -60,6 +60,8 @@ def write_config(arguments: argparse.Namespace) -> None:
         "vocab_size": arguments.vocab,
         "embedding_size": arguments.vocab,
         "weight_tying": False,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
         "mask_token_id": arguments.vocab - 1,
     }
     (arguments.folder / "config.json").write_text(json.dumps(config))
