@@ -1,6 +1,7 @@
 """What a folder is, without loading its weights."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from mdmscale.config import EXPORT_FOLDER
 from mdmscale.conversion.families import identify
 from mdmscale.conversion.importing import SHIFTED, translate
 from mdmscale.conversion.lora import read_adapter
-from mdmscale.conversion.model_folder import read_hf_config, read_object, weight_parts
+from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, read_object, weight_parts
 from mdmscale.conversion.place import ADAPTER_FOLDER, CHECKPOINTS, kind_of
 from mdmscale.conversion.tensor_source import TensorInfo
 from mdmscale.conversion.tensor_views import RemappedSource
 from mdmscale.conversion.weight_files import WeightFolder
 from mdmscale.errors import UserError
+
+MODEL_FOLDER = "model"  # in a checkpoint: config.json and tokenizer of the model in training
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
@@ -63,19 +66,9 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     facts = asdict(state)
     del facts["density"], facts["data_fingerprint"]
-    model = folder / "model"
-    values = read_object(model / "config.json") if (model / "config.json").is_file() else {}
-    mdm = values.get("mdm", {})
-    return {
-        "kind": "checkpoint",
-        "family": "DeepSpeed checkpoint",
-        "architecture": values.get("model_type"),
-        "bytes": size,
-        "vocab_size": values.get("vocab_size"),
-        "mask_token_id": mdm.get("mask_token_id"),
-        "logit_shift": mdm.get("logit_shift"),
-        **facts,
-    }
+    model = folder / MODEL_FOLDER
+    described = _described(model) if (model / "config.json").is_file() else {}
+    return {"kind": "checkpoint", "family": "DeepSpeed checkpoint", **described, "bytes": size, **facts}
 
 
 def inspect_run(folder: Path) -> dict[str, Any]:
@@ -97,6 +90,19 @@ def _read_state(folder: Path) -> TrainingState:
         return TrainingState.read(folder)
     except (OSError, json.JSONDecodeError):
         raise UserError(f"{folder / 'state.json'}: is missing or damaged") from None
+
+
+def _described(model: Path) -> dict[str, Any]:
+    """What a checkpoint's own config.json says of its weights."""
+    config = read_hf_config(model)
+    mdm = getattr(config, "mdm", {})
+    return {
+        "mask_token_id": mdm.get("mask_token_id"),
+        "logit_shift": mdm.get("logit_shift"),
+        "architecture": config.model_type,
+        "parameters": sum(map(math.prod, expected_shapes(config, model).values())),
+        "vocab_size": config.vocab_size,
+    }
 
 
 def _model_facts(config: PretrainedConfig, infos: dict[str, TensorInfo]) -> dict[str, Any]:

@@ -69,8 +69,21 @@ def test_inspecting_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (newest["step"], newest["world_size"], newest["zero_stage"]) == (4, 1, 1)
     assert (found["model"]["family"], found["model"]["architecture"]) == ("mdmscale", "qwen2")
     assert found["model"]["vocab_size"] == 576
-    checkpoint = facts(capsys, run / "checkpoints" / "step-00000002")
-    assert (checkpoint["kind"], checkpoint["step"]) == ("checkpoint", 2)
+
+
+@pytest.mark.distributed
+def test_inspecting_a_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = tmp_path / "step-00000002"
+    shutil.copytree(run / "checkpoints" / "step-00000002", checkpoint)
+    shutil.copytree(
+        run / "hf", checkpoint / "model", ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True
+    )
+    found = facts(capsys, checkpoint)
+    assert (found["kind"], found["step"], found["mask_token_id"]) == ("checkpoint", 2, 512)
+    assert found["parameters"] == sum(weight.numel() for weight in read_weights(run / "hf").values())
+    (checkpoint / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"state\.json: is missing or damaged"):
+        main(["inspect", str(checkpoint)])
 
 
 @pytest.mark.distributed
