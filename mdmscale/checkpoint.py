@@ -45,6 +45,8 @@ class TrainingState:
     data_description: str
     t_sampler: str
     density: dict[str, Any]  # the table of t_sampler: p_pots
+    baseline: dict[str, Any]  # the EMA control variate
+    cell_sums: list[list[float]]  # what training has shown of the estimator by t
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":

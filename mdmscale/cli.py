@@ -122,6 +122,18 @@ def _prepare(argv: list[str]) -> int:
     return main(argv)
 
 
+def _variance(argv: list[str]) -> int:
+    from mdmscale.variance.cli import main
+
+    return main(argv)
+
+
+def _stability(argv: list[str]) -> int:
+    from mdmscale.study.cli import main
+
+    return main(argv)
+
+
 def _generate(argv: list[str]) -> int:
     from mdmscale.generation.cli import main
 
@@ -141,6 +153,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     ),
     "prepare": (_prepare, "turn text or conversations into token shards, and train a tokenizer"),
     "convert": (_convert, "inspect, import and export model folders"),
+    "variance": (_variance, "where a checkpoint's training variance comes from, and what removes it"),
+    "stability": (_stability, "train methods under several seeds at equal rows and compare them"),
     "generate": (_generate, "sample text from a trained model"),
 }
 

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -83,13 +83,22 @@ def describe_keys() -> list[tuple[str, str, str]]:
 
 def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _walk(field.annotation, f"{prefix}{name}.")
-        else:
+        subsection = _section_of(field.annotation)
+        if subsection is None or field.default is None:
             default = (
                 "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True)
             )
             yield f"{prefix}{name}", default.removesuffix("...\n").strip(), field.description or ""
+        if subsection is not None:
+            yield from _walk(subsection, f"{prefix}{name}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class of a field that holds one, or one or null."""
+    for choice in (annotation, *get_args(annotation)):
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            return choice
+    return None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

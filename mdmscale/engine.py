@@ -57,10 +57,11 @@ def deepspeed_config(config: RunConfig, layout: BatchLayout) -> dict[str, Any]:
     is_bf16 = config.model.dtype == "bf16"
     # Many micro-batches add up to one gradient; in bf16 small ones would be lost. ZeRO-0 has no such choice.
     grad_accum_dtype = "fp32" if stage > 0 or not is_bf16 else "bf16"
+    turns = layout.forwards  # each is a micro-batch of its own to DeepSpeed
     return {
-        "train_batch_size": layout.global_batch_size,
+        "train_batch_size": layout.global_batch_size * turns,
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
-        "gradient_accumulation_steps": layout.accumulation,
+        "gradient_accumulation_steps": layout.accumulation * turns,
         "gradient_clipping": 0.0 if clips_itself(config) else config.optimizer.gradient_clipping,
         "bf16": {"enabled": is_bf16},
         "data_types": {"grad_accum_dtype": grad_accum_dtype},

@@ -7,18 +7,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.p_pots import ProbeStatistics
 
 
-def p_pots_figure(statistics: ProbeStatistics, density: DensityTable, target: str) -> Figure:
-    """The measured sqrt(h(t)), scaled to a density, and the p(t) that was fitted to it."""
+def p_pots_figure(edges: np.ndarray, moment: np.ndarray, density: DensityTable, target: str) -> Figure:
+    """The measured sqrt(h(t)) [cells], scaled to a density, and the p(t) that was fitted to it."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    h = statistics.second_moment(target)
-    if np.all(np.isfinite(h)) and np.all(h > 0):
-        root = np.sqrt(h)
-        area = np.trapezoid(root, statistics.t) / (statistics.t[-1] - statistics.t[0])
-        axes.plot(statistics.t, root / area, "o", markersize=4, label=f"measured, target {target}")
+    usable = np.isfinite(moment) & (moment > 0)
+    if usable.any():
+        root, widths = np.sqrt(moment[usable]), np.diff(edges)[usable]
+        scaled = root * widths.sum() / np.sum(root * widths)
+        middles = (edges[:-1] + edges[1:])[usable] / 2
+        axes.plot(middles, scaled, "o", markersize=4, label=f"measured, target {target}")
     axes.stairs(
         density.density, density.edges, baseline=None, color="C1", linewidth=2, label="p(t), sampled from"
     )

@@ -1,4 +1,4 @@
-"""How a global batch is split over ranks, micro-batches and accumulation. Torch-free: errors come early."""
+"""How a global batch is split over ranks, micro-batches and forwards. Torch-free: errors come early."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,16 @@ class BatchLayout:
     num_ranks: int
     micro_batch_size: int
     accumulation: int
+    copies: int = 1  # rows a sample takes: 2 for a pair
+    forwards: int = 1  # a micro-batch takes: 2 where the rows of a pair take turns
 
     @property
     def global_batch_size(self) -> int:
         return self.num_ranks * self.micro_batch_size * self.accumulation
+
+    @property
+    def rows_per_forward(self) -> int:
+        return self.micro_batch_size * self.copies // self.forwards
 
     def sample_indices(self, step: int, rank: int) -> list[list[int]]:
         """Global sample indices of each micro-batch of `step` on `rank`: [accumulation][micro_batch_size]."""
@@ -45,4 +51,11 @@ def make_layout(config: RunConfig, world_size: int) -> BatchLayout:
             f"train.micro_batch_size = {train.micro_batch_size} = {per_turn}; "
             f"{train.global_batch_size // per_turn * per_turn or per_turn} would be"
         )
-    return BatchLayout(num_ranks, train.micro_batch_size, train.global_batch_size // per_turn)
+    copies = config.diffusion.copies
+    return BatchLayout(
+        num_ranks,
+        train.micro_batch_size,
+        train.global_batch_size // per_turn,
+        copies,
+        copies if config.diffusion.pair_forward == "sequential" else 1,
+    )

@@ -45,12 +45,15 @@ class MetricsWriter:
                 output.close()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add the record of one step; its `step` counts the steps taken, from 1."""
+        """Add the record of one step; its `step` counts the steps taken, from 1.
+
+        TensorBoard gets its numbers; the rest (the table of p(t)) it shows as figures.
+        """
         if self.file is not None:
             self.file.write(json.dumps(record) + "\n")
         if self.board is not None:
             for name, value in record.items():
-                if name != "step":
+                if name != "step" and isinstance(value, int | float):
                     self.board.add_scalar(name, value, record["step"])
 
     def figure(self, name: str, figure: Any, step: int) -> None:

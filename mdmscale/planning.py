@@ -68,7 +68,7 @@ def estimate_memory(
     def shard(size: float, from_stage: int) -> float:
         return size / ranks if stage >= from_stage else size
 
-    tokens = layout.micro_batch_size * config.rows_per_sample * config.data.sequence_length
+    tokens = layout.rows_per_forward * config.data.sequence_length
     per_layer = tokens * width * (10 * hf_config.hidden_size + 4 * hf_config.intermediate_size)
     if config.model.activation_checkpointing:
         activations = per_layer + hf_config.num_hidden_layers * tokens * width * hf_config.hidden_size
@@ -89,7 +89,7 @@ def _batch_table(config: RunConfig, layout: BatchLayout) -> Table:
     table = Table(title="batch, in samples", title_justify="left")
     for heading in ("ranks", "micro", "accumulation", "global", "rows a forward", "tokens a step"):
         table.add_column(heading, justify="right")
-    rows = layout.micro_batch_size * config.rows_per_sample
+    rows = layout.rows_per_forward
     tokens = layout.global_batch_size * config.data.sequence_length
     values = (
         layout.num_ranks,

@@ -12,8 +12,9 @@ import torch
 
 from mdmscale.config import DiffusionSection, EvalSection
 from mdmscale.data.batch import Batch
-from mdmscale.data.collate import NoisedSample, collate, noise_sample
+from mdmscale.data.collate import collate
 from mdmscale.data.source import SampleSource
+from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.objective import per_sample
 from mdmscale.diffusion.p_pots import ProbeStatistics, probe_edges
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
@@ -26,28 +27,29 @@ EVAL_SEED = 0
 def measure_p_pots(
     engine: torch.nn.Module,
     source: SampleSource,
-    diffusion: DiffusionSection,
+    noise: Noise,
     mask_token_id: int,
     first_index: int,
     seed: int,
     ranks: Ranks,
 ) -> ProbeStatistics:
-    """Draw the training estimator (a MIRROR pair where that is in use) on the probe's grid of t.
+    """Draw the training estimator (a pair where that is in use) on the probe's grid of t.
 
     One item is a sample at one t under `num_masks` draws, so that a forward's rows do not depend on the
     number of ranks. The samples are the next `num_x0` of training, from `first_index`.
     """
-    options = diffusion.p_pots
+    options = noise.options.p_pots
     edges = probe_edges(options)
     t = (edges[:-1] + edges[1:]) / 2
-    samples = [source.train_sample(first_index + place) for place in range(options.num_x0)]
+    indices = range(first_index, first_index + options.num_x0)
+    samples = [noise.widened(source.train_sample(index), seed, index) for index in indices]
 
     def measure(item: int) -> np.ndarray:
         sample_place, t_place = divmod(item, len(t))
         sample = samples[sample_place]
         draws = range(item * options.num_masks, (item + 1) * options.num_masks)
         uniforms = [mask_uniforms(seed, draw, len(sample.token_ids), Stream.PROBE) for draw in draws]
-        noised = [noise_sample(sample, t[t_place], 1.0, each, diffusion) for each in uniforms]
+        noised = [noise_sample(sample, t[t_place], 1.0, each, noise) for each in uniforms]
         return _forward(engine, collate(noised, mask_token_id), ranks.device)  # [2, num_masks]
 
     results = _share_out(measure, options.num_x0 * len(t), (2, options.num_masks), ranks)
@@ -59,7 +61,7 @@ def evaluate(
     engine: torch.nn.Module,
     source: SampleSource,
     options: EvalSection,
-    diffusion: DiffusionSection,
+    eps: float,
     mask_token_id: int,
     rows_per_forward: int,
     ranks: Ranks,
@@ -71,14 +73,13 @@ def evaluate(
     """
     num_samples = min(options.samples, source.num_held_out)
     num_draws = num_samples * options.num_t
-    bernoulli = diffusion.model_copy(update={"masking": "bernoulli", "normalization": "sample"})
+    plain, grid = Noise(DiffusionSection(eps=eps)), eval_t(options)
 
     def draw(index: int) -> NoisedSample:
         sample_place, t_place = divmod(index, options.num_t)
-        t = (t_place + 0.5) / options.num_t
         sample = source.held_out_sample(sample_place * source.num_held_out // num_samples)  # evenly spread
         uniforms = mask_uniforms(EVAL_SEED, index, len(sample.token_ids), Stream.EVAL)
-        return noise_sample(sample, t, 1.0, uniforms, bernoulli)
+        return noise_sample(sample, grid[t_place], 1.0, uniforms, plain)
 
     def measure(item: int) -> np.ndarray:
         indices = range(item * rows_per_forward, min((item + 1) * rows_per_forward, num_draws))
@@ -87,6 +88,11 @@ def evaluate(
 
     sums = _share_out(measure, -(-num_draws // rows_per_forward), (1,), ranks)
     return float(sums.sum() / num_draws)
+
+
+def eval_t(options: EvalSection) -> np.ndarray:
+    """The fixed t that every held-out sample is evaluated at, float64 [num_t]: midpoints of equal cells."""
+    return (np.arange(options.num_t) + 0.5) / options.num_t
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from transformers.utils import logging as hf_logging
 
 from mdmscale import checkpoint
@@ -11,7 +12,10 @@ from mdmscale.config_loading import dump_config
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.opening import open_run_data, undone_on_refusal
 from mdmscale.data.source import SampleSource
+from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.density import DensityTable
+from mdmscale.diffusion.noise import Noise, make_noise
+from mdmscale.diffusion.p_pots import probe_edges
 from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
 from mdmscale.distributed import Ranks, on_every_rank, on_first_rank
 from mdmscale.engine import Engine, initialise_engine
@@ -40,12 +44,15 @@ class Run:
     folder: Path
     source: SampleSource
     backbone: Backbone
+    noise: Noise
     engine: Engine
     loader: TrainLoader
 
     step: int  # optimizer steps taken
     consumed_tokens: int
     t_sampler: TSampler
+    baseline: EmaBaseline
+    cell_sums: np.ndarray  # float64 [4, cells], see p_pots.CellSums; what refits of p(t) start from
     skipped_in_a_row: int = 0  # steps whose gradient was not finite
     probe_is_overdue: bool = False  # p_pots was turned on when the run resumed, after its probe steps
 
@@ -72,6 +79,8 @@ class Run:
             data_description=self.source.description,
             t_sampler=self.config.diffusion.t_sampler,
             density=self.t_sampler.density.to_state(),
+            baseline=self.baseline.to_state(),
+            cell_sums=self.cell_sums.tolist(),
         )
 
 
@@ -89,10 +98,12 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         ranks, lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed)
     )
     check_length(config, backbone)
+    vocab_size = backbone.model.config.vocab_size
     with undone_on_refusal(folder / "data", ranks):
         source = open_run_data(config, backbone, folder, ranks)
         if resumed is not None:
             checkpoint.check_data(resumed.state, resumed.path, source)
+        noise = on_every_rank(ranks, lambda: make_noise(config.diffusion, backbone.tokenizer, vocab_size))
 
     on_first_rank(ranks, lambda: _write_config(config, folder))
     num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
@@ -100,8 +111,24 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     if config.model.activation_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     engine = initialise_engine(model.train(), config, layout)
-    loader = TrainLoader(source, config, layout, ranks.rank, backbone.mask_token_id)
-    run = Run(config, ranks, layout, folder, source, backbone, engine, loader, 0, 0, make_t_sampler(config))
+    loader = TrainLoader(source, config, layout, ranks.rank, noise, backbone.mask_token_id)
+    edges = probe_edges(config.diffusion.p_pots)
+    run = Run(
+        config,
+        ranks,
+        layout,
+        folder,
+        source,
+        backbone,
+        noise,
+        engine,
+        loader,
+        step=0,
+        consumed_tokens=0,
+        t_sampler=make_t_sampler(config),
+        baseline=EmaBaseline(edges, config.diffusion.t_range, config.diffusion.ema_decay),
+        cell_sums=np.zeros((4, len(edges) - 1)),
+    )
     if resumed is not None:
         restore(run, resumed)
     if ranks.is_first:
@@ -132,6 +159,10 @@ def restore(run: Run, start: Start) -> None:
     checkpoint.load_engine(run.engine.deepspeed, start.path)
     set_options(run.engine.deepspeed.optimizer, run.config.optimizer)  # the load brought back the old ones
     run.step, run.consumed_tokens = start.state.step, start.state.consumed_tokens
+    run.baseline.restore(start.state.baseline)
+    cell_sums = np.array(start.state.cell_sums)
+    if cell_sums.shape == run.cell_sums.shape:  # of the same cells
+        run.cell_sums = cell_sums
     if run.config.diffusion.t_sampler == "p_pots":
         if start.state.t_sampler == "p_pots":
             density = DensityTable.from_state(start.state.density)

@@ -6,19 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mdmscale import checkpoint, export
 from mdmscale.config import EXPORT_FOLDER, RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.p_pots import fit_density
+from mdmscale.diffusion.p_pots import (
+    FADING,
+    CellSums,
+    ProbeStatistics,
+    expected_gain,
+    fit_density,
+    probe_edges,
+)
 from mdmscale.distributed import StopRequest, all_reduce_sum, initialise, on_first_rank
 from mdmscale.figures import p_pots_figure, save_figure, training_figure
 from mdmscale.metrics import MetricsWriter, ProgressLine, closing_summary, read_metrics
 from mdmscale.optim import learning_rate, set_learning_rate
-from mdmscale.probes import evaluate, measure_p_pots
+from mdmscale.probes import eval_t, evaluate, measure_p_pots
 from mdmscale.run import Run, set_up
+from mdmscale.step_sums import StepSums, StepTotals
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -39,14 +48,13 @@ def train(config: RunConfig) -> Path:
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
     ):
         while run.step < config.train.steps and not stopped:
-            if needs_probe(run):
-                line.say(f"step {run.step}: measuring p(t)")
-                refit_p_pots(run, writer)
+            new_density = renew_density(run, writer, line)
             record, stopped = train_step(run, stop)
+            record |= new_density
             is_end = run.step == config.train.steps
             is_last = stopped or is_end
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
-                record["eval_loss"] = run_evaluation(run)
+                record |= run_evaluation(run)
                 line.say(f"step {run.step}: eval loss {record['eval_loss']:.4f}")
             writer.write(record)
             line.add(record)
@@ -68,22 +76,21 @@ def train(config: RunConfig) -> Path:
 def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     """One optimizer step. Returns its metrics, and whether any rank wants to stop."""
     started = time.perf_counter()
-    batches = run.loader.micro_batches(run.step, run.t_sampler)
-    scale = loss_scale(run, batches)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=run.ranks.device)
-    for turn, batch in enumerate(batches):
-        batch = batch.to(run.ranks.device)
-        loss, losses, _ = run.engine.deepspeed(**batch.model_inputs)
-        run.engine.accumulate(loss * (scale / batch.num_samples), is_last=turn == len(batches) - 1)
-        loss_sum += scale * (batch.weights * losses).double().sum()
-
-    num_tokens = sum(batch.num_tokens for batch in batches)
-    num_masked = sum(len(batch.positions) for batch in batches)
+    micro_batches = run.loader.micro_batches(run.step, run.t_sampler)
+    scale = loss_scale(run, micro_batches)
+    sums = StepSums(run.baseline, scale, run.ranks.device)
+    for turn, forwards in enumerate(micro_batches):
+        done = []
+        for number, batch in enumerate(forwards):
+            batch = batch.to(run.ranks.device)
+            loss, losses, squared_norms = run.engine.deepspeed(**batch.model_inputs)
+            is_last = turn == len(micro_batches) - 1 and number == len(forwards) - 1
+            run.engine.accumulate(loss * (scale * len(forwards) / batch.num_samples), is_last)
+            done.append((batch, losses, squared_norms))
+        sums.add(done)
     # One small reduction a step. It waits for the device, as DeepSpeed's own overflow check does.
-    counts = torch.tensor([num_tokens, num_masked, stop.seen()], dtype=torch.float64, device=run.ranks.device)
-    totals = all_reduce_sum(torch.cat([loss_sum[None], counts]))
-    loss_total, num_tokens, num_masked, num_stops = totals.tolist()
-    loss_mean = loss_total / run.layout.global_batch_size
+    totals = sums.reduce(stop.seen())
+    loss_mean = totals.loss / run.layout.global_batch_size
     if not math.isfinite(loss_mean):  # refused here, before the optimizer has seen it
         raise FloatingPointError(
             f"the loss of step {run.step + 1} is {loss_mean}; the run can go on from its last checkpoint, "
@@ -95,18 +102,30 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     grad_norm = run.engine.step()
     check_skipped(run, grad_norm)
     run.step += 1
-    run.consumed_tokens += int(num_tokens)
+    run.consumed_tokens += totals.num_tokens
     record = {
         "step": run.step,
         "loss": loss_mean,
+        **observe(run, totals),
         "grad_norm": grad_norm,
         "lr": rate,
         "consumed_samples": run.consumed_samples,
         "tokens": run.consumed_tokens,
-        "masked_tokens": int(num_masked),
-        "tokens_per_second": num_tokens / (time.perf_counter() - started),
+        "masked_tokens": totals.num_masked,
+        "tokens_per_second": totals.num_tokens / (time.perf_counter() - started),
     }
-    return record, num_stops > 0
+    return record, totals.num_stops > 0
+
+
+def observe(run: Run, totals: StepTotals) -> dict[str, float]:
+    """Let the baseline and P-POTS's free statistics learn from a step; the loss with less of t's noise."""
+    run.cell_sums += totals.cells
+    if not run.config.diffusion.ema_decay:
+        return {}
+    batch = run.layout.global_batch_size
+    counts, losses, *_ = totals.cells
+    controlled = run.baseline.observe(totals.loss / batch, totals.baseline / batch, counts, losses)
+    return {"loss_controlled": controlled}
 
 
 def check_skipped(run: Run, grad_norm: float) -> None:
@@ -123,55 +142,76 @@ def check_skipped(run: Run, grad_norm: float) -> None:
         )
 
 
-def loss_scale(run: Run, batches: list[Batch]) -> float:
+def loss_scale(run: Run, micro_batches: list[list[Batch]]) -> float:
     """1, or for `normalization: token` 1 / (mean eligible tokens a sample over the global batch)."""
     if run.config.diffusion.normalization == "sample":
         return 1.0
-    num_eligible = sum(batch.num_eligible for batch in batches)
+    num_eligible = sum(forwards[0].num_eligible for forwards in micro_batches)
     total = all_reduce_sum(torch.tensor(num_eligible, dtype=torch.float64, device=run.ranks.device))
     return run.layout.global_batch_size / total.item()
 
 
-def needs_probe(run: Run) -> bool:
-    """Whether p(t) is measured anew before the next step."""
+def renew_density(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
+    """Measure and fit p(t) anew where that is due before the next step. Returns what its metrics gain.
+
+    A probe measures by forwards of its own; a refit takes what training has seen since.
+    """
     diffusion = run.config.diffusion
-    return diffusion.t_sampler == "p_pots" and (
-        run.step in diffusion.p_pots.probe_steps or run.probe_is_overdue
-    )
+    options = diffusion.p_pots
+    if diffusion.t_sampler != "p_pots":
+        return {}
+    if run.step in options.probe_steps or run.probe_is_overdue:
+        line.say(f"step {run.step}: measuring p(t)")
+        return set_density(run, measure(run).second_moment(options.target), writer)
+    if run.step and is_due(options.refit_every, run.step) and run.cell_sums.any():
+        moment = CellSums(run.cell_sums).second_moment(options.target)
+        run.cell_sums = run.cell_sums * FADING
+        return set_density(run, moment, writer)
+    return {}
 
 
-def refit_p_pots(run: Run, writer: MetricsWriter) -> None:
-    """Measure the statistics on all ranks, fit p(t) on rank 0, and sample t from it from now on."""
-    options = run.config.diffusion.p_pots
-    statistics = measure_p_pots(
+def measure(run: Run) -> ProbeStatistics:
+    """The statistics of a probe, shared out over the ranks."""
+    return measure_p_pots(
         run.engine.deepspeed,
         run.source,
-        run.config.diffusion,
+        run.noise,
         run.backbone.mask_token_id,
         run.consumed_samples,
         run.config.run.seed,
         run.ranks,
     )
-    state = on_first_rank(run.ranks, lambda: fit_density(statistics, options).to_state())
+
+
+def set_density(run: Run, moment: np.ndarray, writer: MetricsWriter) -> dict[str, Any]:
+    """Fit p(t) to h(t) [cells] on rank 0, and sample t from it on every rank from now on."""
+    options = run.config.diffusion.p_pots
+    state = on_first_rank(run.ranks, lambda: fit_density(moment, options).to_state())
     run.t_sampler = replace(run.t_sampler, density=DensityTable.from_state(state))
     run.probe_is_overdue = False
     if run.ranks.is_first:
-        figure = p_pots_figure(statistics, run.t_sampler.density, options.target)
+        figure = p_pots_figure(probe_edges(options), moment, run.t_sampler.density, options.target)
         save_figure(figure, run.folder / "figures" / f"p_pots_step_{run.step:08d}.png")
         writer.figure("p_pots", figure, run.step)
+    return {"p_of_t": state, "p_pots_gain": expected_gain(moment, run.t_sampler.density, options)}
 
 
-def run_evaluation(run: Run) -> float:
-    """The held-out loss, in forwards of as many rows as training's."""
-    return evaluate(
+def run_evaluation(run: Run) -> dict[str, float]:
+    """The held-out loss, in forwards of as many rows as training's, plain and with the baseline's help."""
+    options = run.config.eval
+    loss = evaluate(
         run.engine.deepspeed,
         run.source,
-        run.config.eval,
-        run.config.diffusion,
+        options,
+        run.config.diffusion.eps,
         run.backbone.mask_token_id,
-        run.config.train.micro_batch_size * run.config.rows_per_sample,
+        run.layout.rows_per_forward,
         run.ranks,
     )
+    if not run.config.diffusion.ema_decay:
+        return {"eval_loss": loss}
+    mean_value = float(run.baseline.values(eval_t(options)).mean())
+    return {"eval_loss": loss, "eval_loss_controlled": run.baseline.control(loss, mean_value)}
 
 
 def finish(run: Run) -> None:

@@ -169,6 +169,57 @@ def test_malformed_overrides(config_file: Path, override: str, expected: str) ->
     assert problem.startswith(expected)
 
 
+P_POTS = "diffusion.t_sampler=p_pots"
+REFUSED = {
+    "strata is set but t_sampler is uniform; strata go with": ["diffusion.strata=2"],
+    "strata is set but t_sampler is low_discrepancy": [
+        "diffusion.strata=2",
+        "diffusion.t_sampler=low_discrepancy",
+    ],
+    "clip is set but t_sampler is uniform; only clipped reads it": ["diffusion.clip=[0.1, 0.9]"],
+    "clip = [0.9, 0.1] is empty; give [low, high]": [
+        "diffusion.clip=[0.9, 0.1]",
+        "diffusion.t_sampler=clipped",
+    ],
+    "pair_forward is sequential but masking is bernoulli": ["diffusion.pair_forward=sequential"],
+    "masking is complement but clip = [0.3, 0.8] is not symmetric": [
+        "diffusion.masking=complement",
+        "diffusion.t_sampler=clipped",
+    ],
+    "refit_every is set but target is paper": [
+        P_POTS,
+        "diffusion.p_pots.target=paper",
+        "diffusion.p_pots.refit_every=5",
+    ],
+    "so p(t) would never be measured": [P_POTS, "diffusion.p_pots.probe_steps=[]"],
+    "diffusion.syrm is set but data.kind is tokens": ["diffusion.syrm.extra=0.5"],
+    "names nothing to mask in prompts": ["diffusion.syrm={}", "data.kind=sft"],
+    "not a regular expression": ["diffusion.syrm.pattern='['", "data.kind=sft"],
+    "diffusion.isad.tokens: required": ["diffusion.isad.delta=0.5"],
+    "diffusion.isad.delta = 1.5": ["diffusion.isad={tokens: [1], delta: 1.5}"],
+}
+
+
+@pytest.mark.parametrize("expected", REFUSED)
+def test_senseless_combinations_are_refused_with_the_reason(config_file: Path, expected: str) -> None:
+    (problem,) = problems(config_file, *REFUSED[expected])
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["diffusion.masking=complement", "diffusion.t_sampler=clipped", "diffusion.clip=[0.1, 0.9]"],
+        ["diffusion.masking=complement", P_POTS, "diffusion.strata=1"],
+        ["diffusion.isad={tokens: ['####', 5]}", "diffusion.masking=mirror"],
+        [P_POTS, "diffusion.p_pots.probe_steps=[]", "diffusion.p_pots.refit_every=5"],
+        ["data.kind=sft", "diffusion.syrm={pattern: '[{}]', extra: 0.1}", "diffusion.masking=mirror", P_POTS],
+    ],
+)
+def test_sensible_combinations_are_taken(config_file: Path, overrides: list[str]) -> None:
+    load_config(config_file, overrides)
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
@@ -266,8 +317,8 @@ def test_section_problems_are_reported_together(config_file: Path) -> None:
 
 
 def test_a_mirror_pair_is_two_rows(config_file: Path) -> None:
-    assert load_config(config_file).rows_per_sample == 1
-    assert load_config(config_file, ["diffusion.masking=mirror"]).rows_per_sample == 2
+    assert load_config(config_file).diffusion.copies == 1
+    assert load_config(config_file, ["diffusion.masking=mirror"]).diffusion.copies == 2
 
 
 def test_describe_keys_lists_every_key_with_its_default(config_file: Path) -> None:

@@ -14,7 +14,18 @@ from mdmscale.metrics import read_metrics
 pytestmark = pytest.mark.distributed
 
 LAYOUTS = [(ranks, micro, stage) for ranks in (1, 2) for micro in (1, 2, 4) for stage in (0, 1, 2, 3)]
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sequential": {"diffusion": {"pair_forward": "sequential"}},
+    "refits": {
+        "diffusion": {
+            "masking": "complement",
+            "strata": 4,
+            "isad": {"tokens": ["def", 7], "delta": 0.2},
+            "p_pots": {"probe_steps": [], "refit_every": 5, "target": "loss"},
+        }
+    },
+    "low_discrepancy": {"diffusion": {"t_sampler": "low_discrepancy", "masking": "bernoulli"}},
+    "no_baseline": {"diffusion": {"ema_decay": 0.0}},
     "token": {"diffusion": {"normalization": "token", "t_sampler": "stratified"}},
     "untied": {"model": {"tie_word_embeddings": False, "architecture": "qwen2", "logit_shift": True}},
     "checkpointed": {"model": {"activation_checkpointing": True}},
@@ -69,7 +80,35 @@ def test_losses_agree_in_every_layout(runs: Path, ranks: int, micro: int, stage:
 @pytest.mark.parametrize(("ranks", "micro", "stage"), [(2, 2, 1), (2, 1, 3)])
 def test_losses_agree_for_other_options(runs: Path, kind: str, ranks: int, micro: int, stage: int) -> None:
     reference, name = name_of(kind, 1, 4, 0), name_of(kind, ranks, micro, stage)
-    np.testing.assert_allclose(series(runs, name, "loss"), series(runs, reference, "loss"), rtol=1e-5)
+    for key in ("loss", *(["loss_controlled"] if kind != "no_baseline" else [])):
+        np.testing.assert_allclose(series(runs, name, key), series(runs, reference, key), rtol=1e-5)
+
+
+def test_pairs_that_take_turns_give_the_numbers_of_joint_ones(runs: Path) -> None:
+    joint, turns = (name_of(kind, 1, 4, 0) for kind in ("plain", "sequential"))
+    for key in ("loss", "loss_controlled", "grad_norm"):
+        np.testing.assert_allclose(series(runs, turns, key), series(runs, joint, key), rtol=1e-4)
+    np.testing.assert_allclose(series(runs, turns, "loss"), series(runs, joint, "loss"), rtol=1e-5)
+    for key in ("tokens", "masked_tokens"):
+        np.testing.assert_array_equal(series(runs, turns, key), series(runs, joint, key))
+
+
+def test_the_baseline_leaves_training_bit_for_bit_as_it_was(runs: Path) -> None:
+    with_it, without = (name_of(kind, 1, 4, 0) for kind in ("plain", "no_baseline"))
+    for key in ("loss", "grad_norm"):
+        np.testing.assert_array_equal(series(runs, with_it, key), series(runs, without, key))
+    weights = [(runs / name / "hf" / "model.safetensors").read_bytes() for name in (with_it, without)]
+    assert weights[0] == weights[1]
+    assert "loss_controlled" not in read_metrics(runs / without)[-1]
+
+
+def test_refits_from_training_s_own_statistics_enter_the_metrics(runs: Path) -> None:
+    records = read_metrics(runs / name_of("refits", 1, 4, 0))
+    assert [record["step"] for record in records if "p_of_t" in record] == [6, 11, 16]
+    first, last = (np.array(record["p_of_t"]["density"]) for record in (records[5], records[15]))
+    assert np.ptp(first) > 1e-3
+    assert np.abs(first - last).max() > 1e-3
+    assert all(record["p_pots_gain"] > 0.9 for record in records if "p_pots_gain" in record)
 
 
 def test_the_fitted_density_agrees(runs: Path) -> None:

@@ -2,10 +2,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mdmscale.config import RunConfig
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.source import Sample
+from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.t_samplers import make_t_sampler
 from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout, make_layout
@@ -38,7 +40,7 @@ class CountingSource:
         raise AssertionError
 
 
-@pytest.mark.parametrize("t_sampler", ["uniform", "stratified"])
+@pytest.mark.parametrize("t_sampler", ["uniform", "stratified", "low_discrepancy"])
 def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -> None:
     """Every sample's masked rows, whichever rank and micro-batch it lands in."""
     tiny["diffusion"]["t_sampler"] = t_sampler
@@ -47,9 +49,10 @@ def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -
     def rows(layout: BatchLayout) -> dict[int, list[tuple[int, ...]]]:
         seen = {}
         for rank in range(layout.num_ranks):
-            loader = TrainLoader(CountingSource(), config, layout, rank, mask_token_id=999)
+            noise = Noise(config.diffusion)
+            loader = TrainLoader(CountingSource(), config, layout, rank, noise, mask_token_id=999)
             indices = layout.sample_indices(2, rank)
-            for micro_batch, batch in zip(
+            for micro_batch, (batch,) in zip(
                 indices, loader.micro_batches(2, make_t_sampler(config)), strict=True
             ):
                 for place, index in enumerate(micro_batch):
@@ -72,5 +75,37 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_mend(tiny: dict[str, A
         UserError, match=r"global_batch_size = 8 is not a multiple of 3 ranks x .* = 4 = 12; 12 would be"
     ):
         make_layout(config, 3)
-    assert make_layout(config, 2) == BatchLayout(2, 4, 1)
+    assert make_layout(config, 2) == BatchLayout(2, 4, 1, copies=2)
     assert make_layout(config, 1).accumulation == 2
+
+
+def test_a_job_of_1024_ranks_draws_every_sample_once_with_the_noise_of_one_rank(tiny: dict[str, Any]) -> None:
+    """Five steps of 4,096 samples: indices, strata, t and masks, in layouts that differ in all they can."""
+    tiny["train"] |= {"global_batch_size": 4096, "micro_batch_size": 2}
+    tiny["diffusion"] = {"t_sampler": "stratified", "masking": "mirror"}
+    config = RunConfig.model_validate(tiny)
+    sampler, noise = make_t_sampler(config), Noise(config.diffusion)
+    layouts = [make_layout(config, 1024), BatchLayout(1, 4096, 1), BatchLayout(512, 1, 8)]
+    for step in range(5):
+        drawn = [
+            [
+                index
+                for rank in range(layout.num_ranks)
+                for micro in layout.sample_indices(step, rank)
+                for index in micro
+            ]
+            for layout in layouts
+        ]
+        assert all(sorted(indices) == list(range(step * 4096, (step + 1) * 4096)) for indices in drawn)
+        strata = [int(sampler.uniform(index) * 4096) for index in drawn[0]]
+        assert sorted(strata) == list(range(4096))
+    for rank in (0, 511, 1023):
+        alone = TrainLoader(CountingSource(), config, layouts[1], 0, noise, mask_token_id=9999)
+        among = TrainLoader(CountingSource(), config, layouts[0], rank, noise, mask_token_id=9999)
+        for indices, (batch,) in zip(
+            layouts[0].sample_indices(4, rank), among.micro_batches(4, sampler), strict=True
+        ):
+            (reference,) = alone.forwards_of([alone.noised(index, sampler) for index in indices])
+            assert batch.t.tolist() == reference.t.tolist()
+            assert torch.equal(batch.input_ids, reference.input_ids)
+            assert torch.equal(batch.weights, reference.weights)

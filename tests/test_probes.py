@@ -1,7 +1,6 @@
 """Probes and evaluation against plain loops over samples, t and masks."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 
 from mdmscale.config import DiffusionSection, EvalSection, ModelSection, PPotsSection
 from mdmscale.data.source import Sample
+from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.distributed import Ranks
 from mdmscale.models.backbone import Backbone, build_backbone
@@ -88,11 +88,9 @@ def run_evaluation(
     ranks: Ranks,
     samples: int = 4,
     rows: int = 3,
-    diffusion: DiffusionSection | None = None,
 ) -> float:
-    diffusion = diffusion or DiffusionSection(eps=EPS)
     options = EvalSection(samples=samples, num_t=3)
-    return evaluate(model, PairSource(), options, diffusion, backbone.mask_token_id, rows, ranks)
+    return evaluate(model, PairSource(), options, EPS, backbone.mask_token_id, rows, ranks)
 
 
 @pytest.mark.parametrize(("samples", "used"), [(1, 1), (2, 2), (4, 4), (64, 5)])
@@ -111,25 +109,16 @@ def test_evaluation_does_not_depend_on_the_rows_of_a_forward(
     assert run_evaluation(model, backbone, ranks, rows=rows) == pytest.approx(reference, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"masking": "mirror"}, {"t_sampler": "p_pots"}, {"t_sampler": "stratified"}, {"normalization": "token"}],
-    ids=lambda options: next(iter(options.values())),
-)
-def test_evaluation_is_the_same_for_every_training_option(
-    model: MaskedDiffusionModel, backbone: Backbone, ranks: Ranks, options: dict[str, Any]
-) -> None:
-    other = run_evaluation(model, backbone, ranks, diffusion=DiffusionSection(eps=EPS, **options))
-    assert other == run_evaluation(model, backbone, ranks)
-
-
 P_POTS = {
     "mirror": DiffusionSection(
-        eps=EPS, masking="mirror", p_pots=PPotsSection(num_x0=2, num_t=8, num_masks=3)
+        eps=EPS, masking="mirror", p_pots=PPotsSection(fit="epr", num_x0=2, num_t=8, num_masks=3)
     ),
-    "bernoulli": DiffusionSection(eps=EPS, p_pots=PPotsSection(num_x0=2, num_t=9, num_masks=3)),
+    "bernoulli": DiffusionSection(eps=EPS, p_pots=PPotsSection(fit="epr", num_x0=2, num_t=9, num_masks=3)),
+    "complement": DiffusionSection(
+        eps=EPS, masking="complement", p_pots=PPotsSection(fit="epr", num_x0=2, num_t=8, num_masks=3)
+    ),
     "token": DiffusionSection(
-        eps=EPS, normalization="token", p_pots=PPotsSection(num_x0=2, num_t=8, num_masks=2)
+        eps=EPS, normalization="token", p_pots=PPotsSection(fit="epr", num_x0=2, num_t=8, num_masks=2)
     ),
 }
 
@@ -145,11 +134,16 @@ def naive_statistics(
         sample = PairSource().train_sample(first_index + place[0])
         rate = (1 - EPS) * (place[1] + 0.5) / options.num_t + EPS
         uniforms = mask_uniforms(SEED, draw, len(sample.token_ids), Stream.PROBE)
-        masks = [(uniforms < rate) & sample.eligible]
-        if diffusion.masking == "mirror":
-            masks.append((uniforms >= 1 - rate) & sample.eligible)
+        masks, rates = [(uniforms < rate) & sample.eligible], [rate]
+        if diffusion.masking != "bernoulli":
+            mirrored = (place[1] + 0.5) / options.num_t
+            other = mirrored if diffusion.masking == "mirror" else 1 - mirrored
+            rates.append((1 - EPS) * other + EPS)
+            masks.append((uniforms >= 1 - rates[1]) & sample.eligible)
         logits = [naive_logits(backbone, sample.token_ids, mask).requires_grad_() for mask in masks]
-        rows = [naive_loss(row, sample, mask, rate) for row, mask in zip(logits, masks, strict=True)]
+        rows = [
+            naive_loss(row, sample, mask, each) for row, mask, each in zip(logits, masks, rates, strict=True)
+        ]
         loss = torch.stack(rows).mean()
         if diffusion.normalization == "token":  # up to the mean number of tokens, which scales every t alike
             loss = loss * int(sample.eligible.sum())
@@ -165,7 +159,7 @@ def test_a_probe_measures_the_estimator_that_training_uses(
 ) -> None:
     diffusion = P_POTS[name]
     options = diffusion.p_pots
-    measured = measure_p_pots(model, PairSource(), diffusion, backbone.mask_token_id, 40, SEED, ranks)
+    measured = measure_p_pots(model, PairSource(), Noise(diffusion), backbone.mask_token_id, 40, SEED, ranks)
     losses, squared_norms = naive_statistics(backbone, diffusion, first_index=40)
     assert np.allclose(measured.t, (np.arange(options.num_t) + 0.5) / options.num_t)
     assert measured.losses.shape == (options.num_x0, options.num_t, options.num_masks)
@@ -179,7 +173,7 @@ def test_the_table_is_probed_at_the_midpoints_of_its_own_cells(
 ) -> None:
     options = PPotsSection(fit="table", num_x0=2, num_t=8, num_masks=2)
     diffusion = DiffusionSection(eps=EPS, p_pots=options)
-    measured = measure_p_pots(model, PairSource(), diffusion, backbone.mask_token_id, 0, SEED, ranks)
+    measured = measure_p_pots(model, PairSource(), Noise(diffusion), backbone.mask_token_id, 0, SEED, ranks)
     assert measured.t[0] == pytest.approx(0.0025) and measured.t[-1] == pytest.approx(0.95)
     assert measured.losses.shape == (2, len(measured.t), 2)
 
@@ -189,7 +183,9 @@ def test_passes_are_repeatable_and_leave_the_global_generators_alone(
 ) -> None:
     def both() -> tuple[float, np.ndarray]:
         diffusion = P_POTS["mirror"]
-        statistics = measure_p_pots(model, PairSource(), diffusion, backbone.mask_token_id, 0, SEED, ranks)
+        statistics = measure_p_pots(
+            model, PairSource(), Noise(diffusion), backbone.mask_token_id, 0, SEED, ranks
+        )
         return run_evaluation(model, backbone, ranks), statistics.losses
 
     state = torch.random.get_rng_state()
@@ -215,7 +211,7 @@ def test_no_gradient_is_left_and_the_mode_is_restored(
     try:
         model.train(training)
         run_evaluation(model, backbone, ranks)
-        measure_p_pots(model, PairSource(), P_POTS["mirror"], backbone.mask_token_id, 0, SEED, ranks)
+        measure_p_pots(model, PairSource(), Noise(P_POTS["mirror"]), backbone.mask_token_id, 0, SEED, ranks)
         assert model.training is backbone.model.training is training
     finally:
         hook.remove()

@@ -24,8 +24,9 @@ def write(path: Path, values: dict[str, Any]) -> str:
     return str(path)
 
 
-def losses(folder: Path) -> list[tuple[int, float, float]]:
-    return [(record["step"], record["loss"], record["grad_norm"]) for record in read_metrics(folder)]
+def losses(folder: Path) -> list[tuple[Any, ...]]:
+    keys = ("step", "loss", "grad_norm", "loss_controlled", "p_of_t")
+    return [tuple(record.get(key) for key in keys) for record in read_metrics(folder)]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ def whole(
             folder = tmp_path_factory.mktemp(f"whole{stage}")
             values = tiny_values(corpus, folder)
             values["train"]["steps"] = STEPS
+            values["diffusion"]["p_pots"]["refit_every"] = 7  # from sums that a checkpoint must keep
             values["parallel"] = {"zero_stage": stage}
             values["checkpoint"] = {"every": 5, "keep": 0}
             run_ranks(2, LAUNCHER, "--config", write(folder / "config.yaml", values))

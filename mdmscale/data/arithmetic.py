@@ -51,18 +51,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--digits", type=int, default=2, help="most digits of an operand (default: 2)")
     parser.add_argument("--operators", default="+-*", help="characters of '+-*' (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--test-output", type=Path, metavar="FILE", help="another file, of other problems")
+    parser.add_argument("--num-test", type=int, default=500, help="problems in it (default: 500)")
     arguments = parser.parse_args(argv)
     if arguments.num < 1 or not 1 <= arguments.digits <= 9 or arguments.seed < 0:
         raise UserError("--num must be at least 1, --digits 1 to 9, and --seed not negative")
     if not arguments.operators or set(arguments.operators) - set(_OPERATIONS):
         raise UserError(f"--operators {arguments.operators!r}: give some of '+-*'")
-    lines = [
-        json.dumps({"prompt": prompt, "response": response}) + "\n"
-        for prompt, response in problems(arguments.num, arguments.digits, arguments.seed, arguments.operators)
-    ]
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = arguments.output.with_name(f".{arguments.output.name}.partial-{os.getpid()}")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(arguments.output)
-    print(f"{arguments.num} problems in {arguments.output}")
+    if arguments.num_test < 1:
+        raise UserError(f"--num-test {arguments.num_test}: must be at least 1")
+    num_test = arguments.num_test if arguments.test_output else 0
+    drawn = list(problems(arguments.num + num_test, arguments.digits, arguments.seed, arguments.operators))
+    _write(arguments.output, drawn[: arguments.num])
+    if arguments.test_output:
+        _write(arguments.test_output, drawn[arguments.num :])
     return 0
+
+
+def _write(path: Path, pairs: list[tuple[str, str]]) -> None:
+    lines = [json.dumps({"prompt": prompt, "response": response}) + "\n" for prompt, response in pairs]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(path)
+    print(f"{len(pairs)} problems in {path}")

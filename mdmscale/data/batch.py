@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 
@@ -10,8 +11,8 @@ import torch
 class Batch:
     """Masked rows and what their masked positions should be.
 
-    A sample takes `copies` adjacent rows (2 for a MIRROR pair). rows = num_samples * copies; masked = masked
-    positions in all rows; length = that of the longest sample.
+    A sample takes `copies` adjacent rows (2 for a pair in one forward). rows = num_samples * copies; masked =
+    masked positions in all rows; length = that of the longest sample.
     """
 
     input_ids: torch.Tensor  # int64 [rows, length], the mask token where masked
@@ -20,7 +21,8 @@ class Batch:
     targets: torch.Tensor  # int64 [masked], the clean tokens
     weights: torch.Tensor  # float32 [masked], what a cross-entropy adds to its sample's loss
     sample_of: torch.Tensor  # int64 [masked], the sample in the micro-batch that a position belongs to
-    num_samples: int
+    t: np.ndarray  # float64 [num_samples], as drawn (complement: the first row's)
+    importance_weights: np.ndarray  # float64 [num_samples], 1 / p(t)
     num_tokens: int  # clean tokens, padding not counted
     num_eligible: int  # tokens that may be masked
 
@@ -33,6 +35,10 @@ class Batch:
             if isinstance(value, torch.Tensor)
         }
         return replace(self, **moved)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.t)
 
     @property
     def model_inputs(self) -> dict[str, torch.Tensor | None]:

@@ -2,8 +2,9 @@
 
 from mdmscale.config import RunConfig
 from mdmscale.data.batch import Batch
-from mdmscale.data.collate import NoisedSample, collate, noise_sample
+from mdmscale.data.collate import collate
 from mdmscale.data.source import SampleSource
+from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.diffusion.uniforms import mask_uniforms
 from mdmscale.layout import BatchLayout
@@ -13,25 +14,43 @@ class TrainLoader:
     """Micro-batches as a pure function of step and t-sampler: there is no position to save."""
 
     def __init__(
-        self, source: SampleSource, config: RunConfig, layout: BatchLayout, rank: int, mask_token_id: int
+        self,
+        source: SampleSource,
+        config: RunConfig,
+        layout: BatchLayout,
+        rank: int,
+        noise: Noise,
+        mask_token_id: int,
     ):
         self.source = source
         self.layout = layout
         self.rank = rank
         self.seed = config.run.seed
-        self.diffusion = config.diffusion
+        self.noise = noise
         self.mask_token_id = mask_token_id
 
-    def micro_batches(self, step: int, t_sampler: TSampler) -> list[Batch]:
-        """This rank's micro-batches of `step`, on the CPU."""
+    def micro_batches(self, step: int, t_sampler: TSampler) -> list[list[Batch]]:
+        """This rank's micro-batches of `step`, on the CPU, each as the forwards that it takes.
+
+        One forward with all rows; where the rows of a pair take turns, two with one row a sample.
+        """
         return [
-            collate([self.noised(index, t_sampler) for index in indices], self.mask_token_id)
+            self.forwards_of([self.noised(index, t_sampler) for index in indices])
             for indices in self.layout.sample_indices(step, self.rank)
+        ]
+
+    def forwards_of(self, samples: list[NoisedSample]) -> list[Batch]:
+        """The forwards of one micro-batch."""
+        if self.layout.forwards == 1:
+            return [collate(samples, self.mask_token_id)]
+        return [
+            collate([sample.copy(number) for sample in samples], self.mask_token_id)
+            for number in range(self.layout.forwards)
         ]
 
     def noised(self, index: int, t_sampler: TSampler) -> NoisedSample:
         """Sample `index` of the run with its masks."""
         t, importance_weight = t_sampler.draw(index)
-        sample = self.source.train_sample(index)
+        sample = self.noise.widened(self.source.train_sample(index), self.seed, index)
         uniforms = mask_uniforms(self.seed, index, len(sample.token_ids))
-        return noise_sample(sample, t, importance_weight, uniforms, self.diffusion)
+        return noise_sample(sample, t, importance_weight, uniforms, self.noise)

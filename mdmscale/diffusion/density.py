@@ -39,6 +39,13 @@ class DensityTable:
         t = self.edges[cell] + share * (self.edges[cell + 1] - self.edges[cell])
         return float(t), float(1.0 / self.density[cell])
 
+    def mean_weights(self, edges: np.ndarray) -> np.ndarray:
+        """The mean of 1 / p over each of the cells between `edges` [cells + 1], float64 [cells]."""
+        integral = np.concatenate(
+            [[0.0], np.cumsum(np.diff(self.edges) / self.density)]
+        )  # of 1 / p up to an edge
+        return np.diff(np.interp(edges, self.edges, integral)) / np.diff(edges)
+
     def to_state(self) -> dict[str, Any]:
         """JSON form; floats survive it bit for bit."""
         return {"edges": self.edges.tolist(), "density": self.density.tolist()}

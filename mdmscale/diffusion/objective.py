@@ -10,6 +10,7 @@ masks their average.
 
 from typing import Literal
 
+import numpy as np
 import torch
 
 
@@ -20,18 +21,18 @@ def mask_rate(t: float, eps: float) -> float:
 
 def position_weight(
     num_eligible: int,
-    rate: float,
+    rates: np.ndarray,
     importance_weight: float,
     num_copies: int,
     normalization: Literal["sample", "token"],
-) -> float:
-    """What the cross-entropy of one masked position adds to its sample's loss.
+) -> np.ndarray:
+    """What the cross-entropies of masked positions add to their sample's loss, each masked at its rate.
 
     `sample` divides by the sample's own number of eligible positions. `token` leaves that to the caller, who
     divides the batch by the mean number over the global batch, so that every eligible token weighs the same.
     """
     share = 1 / num_eligible if normalization == "sample" else 1.0
-    return share * importance_weight / (rate * num_copies)
+    return share * importance_weight / (rates * num_copies)
 
 
 def per_sample(values: torch.Tensor, sample_of: torch.Tensor, num_samples: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Mask rates of samples: uniform or stratified uniforms through the inverse of any density over t."""
+"""Mask rates of samples: uniforms, spread over a batch or not, through the inverse of a density over t."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,36 +16,51 @@ class TSampler:
 
     With `strata` = K the samples of a global batch fall into K equal strata of u, each hit equally often
     (StraTS, arXiv 2511.18159): u_j = (stratum(j) + xi_j) / K with the strata permuted by a draw of the step.
-    A sample's step and slot follow from its index, so ranks need no message.
+    With `low_discrepancy` they are one grid at a common random shift (MDLM, arXiv 2406.07524):
+    u_j = (u_0 + place(j) / B) mod 1. A sample's step and slot follow from its index: ranks need no message.
+
+    A `t_range` other than [0, 1] clips t, unweighed: then the mean is another objective's.
     """
 
     seed: int
     global_batch_size: int
     strata: int | None = None
+    low_discrepancy: bool = False
+    t_range: tuple[float, float] = (0.0, 1.0)
     density: DensityTable = field(default_factory=DensityTable.uniform)
 
     def uniform(self, index: int) -> float:
-        """u in [0, 1) of sample `index`; marginally uniform with or without strata."""
-        xi = uniform_t(self.seed, index)
-        if self.strata is None:
-            return xi
+        """u in [0, 1) of sample `index`; marginally uniform however it is spread."""
+        if self.strata is None and not self.low_discrepancy:
+            return uniform_t(self.seed, index)
         step, slot = divmod(index, self.global_batch_size)
-        place = _permutation(self.seed, step, self.global_batch_size)[slot]
-        stratum = place * self.strata // self.global_batch_size
-        return float((stratum + xi) / self.strata)
+        places, shift = _step_draws(self.seed, step, self.global_batch_size)
+        if self.strata is None:
+            return float((shift + places[slot] / self.global_batch_size) % 1.0)
+        stratum = places[slot] * self.strata // self.global_batch_size
+        return float((stratum + uniform_t(self.seed, index)) / self.strata)
 
     def draw(self, index: int) -> tuple[float, float]:
         """t in [0, 1) of sample `index` and its importance weight 1 / p(t)."""
-        return self.density.draw(self.uniform(index))
+        t, importance_weight = self.density.draw(self.uniform(index))
+        low, high = self.t_range
+        return low + (high - low) * t, importance_weight
 
 
 def make_t_sampler(config: RunConfig) -> TSampler:
-    """The t-sampler of a run. P-POTS starts from the uniform density; a probe replaces it."""
-    batch = config.train.global_batch_size
-    default_strata = batch if config.diffusion.t_sampler == "stratified" else None
-    return TSampler(config.run.seed, batch, config.diffusion.strata or default_strata)
+    """The t-sampler of a run. P-POTS starts from the uniform density; a measurement replaces it."""
+    batch, diffusion = config.train.global_batch_size, config.diffusion
+    return TSampler(
+        config.run.seed,
+        batch,
+        strata=diffusion.strata or (batch if diffusion.t_sampler == "stratified" else None),
+        low_discrepancy=diffusion.t_sampler == "low_discrepancy",
+        t_range=diffusion.t_range,
+    )
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, step: int, size: int) -> np.ndarray:
-    return generator(seed, Stream.STRATA, step).permutation(size)
+def _step_draws(seed: int, step: int, size: int) -> tuple[np.ndarray, float]:
+    """The order in which a step's samples take their places [size], and the common shift of the places."""
+    draws = generator(seed, Stream.STRATA, step)
+    return draws.permutation(size), float(draws.random())

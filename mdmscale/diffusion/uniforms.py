@@ -21,6 +21,8 @@ class Stream(IntEnum):
     HELD_OUT = 5  # places of the held-out documents
     PROBE = 6  # masks of a P-POTS probe
     EVAL = 7  # masks of the evaluation
+    SYRM = 8  # prompt tokens that SyRM makes eligible
+    VARIANCE = 9  # t and masks of the variance report
 
 
 def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:

@@ -41,3 +41,16 @@ def test_the_command_writes_lines_that_a_tokenizer_gives_back(tmp_path, tokenize
 def test_options_out_of_range(tmp_path):
     with pytest.raises(UserError, match="--num must be at least 1"):
         main(["--output", str(tmp_path / "a.jsonl"), "--num", "0"])
+
+
+def test_a_test_set_of_other_problems(tmp_path):
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    options = ["--num", "30", "--num-test", "20", "--test-output", str(test)]
+    assert main(["--output", str(train), *options]) == 0
+    prompts = [
+        [json.loads(line)["prompt"] for line in path.read_text().splitlines()] for path in (train, test)
+    ]
+    assert [len(each) for each in prompts] == [30, 20]
+    assert len(set(prompts[0] + prompts[1])) == 50
+    with pytest.raises(UserError, match="--num-test 0: must be at least 1"):
+        main(["--output", str(train), "--num-test", "0", "--test-output", str(test)])

@@ -48,3 +48,12 @@ def test_state_survives_json_bit_for_bit() -> None:
     again = DensityTable.from_state(json.loads(json.dumps(table.to_state())))
     assert np.array_equal(table.edges, again.edges)
     assert np.array_equal(table.density, again.density)
+
+
+def test_mean_weights_are_the_means_over_other_cells() -> None:
+    table, edges = skewed(), np.array([0.0, 0.003, 0.3, 0.6, 1.0])
+    grid = (np.arange(200_000) + 0.5) / 200_000
+    weights = 1 / table.density[np.searchsorted(table.edges, grid, side="right") - 1]
+    for cell, mean in enumerate(table.mean_weights(edges)):
+        inside = (grid >= edges[cell]) & (grid < edges[cell + 1])
+        assert mean == pytest.approx(weights[inside].mean(), rel=1e-3)

@@ -44,3 +44,24 @@ def test_strata_go_through_any_density() -> None:
     shares = [np.mean([sampler.draw(step * 10 + slot)[0] < 0.2 for slot in range(10)]) for step in range(50)]
     expected = density.density[0] * 0.2
     assert np.abs(np.array(shares) - expected).max() <= 0.1 + 1e-9, "at most one sample from the exact share"
+
+
+def test_low_discrepancy_is_one_grid_at_a_common_shift() -> None:
+    sampler = TSampler(seed=1, global_batch_size=8, low_discrepancy=True)
+    firsts = []
+    for step in range(500):
+        u = np.array([sampler.uniform(step * 8 + slot) for slot in range(8)])
+        assert np.diff(np.sort(u)) == pytest.approx(np.full(7, 1 / 8))
+        firsts.append(u[0])
+    assert np.mean(firsts) == pytest.approx(0.5, abs=0.05), "each sample's u is uniform by itself"
+    assert np.var(firsts) == pytest.approx(1 / 12, abs=0.01)
+
+
+def test_clipped_t_stays_in_its_range_unweighed() -> None:
+    for strata in (None, 4):
+        sampler = TSampler(seed=1, global_batch_size=8, strata=strata, t_range=(0.3, 0.8))
+        draws = [sampler.draw(index) for index in range(2000)]
+        t = np.array([value for value, _ in draws])
+        assert {weight for _, weight in draws} == {1.0}
+        assert t.min() >= 0.3 and t.max() < 0.8
+        assert t.mean() == pytest.approx(0.55, abs=0.02)

@@ -1,7 +1,8 @@
 """Exact expectations: all masks of a small sequence enumerated, t integrated exactly over each cell."""
 
+from collections.abc import Callable
 from itertools import pairwise, product
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,17 +10,33 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mdmscale.data.collate import NoisedSample, collate
+from mdmscale.config import DiffusionSection
+from mdmscale.data.collate import collate
+from mdmscale.data.source import Sample
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.masking import draw_masks
+from mdmscale.diffusion.masking import copy_rates, position_rates
+from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.objective import mask_rate, per_sample, position_weight
 from mdmscale.models.mdm import MaskedDiffusionModel
 
 LENGTH, MASK_ID, EPS = 7, 15, 1e-3
 TOKENS = np.array([3, 1, 4, 1, 5, 9, 2])
 ELIGIBLE = np.array([False, True, True, False, True, True, True])
+SAMPLE = Sample(TOKENS, ELIGIBLE)
 SKEWED = DensityTable.from_weights(np.array([0, 0.01, 0.1, 0.4, 0.75, 1]), np.array([9, 4, 1, 0.0, 2]), 0.05)
-Masking = Literal["bernoulli", "mirror"]
+DELIMITERS = np.isin(np.arange(16), [1, 9])  # three of the sample's tokens, one of them in the prompt
+MASKINGS = ["bernoulli", "mirror", "complement"]
+
+CrossEntropies = dict[tuple[bool, ...], np.ndarray]
+"""Cross-entropy of each masked position, float64 [length], under each mask."""
+
+
+def make_noise(**options: Any) -> Noise:
+    return Noise(DiffusionSection(eps=EPS, **options))
+
+
+def isad_noise(**options: Any) -> Noise:
+    return Noise(DiffusionSection(eps=EPS, isad={"tokens": [1, 9], "delta": 0.2}, **options), DELIMITERS)
 
 
 @pytest.fixture(scope="module")
@@ -39,59 +56,71 @@ def model() -> MaskedDiffusionModel:
     )
 
 
-def batch_loss(model: MaskedDiffusionModel, masks: np.ndarray, weight: float) -> float:
-    """The training path: masks [copies, length] of one sample to its loss."""
-    batch = collate([NoisedSample(TOKENS, masks, weight, int(ELIGIBLE.sum()))], MASK_ID)
-    inputs = batch.model_inputs
-    inputs["weights"] = batch.weights.double()
-    _, losses, _ = model(**inputs)
-    return float(per_sample(inputs["weights"] * losses, batch.sample_of, 1)[0])
+def batch_loss(model: MaskedDiffusionModel, sample: NoisedSample) -> float:
+    """The training path: one noised sample to its loss."""
+    batch = collate([sample], MASK_ID)
+    _, losses, _ = model(**batch.model_inputs)
+    return float(per_sample(batch.weights.double() * losses, batch.sample_of, 1)[0])
 
 
 @pytest.fixture(scope="module")
-def mean_cross_entropy(model: MaskedDiffusionModel) -> dict[tuple[bool, ...], float]:
-    """Sum of cross-entropies under each possible mask, by the real model and head."""
-    masks = [np.array(bits) & ELIGIBLE for bits in product([False, True], repeat=LENGTH)]
-    return {tuple(mask.tolist()): batch_loss(model, mask[None], 1.0) for mask in masks}
+def cross_entropies(model: MaskedDiffusionModel) -> CrossEntropies:
+    """By the real model and head, for every mask of the whole sample, prompt included."""
+    table = {}
+    for bits in product([False, True], repeat=LENGTH):
+        mask = np.array(bits)[None]
+        batch = collate([NoisedSample(TOKENS, mask, mask.astype(float), LENGTH, 0.5, 1.0)], MASK_ID)
+        values = np.zeros(LENGTH)
+        values[mask[0]] = model(**batch.model_inputs)[1].double().numpy()
+        table[bits] = values
+    return table
 
 
-def objective_at(t: float, table: dict[tuple[bool, ...], float]) -> float:
+def objective_at(t: float, table: CrossEntropies) -> float:
     """E_m l(x, t, m) from the definition, by plain enumeration."""
     rate, places = (1 - EPS) * t + EPS, np.flatnonzero(ELIGIBLE)
     total = 0.0
     for bits in product([False, True], repeat=len(places)):
         mask = np.zeros(LENGTH, dtype=bool)
         mask[places] = bits
-        total += (
-            rate ** sum(bits) * (1 - rate) ** (len(bits) - sum(bits)) * table[tuple(mask.tolist())] / rate
-        )
+        probability = rate ** sum(bits) * (1 - rate) ** (len(bits) - sum(bits))
+        total += probability * table[tuple(mask.tolist())].sum() / rate
     return total / len(places)
 
 
 def estimator_at(
-    masking: Masking, t: float, weight: float, table: dict[tuple[bool, ...], float], moment: int = 1
+    noise: Noise,
+    t: float,
+    weight: float,
+    table: CrossEntropies,
+    moment: int = 1,
+    sample: Sample = SAMPLE,
 ) -> float:
-    """E over uniforms of the estimator (or its power), through draw_masks.
+    """E over uniforms of the estimator (or its power), through noise_sample.
 
-    r and 1 - r cut [0, 1) into at most three pieces on which the masks do not change; one uniform of each
-    piece stands for all.
+    A position's rates r, r' cut [0, 1) at r and 1 - r' into at most three pieces on which its masks do not
+    change; one uniform of each piece stands for all.
     """
-    rate = mask_rate(t, EPS)
-    cuts = np.unique([0.0, rate, 1 - rate, 1.0])
-    pieces = [(low, high) for low, high in pairwise(cuts) if high > low]
-    places = np.flatnonzero(ELIGIBLE)
+    delimiters = None if noise.delimiters is None else noise.delimiters[sample.token_ids]
+    delta = noise.options.isad.delta if noise.options.isad else 0.0
+    rates = position_rates(copy_rates(noise.options.masking, t, EPS), sample.eligible, delimiters, delta)
+    places = np.flatnonzero(sample.eligible)
+    pieces = []
+    for place in places:
+        cuts = np.unique([0.0, rates[0, place], 1 - rates[-1, place], 1.0])
+        pieces.append([(low, high) for low, high in pairwise(cuts) if high > low])
     total = 0.0
-    for choice in product(pieces, repeat=len(places)):
+    for choice in product(*pieces):
         uniforms = np.zeros(LENGTH)
         uniforms[places] = [(low + high) / 2 for low, high in choice]
-        masks = draw_masks(masking, uniforms, ELIGIBLE, rate)
-        position = position_weight(len(places), rate, weight, len(masks), "sample")
-        value = position * sum(table[tuple(mask.tolist())] for mask in masks)
+        noised = noise_sample(sample, t, weight, uniforms, noise)
+        rows = zip(noised.masks, noised.weights, strict=True)
+        value = sum(float(weights @ table[tuple(mask.tolist())]) for mask, weights in rows)
         total += np.prod([high - low for low, high in choice]) * value**moment
     return float(total)
 
 
-def integrate_u(density: DensityTable, function: object) -> float:
+def integrate_u(density: DensityTable, function: Callable[[float, float], float]) -> float:
     """int_0^1 f(t(u), weight(u)) du by Gauss-Legendre in each cell: exact, for f is a polynomial there."""
     cumulative = np.concatenate([[0], np.cumsum(density.density * np.diff(density.edges))])
     nodes, node_weights = leggauss(4)
@@ -99,54 +128,118 @@ def integrate_u(density: DensityTable, function: object) -> float:
     for low, high in pairwise(cumulative):
         for node, node_weight in zip(nodes, node_weights, strict=True):
             u = low + (high - low) * (node + 1) / 2
-            total += node_weight / 2 * (high - low) * function(*density.draw(u))  # type: ignore[operator]
+            total += node_weight / 2 * (high - low) * function(*density.draw(u))
     return total
 
 
-@pytest.mark.parametrize("masking", ["bernoulli", "mirror"])
+@pytest.fixture(scope="module")
+def objective(cross_entropies: CrossEntropies) -> float:
+    value = integrate_u(DensityTable.uniform(), lambda t, _: objective_at(t, cross_entropies))
+    assert value > 1, "a trivial objective would prove nothing"
+    return value
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("density", [DensityTable.uniform(), SKEWED], ids=["uniform", "p_pots"])
 def test_expectation_is_the_objective(
-    masking: Masking, density: DensityTable, mean_cross_entropy: dict[tuple[bool, ...], float]
+    masking: str, density: DensityTable, cross_entropies: CrossEntropies, objective: float
 ) -> None:
-    objective = integrate_u(DensityTable.uniform(), lambda t, _: objective_at(t, mean_cross_entropy))
-    estimate = integrate_u(density, lambda t, weight: estimator_at(masking, t, weight, mean_cross_entropy))
+    """Complement pairs too, under any p: where t has density p(t), so has 1 - t; both weigh 1 / p(t)."""
+    noise = make_noise(masking=masking)
+    estimate = integrate_u(density, lambda t, weight: estimator_at(noise, t, weight, cross_entropies))
     assert estimate == pytest.approx(objective, abs=1e-6)
-    assert objective > 1, "a trivial objective would prove nothing"
 
 
+def test_a_clipped_t_has_another_expectation(cross_entropies: CrossEntropies, objective: float) -> None:
+    noise = make_noise(t_sampler="clipped")
+    low, high = noise.options.t_range
+    clipped = integrate_u(
+        DensityTable.uniform(), lambda u, _: estimator_at(noise, low + (high - low) * u, 1.0, cross_entropies)
+    )
+    assert abs(clipped - objective) > 1e-3
+
+
+@pytest.mark.parametrize("extra", [0.0, 1.0])
+def test_syrm_has_another_expectation(
+    extra: float, cross_entropies: CrossEntropies, objective: float
+) -> None:
+    options = DiffusionSection(eps=EPS, syrm={"tokens": [3], "extra": extra})
+    noise = Noise(options, structural=np.arange(16) == 3)
+    widened = noise.widened(SAMPLE, seed=0, index=0)
+    assert widened.eligible.sum() == ELIGIBLE.sum() + (2 if extra else 1)
+    estimate = integrate_u(
+        DensityTable.uniform(),
+        lambda t, weight: estimator_at(noise, t, weight, cross_entropies, sample=widened),
+    )
+    assert abs(estimate - objective) > 1e-3
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_isad_keeps_every_token_s_weight_but_shifts_the_contexts(
+    masking: str, cross_entropies: CrossEntropies, objective: float
+) -> None:
+    """Exact where a token's cross-entropy does not depend on the other masks; with a real model it moves."""
+    noise = isad_noise(masking=masking)
+    alone = {bits: np.array(bits) * np.arange(1.0, LENGTH + 1) for bits in cross_entropies}
+    for t in (0.05, 0.5, 0.9):
+        assert estimator_at(noise, t, 1.0, alone) == pytest.approx(objective_at(t, alone), abs=1e-9)
+    estimate = integrate_u(SKEWED, lambda t, weight: estimator_at(noise, t, weight, cross_entropies))
+    assert abs(estimate - objective) > 1e-4
+
+
+@pytest.mark.parametrize("make", [make_noise, isad_noise])
 def test_the_training_path_computes_the_estimator(
-    model: MaskedDiffusionModel, mean_cross_entropy: dict[tuple[bool, ...], float]
+    make: Callable[..., Noise], model: MaskedDiffusionModel, cross_entropies: CrossEntropies
 ) -> None:
     """Collate, pair rows, head and per-sample sums give what the enumeration above assumes."""
     rng = np.random.default_rng(0)
-    for t in (0.05, 0.4, 0.9):
-        rate = mask_rate(t, EPS)
-        masks = draw_masks("mirror", rng.random(LENGTH), ELIGIBLE, rate)
-        weight = position_weight(5, rate, 3.0, 2, "sample")
-        expected = 3.0 / (2 * 5 * rate) * sum(mean_cross_entropy[tuple(mask.tolist())] for mask in masks)
-        assert batch_loss(model, masks, weight) == pytest.approx(expected, rel=1e-6)
+    for masking in MASKINGS:
+        for t in (0.05, 0.4, 0.9):
+            noised = noise_sample(SAMPLE, t, 3.0, rng.random(LENGTH), make(masking=masking))
+            rows = zip(noised.masks, noised.weights, strict=True)
+            expected = sum(float(weights @ cross_entropies[tuple(mask.tolist())]) for mask, weights in rows)
+            assert batch_loss(model, noised) == pytest.approx(expected, rel=1e-6)
+
+
+def test_weights_by_hand() -> None:
+    """A delimiter's cross-entropy is divided by its own rate; the others' by r; all by n and the copies."""
+    uniforms = np.full(LENGTH, 0.3)
+    noised = noise_sample(SAMPLE, 0.4, 3.0, uniforms, isad_noise(masking="mirror"))
+    rate = mask_rate(0.4, EPS)
+    first = np.where(DELIMITERS[TOKENS], 3.0 / (2 * 5 * (rate + 0.2)), 3.0 / (2 * 5 * rate)) * ELIGIBLE
+    assert noised.weights[0] == pytest.approx(first)
+    assert not noised.masks[1].any(), "0.3 is below 1 - r and 1 - (r + delta)"
 
 
 @pytest.mark.parametrize("t", [0.1, 0.3, 0.5, 0.7, 0.95])
 @pytest.mark.parametrize("masking", ["bernoulli", "mirror"])
-def test_variance_has_its_closed_form_where_cross_entropy_ignores_the_mask(
-    masking: Masking, t: float
-) -> None:
+def test_variance_has_its_closed_form_where_cross_entropy_ignores_the_mask(masking: str, t: float) -> None:
     """One draw: s (1-r)/r. A pair: s (1-2r)/2r up to r = 1/2, s (2r-1)(1-r)/2r^2 above."""
     c = np.array([0, 1.0, 2.0, 0, 0.5, 3.0, 1.5])
-    table = {bits: float(c @ np.array(bits)) for bits in product([False, True], repeat=LENGTH)}
+    table = {bits: c * np.array(bits) for bits in product([False, True], repeat=LENGTH)}
     r, s = mask_rate(t, EPS), float(c @ c) / 5**2
-    variance = estimator_at(masking, t, 1.0, table, moment=2) - estimator_at(masking, t, 1.0, table) ** 2
+    noise = make_noise(masking=masking)
+    variance = estimator_at(noise, t, 1.0, table, moment=2) - estimator_at(noise, t, 1.0, table) ** 2
     single = s * (1 - r) / r
     pair = s * (1 - 2 * r) / (2 * r) if r <= 0.5 else s * (2 * r - 1) * (1 - r) / (2 * r**2)
     assert variance == pytest.approx(single if masking == "bernoulli" else pair, abs=1e-9)
 
 
+def test_a_complement_pair_leaves_no_token_out_and_none_twice() -> None:
+    """Up to eps: every eligible position is masked in exactly one row, whatever t."""
+    rng = np.random.default_rng(0)
+    noise = Noise(DiffusionSection(eps=1e-12, masking="complement"))
+    for t in rng.random(50):
+        masks = noise_sample(SAMPLE, float(t), 1.0, rng.random(LENGTH), noise).masks
+        assert masks.sum(axis=0).tolist() == ELIGIBLE.astype(int).tolist()
+
+
 def test_token_normalisation_weighs_every_eligible_token_alike() -> None:
     """Two samples of 2 and 6 eligible tokens: the batch loss is sum of n l over the sum of n."""
     losses, counts, rate = np.array([3.0, 1.0]), np.array([2, 6]), 0.5
-    by_sample = [position_weight(int(n), rate, 1.0, 1, "sample") for n in counts]
-    by_token = [position_weight(int(n), rate, 1.0, 1, "token") for n in counts]
+    rates = np.array(rate)
+    by_sample = [position_weight(int(n), rates, 1.0, 1, "sample") for n in counts]
+    by_token = [position_weight(int(n), rates, 1.0, 1, "token") for n in counts]
     scale = 1 / counts.mean()
     sums = losses / np.array(by_sample)  # the cross-entropies that give these per-sample losses
     assert np.mean(sums * by_token * scale) == pytest.approx(np.average(losses, weights=counts))

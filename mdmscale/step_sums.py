@@ -1,0 +1,74 @@
+"""What one optimizer step sums over its samples, gathered on the device and reduced in one small message."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mdmscale.data.batch import Batch
+from mdmscale.diffusion.baseline import EmaBaseline
+from mdmscale.diffusion.objective import per_sample
+from mdmscale.distributed import all_reduce_sum
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """A step's sums over the global batch.
+
+    loss: of the samples' losses. baseline: of b(t) / p(t). cells: float64 [4, cells], see p_pots.CellSums.
+    """
+
+    loss: float
+    baseline: float
+    num_tokens: int
+    num_masked: int
+    num_stops: int
+    cells: np.ndarray
+
+    @classmethod
+    def unpack(cls, values: np.ndarray) -> "StepTotals":
+        loss, baseline, num_tokens, num_masked, num_stops = values[:5].tolist()
+        cells = values[5:].reshape(4, -1)
+        return cls(loss, baseline, int(num_tokens), int(num_masked), int(num_stops), cells)
+
+
+class StepSums:
+    """Sums over this rank's samples. Nothing here waits for the device before `reduce`."""
+
+    def __init__(self, baseline: EmaBaseline, scale: float, device: torch.device) -> None:
+        self.baseline = baseline
+        self.scale = scale  # what makes a batch's weights its losses, in nats a token
+        self.cells = torch.zeros(4, len(baseline.edges) - 1, dtype=torch.float64, device=device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.counts = np.zeros(3)  # b(t) / p(t), tokens, masked positions
+
+    def add(self, forwards: list[tuple[Batch, torch.Tensor, torch.Tensor]]) -> None:
+        """Count in a micro-batch, given its forwards: batch, losses and squared norms [masked] of each."""
+        first = forwards[0][0]
+        losses = torch.zeros(first.num_samples, dtype=torch.float64, device=self.loss.device)
+        squared_norms = torch.zeros_like(losses)
+        for batch, cross_entropies, norms in forwards:
+            weights = batch.weights.double() * self.scale
+            losses += per_sample(weights * cross_entropies, batch.sample_of, batch.num_samples)
+            squared_norms += per_sample(weights.square() * norms, batch.sample_of, batch.num_samples)
+        self.loss += losses.sum()
+        # 1 / p, which brought the losses here, is taken out again: cells hold the estimator itself.
+        importance = torch.from_numpy(first.importance_weights).to(losses.device)
+        plain, plain_norms = losses / importance, squared_norms / importance.square()
+        cells = torch.from_numpy(self._cells_of(first.t)).to(losses.device)
+        self.cells.index_add_(
+            1, cells, torch.stack([torch.ones_like(plain), plain, plain.square(), plain_norms])
+        )
+        num_masked = sum(len(batch.positions) for batch, _, _ in forwards)
+        value = float(np.sum(first.importance_weights * self.baseline.values(first.t)))
+        self.counts += (value, first.num_tokens, num_masked)
+
+    def reduce(self, stop: bool) -> StepTotals:
+        """The totals over all ranks; `stop` is whether this one wants to stop."""
+        counts = torch.tensor([*self.counts, stop], dtype=torch.float64, device=self.loss.device)
+        totals = all_reduce_sum(torch.cat([self.loss[None], counts, self.cells.flatten()]))
+        return StepTotals.unpack(totals.cpu().numpy())
+
+    def _cells_of(self, t: np.ndarray) -> np.ndarray:
+        last = len(self.baseline.edges) - 2
+        return np.clip(np.searchsorted(self.baseline.edges, t, side="right") - 1, 0, last)
