@@ -140,12 +140,19 @@ def _generate(argv: list[str]) -> int:
     return main(argv)
 
 
+def _convert(argv: list[str]) -> int:
+    from mdmscale.conversion.cli import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (
         train_main,
         "train or fine-tune; under the deepspeed launcher or torchrun use launchers/train.py",
     ),
     "prepare": (_prepare, "turn text or conversations into token shards, and train a tokenizer"),
+    "convert": (_convert, "inspect, import and export model folders"),
     "variance": (_variance, "where a checkpoint's training variance comes from, and what removes it"),
     "stability": (_stability, "train methods under several seeds at equal rows and compare them"),
     "generate": (_generate, "sample text from a trained model"),

@@ -71,6 +71,7 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
         _set_mean_row(model, mask_token_id)
     logit_shift = declared.get("logit_shift", False) if options.logit_shift is None else options.logit_shift
     model.config.mdm = {
+        **declared,  # also what an import left for the way back
         "mask_token_id": mask_token_id,
         "logit_shift": logit_shift,
         "eps": eps,
@@ -107,7 +108,7 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
             f"supported are {', '.join(FAMILIES)}"
         )
     config.is_causal = False
-    _open_windows(config)
+    open_windows(config)
     return config
 
 
@@ -116,9 +117,9 @@ def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
     hidden, heads = options.hidden_size, options.num_attention_heads
     assert hidden and heads  # RunConfig requires them
     values: dict[str, Any] = {
-        "vocab_size": options.vocab_size or _round_up(num_tokens, ROW_MULTIPLE),
+        "vocab_size": options.vocab_size or round_up(num_tokens, ROW_MULTIPLE),
         "hidden_size": hidden,
-        "intermediate_size": options.intermediate_size or _round_up(hidden * 8 // 3, 64),
+        "intermediate_size": options.intermediate_size or round_up(hidden * 8 // 3, 64),
         "num_hidden_layers": options.num_hidden_layers,
         "num_attention_heads": heads,
         "num_key_value_heads": options.num_key_value_heads or heads,
@@ -131,11 +132,11 @@ def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
         "is_causal": False,
     }
     config = AutoConfig.for_model(options.architecture, **values)
-    _open_windows(config)
+    open_windows(config)
     return config
 
 
-def _open_windows(config: PretrainedConfig) -> None:
+def open_windows(config: PretrainedConfig) -> None:
     """Let every layer attend everywhere: a sliding window would hide most of a bidirectional context."""
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = None
@@ -209,7 +210,7 @@ def _set_mean_row(model: PreTrainedModel, token_id: int) -> None:
     """Set the row of a new token, and rows that are added for it, to the mean of the rows before it."""
     num_rows = model.config.vocab_size
     if token_id >= num_rows:
-        model.resize_token_embeddings(_round_up(token_id + 1, ROW_MULTIPLE), mean_resizing=False)
+        model.resize_token_embeddings(round_up(token_id + 1, ROW_MULTIPLE), mean_resizing=False)
     with torch.no_grad():
         for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
             weight: torch.Tensor = embedding.weight  # type: ignore[union-attr, assignment]
@@ -222,5 +223,5 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple

@@ -1,0 +1,82 @@
+"""Dream: Qwen2's names and layout with Dream's own config.json, and predictions shifted by one position."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from mdmscale.conversion.tensor_source import TensorInfo
+from mdmscale.errors import UserError
+
+# Fields that mean the same in Dream's and in Qwen2's config.json.
+SHARED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+# What a field that DreamConfig does not find means; the sizes are always there.
+DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False, "hidden_act": "silu"}
+
+
+def hf_config(values: dict[str, Any], infos: dict[str, TensorInfo], where: Path) -> PretrainedConfig:
+    """The Qwen2 config of the same model (Llama's, where the weights have no biases).
+
+    Raises:
+        UserError: where config.json lacks a size.
+    """
+    dream = {**DEFAULTS, **values}
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    if missing := [name for name in sizes if name not in dream]:
+        raise UserError(f"{where}: has no {missing[0]}")
+    has_biases = "model.layers.0.self_attn.q_proj.bias" in infos
+    scaling = dict(dream.get("rope_scaling") or {})
+    rope_type = scaling.pop("type", None) or scaling.pop("rope_type", "default")
+    rope = {**scaling, "rope_type": rope_type, "rope_theta": float(dream["rope_theta"])}
+    return AutoConfig.for_model(
+        "qwen2" if has_biases else "llama",
+        **{name: dream[name] for name in SHARED if name in dream},
+        rope_parameters=rope,
+    )
+
+
+def dream_config(config: PretrainedConfig, mask_token_id: int, where: Path) -> dict[str, Any]:
+    """config.json for Dream's own code.
+
+    Raises:
+        UserError: where the model is not one that Dream's code can express.
+    """
+    if config.model_type != "qwen2":
+        raise UserError(
+            f"{where}: cannot be a Dream model: it is {config.model_type}, and Dream's code has the "
+            "biases of qwen2"
+        )
+    rope = dict(config.rope_parameters)
+    theta, rope_type = rope.pop("rope_theta"), rope.get("rope_type", "default")
+    return {
+        "architectures": ["DreamModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_dream.DreamConfig",
+            "AutoModel": "modeling_dream.DreamModel",
+        },
+        "model_type": "Dream",
+        **{name: getattr(config, name) for name in SHARED},
+        "rope_theta": theta,
+        "rope_scaling": None if rope_type == "default" else rope,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": config.num_hidden_layers,
+        "use_cache": False,
+        "mask_token_id": mask_token_id,
+    }

@@ -1,0 +1,166 @@
+"""From another family's folder to mdmscale's: a Hugging Face folder, bidirectional, with a mask token."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from mdmscale.conversion import dream, llada
+from mdmscale.conversion.families import settle_family
+from mdmscale.conversion.mask_token import MaskToken, choose_mask_token, next_token_id
+from mdmscale.conversion.model_folder import (
+    describing,
+    expected_shapes,
+    read_hf_config,
+    read_object,
+    save_hf_config,
+    weight_parts,
+)
+from mdmscale.conversion.progress import weights_progress
+from mdmscale.conversion.publish import check_destination, published
+from mdmscale.conversion.tensor_source import TensorSource
+from mdmscale.conversion.tensor_views import CastSource, MeanRowsSource, RemappedSource
+from mdmscale.conversion.tokenizer_files import (
+    add_mask_token,
+    check_mask_token,
+    copy_tokenizer,
+    name_mask_token,
+    open_copied,
+)
+from mdmscale.conversion.weight_files import WeightFolder, check_expected
+from mdmscale.conversion.weight_writer import MAX_SHARD_BYTES, write_weights
+from mdmscale.errors import UserError
+from mdmscale.models.backbone import DTYPES, ROW_MULTIPLE, open_windows, round_up
+
+# DiffuLLaMA trained an ordinary token of LLaMA-2 as its mask.
+DIFFULLAMA_MASK = 811
+# LLaDA's smallest mask rate; training writes its own.
+EPS = 1e-3
+SHIFTED = {"arm": True, "llada": False, "dream": True, "diffullama": True}
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """The command's choices, as typed."""
+
+    family: str = "auto"
+    logit_shift: str = "auto"
+    mask_token: str | None = None
+    dtype: str = "keep"
+    overwrite: bool = False
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A foreign model in Hugging Face's terms, checked: config, weights, and the mask token it declares."""
+
+    family: str
+    config: PretrainedConfig
+    weights: TensorSource
+    mask_token_id: int | None
+
+
+def import_model(source: Path, destination: Path, options: ImportOptions) -> dict[str, Any]:
+    """Convert the folder `source` to `destination`, which appears when it is complete.
+
+    Returns:
+        what was decided, for the user to read.
+
+    Raises:
+        UserError: naming the file or option at fault.
+    """
+    check_destination(source, destination, options.overwrite)
+    model = translate(source, options.family)
+    if model.family in ("llada", "dream") and model.mask_token_id is None and options.mask_token is None:
+        raise UserError(f"{source / 'config.json'}: has no mask_token_id; give --mask-token")
+    config, weights = model.config, model.weights
+    if options.dtype != "keep":
+        weights = CastSource(weights, DTYPES[options.dtype])
+    shift = SHIFTED[model.family] if options.logit_shift == "auto" else options.logit_shift == "on"
+    with published(destination, sum(info.num_bytes for info in weights.tensors().values())) as folder:
+        copy_tokenizer(source, folder)
+        tokenizer = open_copied(folder)
+        mask = choose_mask_token(options.mask_token, model.mask_token_id, tokenizer, config.vocab_size)
+        num_rows, mean_rows = _rows(mask, config.vocab_size)
+        if mean_rows:
+            num_tokens = config.vocab_size if tokenizer is None else next_token_id(tokenizer)
+            weights = MeanRowsSource(weights, num_rows, mean_rows, min(config.vocab_size, num_tokens))
+        _write_tokenizer(folder, mask)
+        origin = f"{model.family} {source.resolve().name}"
+        mdm = {"mask_token_id": mask.token_id, "logit_shift": shift, "eps": EPS, "source": origin}
+        _make_bidirectional(config, num_rows, mdm)
+        save_hf_config(config, weights.tensors(), folder)
+        with weights_progress(weights, "importing") as advance:
+            write_weights(weights, folder, advance, options.max_shard_bytes)
+    return {
+        "family": model.family,
+        "architecture": config.model_type,
+        "parameters": sum(info.num_elements for info in weights.tensors().values()),
+        "mask token": f"{mask.token_id} {mask.text or ''} ({mask.reason})",
+        "logit shift": shift,
+        "embeddings": config.vocab_size,
+        "tokenizer": "copied" if tokenizer else "none in the source: give model.tokenizer to train",
+    }
+
+
+def translate(source: Path, family: str = "auto") -> Translation:
+    """Read config.json and the list of weights of `source`, and see that they belong together.
+
+    Raises:
+        UserError: naming the file at fault, also where it is of another family.
+    """
+    values = read_object(source / "config.json")
+    family = settle_family(family, values, source)
+    mask: Any = DIFFULLAMA_MASK if family == "diffullama" else values.get("mask_token_id")
+    if mask is not None and type(mask) is not int:
+        raise UserError(f"{source / 'config.json'}: mask_token_id = {mask!r} is no token id")
+    files = WeightFolder(source)
+    infos = files.tensors()
+    with describing(source / "config.json"):
+        match family:
+            case "llada":
+                config = llada.hf_config(values, source / "config.json")
+            case "dream":
+                config = dream.hf_config(values, infos, source / "config.json")
+            case _:
+                config = read_hf_config(source)
+    parts = llada.hf_parts(infos, config, source) if family == "llada" else weight_parts(infos, config)
+    weights = RemappedSource(files, parts)
+    check_expected(weights, expected_shapes(config, source), source)
+    return Translation(family, config, weights, mask)
+
+
+def _rows(mask: MaskToken, num_rows: int) -> tuple[int, Iterable[int]]:
+    """Embedding rows that the model is to have, and which of them are to be the mean."""
+    if mask.token_id < num_rows:
+        return num_rows, [mask.token_id] if mask.is_untrained else []
+    grown = round_up(mask.token_id + 1, ROW_MULTIPLE)
+    return grown, range(num_rows, grown)
+
+
+def _write_tokenizer(folder: Path, mask: MaskToken) -> None:
+    if mask.text is None:
+        return
+    if mask.is_added:
+        add_mask_token(folder, mask.text, mask.token_id)
+    else:
+        name_mask_token(folder, mask.text)
+    check_mask_token(folder, mask.text, mask.token_id)
+
+
+def _make_bidirectional(config: PretrainedConfig, num_rows: int, mdm: dict[str, Any]) -> None:
+    """Set what makes it a diffusion model; what that replaces is kept in mdm.arm for the way back."""
+    changing = ("vocab_size", "sliding_window", "layer_types", "use_sliding_window")
+    before = {name: getattr(config, name) for name in changing if hasattr(config, name)}
+    open_windows(config)
+    if hasattr(config, "use_sliding_window"):
+        config.use_sliding_window = False
+    config.vocab_size = num_rows
+    if changed := {name: value for name, value in before.items() if getattr(config, name) != value}:
+        mdm["arm"] = changed
+    config.is_causal = False
+    config.use_cache = False
+    config.mdm = mdm

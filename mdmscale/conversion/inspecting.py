@@ -1,0 +1,120 @@
+"""What a folder is, without loading its weights."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from mdmscale.checkpoint import TrainingState, published
+from mdmscale.config import EXPORT_FOLDER
+from mdmscale.conversion.families import identify
+from mdmscale.conversion.importing import SHIFTED, translate
+from mdmscale.conversion.lora import read_adapter
+from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, read_object, weight_parts
+from mdmscale.conversion.place import ADAPTER_FOLDER, CHECKPOINTS, kind_of
+from mdmscale.conversion.tensor_source import TensorInfo
+from mdmscale.conversion.tensor_views import RemappedSource
+from mdmscale.conversion.weight_files import WeightFolder
+from mdmscale.errors import UserError
+
+MODEL_FOLDER = "model"  # in a checkpoint: config.json and tokenizer of the model in training
+
+
+def inspect_folder(path: Path) -> dict[str, Any]:
+    """Facts about a model folder, a run or a checkpoint, in the order in which to show them.
+
+    Raises:
+        UserError: where it is none of them, damaged, or an unsupported model.
+    """
+    match kind_of(path):
+        case "model":
+            return inspect_model(path)
+        case "checkpoint":
+            return inspect_checkpoint(path)
+        case _:
+            return inspect_run(path)
+
+
+def inspect_model(folder: Path) -> dict[str, Any]:
+    """Family, sizes, mask token and shift of a model folder."""
+    values = read_object(folder / "config.json")
+    if identify(values, folder) != "mdmscale":
+        model = translate(folder)
+        shift = None if model.family == "arm" else SHIFTED[model.family]  # an ARM's is chosen at the import
+        facts = {"family": model.family, "mask_token_id": model.mask_token_id, "logit_shift": shift}
+        return {"kind": "model", **facts, **_model_facts(model.config, model.weights.tensors())}
+    mdm = values["mdm"]
+    facts = {name: mdm.get(name) for name in ("mask_token_id", "logit_shift", "source")}
+    has_adapter = read_adapter(folder / ADAPTER_FOLDER) is not None
+    config = read_hf_config(folder)
+    weights = RemappedSource(files := WeightFolder(folder), weight_parts(files.tensors(), config))
+    return {
+        "kind": "model",
+        "family": "mdmscale",
+        **facts,
+        "adapter": has_adapter,
+        **_model_facts(config, weights.tensors()),
+    }
+
+
+def inspect_checkpoint(folder: Path) -> dict[str, Any]:
+    """Position, ZeRO stage and ranks of a checkpoint."""
+    state = _read_state(folder)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    facts = asdict(state)
+    del facts["density"], facts["data_fingerprint"]
+    model = folder / MODEL_FOLDER
+    described = _described(model) if (model / "config.json").is_file() else {}
+    return {"kind": "checkpoint", "family": "DeepSpeed checkpoint", **described, "bytes": size, **facts}
+
+
+def inspect_run(folder: Path) -> dict[str, Any]:
+    """The checkpoints of a run, its newest, and its exported model."""
+    checkpoints = published(folder / CHECKPOINTS)
+    exported = folder / EXPORT_FOLDER
+    model = inspect_model(exported) if (exported / "config.json").is_file() else None
+    return {
+        "kind": "run",
+        "checkpoints": [_read_state(checkpoint).step for checkpoint in checkpoints],
+        "adapter": read_adapter(folder / ADAPTER_FOLDER) is not None,
+        "newest_checkpoint": inspect_checkpoint(checkpoints[-1]) if checkpoints else None,
+        "model": model,
+    }
+
+
+def _read_state(folder: Path) -> TrainingState:
+    try:
+        return TrainingState.read(folder)
+    except (OSError, json.JSONDecodeError):
+        raise UserError(f"{folder / 'state.json'}: is missing or damaged") from None
+
+
+def _described(model: Path) -> dict[str, Any]:
+    """What a checkpoint's own config.json says of its weights."""
+    config = read_hf_config(model)
+    mdm = getattr(config, "mdm", {})
+    return {
+        "mask_token_id": mdm.get("mask_token_id"),
+        "logit_shift": mdm.get("logit_shift"),
+        "architecture": config.model_type,
+        "parameters": sum(map(math.prod, expected_shapes(config, model).values())),
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _model_facts(config: PretrainedConfig, infos: dict[str, TensorInfo]) -> dict[str, Any]:
+    dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in infos.values()})
+    return {
+        "architecture": config.model_type,
+        "parameters": sum(info.num_elements for info in infos.values()),
+        "bytes": sum(info.num_bytes for info in infos.values()),
+        "dtype": ", ".join(dtypes),
+        "vocab_size": config.vocab_size,
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "max_length": config.max_position_embeddings,
+        "tied": bool(config.tie_word_embeddings),
+    }

@@ -1,0 +1,93 @@
+"""config.json of model folders, and what it promises of the weights."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from mdmscale.conversion.tensor_source import TensorInfo
+from mdmscale.conversion.tensor_views import Part
+from mdmscale.errors import UserError
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object on disk.
+
+    Raises:
+        UserError: where the file is missing, damaged or something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return content
+
+
+def write_object(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_hf_config(folder: Path) -> PretrainedConfig:
+    """The folder's config as transformers understands it; code in the folder is never run.
+
+    Raises:
+        UserError: where it does not.
+    """
+    read_object(folder / "config.json")
+    with describing(folder / "config.json"):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def describing(path: Path) -> Iterator[None]:
+    """What sizes and types that do not go together raise, in transformers too, as a UserError of `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: describes no model: {' '.join(str(error).split())}") from None
+
+
+def save_hf_config(config: PretrainedConfig, infos: dict[str, TensorInfo], folder: Path) -> None:
+    """Write config.json, which also says in which precision the weights are and which class opens them."""
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config.dtype = main_dtype(infos)
+    config.save_pretrained(folder)
+
+
+def main_dtype(infos: dict[str, TensorInfo]) -> torch.dtype:
+    """The precision of most of the bytes."""
+    sizes: Counter[torch.dtype] = Counter()
+    for info in infos.values():
+        sizes[info.dtype] += info.num_bytes
+    return sizes.most_common(1)[0][0]
+
+
+def expected_shapes(config: PretrainedConfig, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Every weight of the model by name, as transformers builds it; a tied head is its embedding.
+
+    Raises:
+        UserError: where the sizes do not go together.
+    """
+    with describing(folder / "config.json"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def weight_parts(infos: dict[str, TensorInfo], config: PretrainedConfig) -> dict[str, Part]:
+    """The weights under their own names, without what old files hold beside them."""
+    kept = [name for name in infos if not name.endswith("rotary_emb.inv_freq")]
+    if config.tie_word_embeddings:
+        kept = [name for name in kept if name != "lm_head.weight"]
+    return {name: Part(name) for name in kept}

@@ -1,0 +1,10 @@
+#!/usr/bin/env python
+"""Inspect, import and export model folders. The same as `mdmscale convert`; see --help."""
+
+import sys
+
+from mdmscale.conversion.cli import main
+from mdmscale.errors import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
