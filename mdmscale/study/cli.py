@@ -95,7 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     for run in trained(runs, config, arguments):
         score = run.folder / "accuracy.json"
         if not score.exists():
-            score.write_text(json.dumps(exact_match(run.folder / EXPORT_FOLDER, tests)))
+            score.write_text(
+                json.dumps(exact_match(run.folder / EXPORT_FOLDER, tests, config.data.fill_multiple))
+            )
         found.append(results.measure(run.folder, run.method, run.seed, json.loads(score.read_text())))
     found.sort(key=lambda result: (list(METHODS).index(result.method), arguments.seeds.index(result.seed)))
     results.write(found, arguments.output, arguments.seeds)

@@ -34,20 +34,26 @@ def read_tests(path: Path) -> list[tuple[str, str]]:
     return tests
 
 
-def exact_match(folder: Path, tests: list[tuple[str, str]]) -> float:
-    """The share of tests that the model of `folder` answers exactly, denoising one token a step, greedily."""
+def exact_match(folder: Path, tests: list[tuple[str, str]], fill_multiple: int) -> float:
+    """The share of tests that the model of `folder` answers exactly, denoising one token a step, greedily.
+
+    There is room for the longest answer and its EOS, and then as far as training filled samples with EOS
+    (data.fill_multiple): a small model knows no other lengths.
+    """
     import torch
 
     from mdmscale.generation.denoise import denoise, masked_predictor
 
     loaded = load_model(read_folder_facts(folder))
     facts = loaded.facts
-    length = 1 + max(len(loaded.tokenizer.encode(answer, add_special_tokens=False)) for _, answer in tests)
+    longest = max(len(loaded.tokenizer.encode(answer, add_special_tokens=False)) for _, answer in tests)
+    multiple = max(1, fill_multiple)
     prompts = [(encode_prompt(loaded, prompt, chat=False).token_ids, answer) for prompt, answer in tests]
     prompts.sort(key=lambda test: len(test[0]))
     num_right = 0
     for width, group in groupby(prompts, key=lambda test: len(test[0])):
         members = list(group)
+        length = -(-(width + longest + 1) // multiple) * multiple - width
         rows = [[*token_ids, *[facts.mask_token_id] * length] for token_ids, _ in members]
         tokens = denoise(
             masked_predictor(loaded.model, facts.logit_shift),
