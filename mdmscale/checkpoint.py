@@ -2,6 +2,7 @@
 
     checkpoints/step-00000100/
         engine/          DeepSpeed's files, every rank's shards
+        model/           config.json and tokenizer: with them a checkpoint alone is enough for an export
         state.json       step, samples, tokens, world size, seed, data, t-sampler
         manifest.json    size and sha256 of every file above
 
@@ -14,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from mdmscale.errors import UserError
 PREFIX = "step-"
 UNFINISHED = ".unfinished-"
 ENGINE_FOLDER = "engine"
+MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class TrainingState:
     consumed_tokens: int
     world_size: int
     zero_stage: int
+    dtype: str  # model.dtype
     seed: int
     global_batch_size: int
     data_fingerprint: str
@@ -47,6 +51,7 @@ class TrainingState:
     density: dict[str, Any]  # the table of t_sampler: p_pots
     baseline: dict[str, Any]  # the EMA control variate
     cell_sums: list[list[float]]  # what training has shown of the estimator by t
+    parameter_groups: list[list[str]]  # the optimizer's, by the names of their parameters, in its order
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
@@ -61,16 +66,25 @@ class TrainingState:
             raise UserError(f"{folder / 'state.json'}: written by another version: {error}") from None
 
 
-def save(engine: Any, state: TrainingState, folder: Path, keep: int, ranks: Ranks) -> Path:
+def save(
+    engine: Any,
+    state: TrainingState,
+    write_model: Callable[[Path], None],
+    folder: Path,
+    keep: int,
+    ranks: Ranks,
+) -> Path:
     """Publish a checkpoint of the DeepSpeed `engine` in `folder`; keep the newest `keep` (0: all).
 
-    Every rank calls it. A kill at any moment leaves either the whole checkpoint or none of that name.
+    Every rank calls it; rank 0's `write_model` fills the model/ folder. A kill at any moment leaves either
+    the whole checkpoint or none of that name.
     """
     target = folder / f"{PREFIX}{state.step:08d}"
     unfinished = folder / f"{UNFINISHED}{target.name}"
     on_first_rank(ranks, lambda: _fresh_folder(folder, unfinished))
     engine.save_checkpoint(str(unfinished), tag=ENGINE_FOLDER, save_latest=False)
     if ranks.is_first:
+        write_model(unfinished / MODEL_FOLDER)
         (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1))
     dist.barrier()
     names = on_first_rank(ranks, lambda: _file_names(unfinished))
@@ -158,8 +172,8 @@ def _read_manifest(checkpoint: Path) -> tuple[str | None, dict[str, list[Any]]]:
     return None, expected
 
 
-def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig, world_size: int) -> None:
-    """Refuse to continue with another seed or batch size, or on ranks that the shards do not fit.
+def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -> None:
+    """Refuse to continue with another seed or batch size.
 
     Raises:
         UserError: naming both sides.
@@ -168,18 +182,12 @@ def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig, w
     for name, now, then in (
         ("run.seed", config.run.seed, state.seed),
         ("train.global_batch_size", config.train.global_batch_size, state.global_batch_size),
-        ("parallel.zero_stage", config.parallel.zero_stage, state.zero_stage),
     ):
         if now != then:
             problems.append(
                 f"{name} = {now}, but checkpoint {checkpoint} was trained with {then}; continue with that, "
                 "or choose another run.name to start anew"
             )
-    if state.zero_stage > 0 and state.world_size != world_size:
-        problems.append(
-            f"this job has {world_size} ranks, but checkpoint {checkpoint} holds ZeRO-{state.zero_stage} "
-            f"shards of {state.world_size}; continue on {state.world_size} ranks"
-        )
     if problems:
         raise UserError(*problems)
 

@@ -30,6 +30,12 @@ def export_model(engine: Any, backbone: Backbone, folder: Path, ranks: Ranks) ->
     return folder
 
 
+def write_description(backbone: Backbone, folder: Path) -> None:
+    """The model's config and tokenizer without its weights, into a new folder."""
+    backbone.model.config.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+
+
 def _gather_weights(engine: Any, model: torch.nn.Module, ranks: Ranks) -> dict[str, torch.Tensor]:
     is_sharded = engine.zero_optimization_stage() == 3
     weights = {}

@@ -29,6 +29,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
+def named_groups(model: nn.Module) -> list[list[str]]:
+    """The names of the parameters of each of `parameter_groups`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.0)
+    return [[names[id(parameter)] for parameter in group["params"]] for group in groups]  # type: ignore[attr-defined]
+
+
 def make_optimizer(model: nn.Module, options: OptimizerSection) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; its learning rate is set anew each step by `set_learning_rate`."""
     groups = parameter_groups(model, options.weight_decay)

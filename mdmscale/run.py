@@ -18,12 +18,13 @@ from mdmscale.diffusion.noise import Noise, make_noise
 from mdmscale.diffusion.p_pots import probe_edges
 from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
 from mdmscale.distributed import Ranks, on_every_rank, on_first_rank
+from mdmscale.elastic import load_other_layout
 from mdmscale.engine import Engine, initialise_engine
 from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel
-from mdmscale.optim import set_options
+from mdmscale.optim import named_groups, set_options
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Run:
             consumed_tokens=self.consumed_tokens,
             world_size=self.ranks.world_size,
             zero_stage=self.config.parallel.zero_stage,
+            dtype=self.config.model.dtype,
             seed=self.config.run.seed,
             global_batch_size=self.layout.global_batch_size,
             data_fingerprint=self.source.fingerprint,
@@ -81,6 +83,7 @@ class Run:
             density=self.t_sampler.density.to_state(),
             baseline=self.baseline.to_state(),
             cell_sums=self.cell_sums.tolist(),
+            parameter_groups=named_groups(self.engine.deepspeed.module),
         )
 
 
@@ -150,13 +153,17 @@ def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
     if path is None:
         return None
     state = on_every_rank(ranks, lambda: checkpoint.TrainingState.read(path))
-    checkpoint.check_continues(state, path, config, ranks.world_size)
+    checkpoint.check_continues(state, path, config)
     return Start(path, state)
 
 
 def restore(run: Run, start: Start) -> None:
     """Put a checkpoint's weights, optimizer state, position and p(t) into a run that was set up."""
-    checkpoint.load_engine(run.engine.deepspeed, start.path)
+    layout = (start.state.zero_stage, start.state.world_size, start.state.dtype)
+    if layout == (run.config.parallel.zero_stage, run.ranks.world_size, run.config.model.dtype):
+        checkpoint.load_engine(run.engine.deepspeed, start.path)
+    else:
+        load_other_layout(run.engine.deepspeed, start.path)
     set_options(run.engine.deepspeed.optimizer, run.config.optimizer)  # the load brought back the old ones
     run.step, run.consumed_tokens = start.state.step, start.state.consumed_tokens
     run.baseline.restore(start.state.baseline)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,7 @@ def train(config: RunConfig) -> Path:
                 line.show()
             if is_due(config.checkpoint.every, run.step) or is_last:
                 writer.flush()
-                checkpoint.save(
-                    run.engine.deepspeed, run.state(), run.checkpoints, config.checkpoint.keep, ranks
-                )
+                save_checkpoint(run)
     if not stopped:
         finish(run)
     if ranks.is_first:
@@ -212,6 +211,18 @@ def run_evaluation(run: Run) -> dict[str, float]:
         return {"eval_loss": loss}
     mean_value = float(run.baseline.values(eval_t(options)).mean())
     return {"eval_loss": loss, "eval_loss_controlled": run.baseline.control(loss, mean_value)}
+
+
+def save_checkpoint(run: Run) -> None:
+    """Publish a checkpoint of the run as it is."""
+    checkpoint.save(
+        run.engine.deepspeed,
+        run.state(),
+        partial(export.write_description, run.backbone),
+        run.checkpoints,
+        run.config.checkpoint.keep,
+        run.ranks,
+    )
 
 
 def finish(run: Run) -> None:

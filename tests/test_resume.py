@@ -195,21 +195,15 @@ def check_refusal(config: str, folder: Path, overrides: list[str], messages: lis
         (["run.seed=4"], ["run.seed = 4", "was trained with 3"]),
         (["train.global_batch_size=4"], ["train.global_batch_size = 4", "was trained with 8"]),
         (["data.sequence_length=16"], ["is not what checkpoint", "was trained on"]),
-        (["parallel.zero_stage=2"], ["parallel.zero_stage = 2", "was trained with 1"]),
         (["checkpoint.resume=none"], ["already holds checkpoints"]),
         (["run.name=new", "checkpoint.resume=/no/step-1"], ["resume = '/no/step-1'", "no checkpoint there"]),
     ],
-    ids=["seed", "batch", "data", "stage", "none", "path"],
+    ids=["seed", "batch", "data", "none", "path"],
 )
 def test_what_cannot_continue_is_refused_in_one_line(
     alone: tuple[str, Path], overrides: list[str], messages: list[str]
 ) -> None:
     check_refusal(*alone, overrides, messages)
-
-
-def test_shards_of_other_ranks_are_refused(copied: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    config = write(tmp_path / "config.yaml", copied[0])
-    check_refusal(config, copied[1], [], ["this job has 1 ranks", "shards of 2"])
 
 
 def test_other_sft_data_are_refused_and_not_left_encoded(alone: tuple[str, Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from mdmscale.checkpoint import TrainingState, published
+from mdmscale.checkpoint import MODEL_FOLDER, TrainingState, published
 from mdmscale.config import EXPORT_FOLDER
 from mdmscale.conversion.families import identify
 from mdmscale.conversion.importing import SHIFTED, translate
@@ -19,8 +19,6 @@ from mdmscale.conversion.tensor_source import TensorInfo
 from mdmscale.conversion.tensor_views import RemappedSource
 from mdmscale.conversion.weight_files import WeightFolder
 from mdmscale.errors import UserError
-
-MODEL_FOLDER = "model"  # in a checkpoint: config.json and tokenizer of the model in training
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
@@ -65,7 +63,8 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     state = _read_state(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     facts = asdict(state)
-    del facts["density"], facts["data_fingerprint"]
+    for name in ("density", "data_fingerprint", "baseline", "cell_sums", "parameter_groups"):
+        del facts[name]
     model = folder / MODEL_FOLDER
     described = _described(model) if (model / "config.json").is_file() else {}
     return {"kind": "checkpoint", "family": "DeepSpeed checkpoint", **described, "bytes": size, **facts}

@@ -21,7 +21,7 @@ its batch sizes, so that every method has the same forward rows a step. A study 
 with the same command.
 
 example, after `make train`:
-  python tools/make_arithmetic.py --num 4000 --operators +- --output data/arithmetic_2.jsonl \\
+  python tools/make_arithmetic.py --num 8000 --operators + --output data/arithmetic_2.jsonl \\
     --num-test 500 --test-output data/arithmetic_2_test.jsonl
   python tools/stability_study.py --config configs/stability.yaml --test data/arithmetic_2_test.jsonl \\
     --output runs/stability
