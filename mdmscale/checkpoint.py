@@ -45,6 +45,7 @@ class TrainingState:
     dtype: str  # model.dtype
     seed: int
     global_batch_size: int
+    lora: dict[str, Any] | None  # model.lora
     data_fingerprint: str
     data_description: str
     t_sampler: str
@@ -182,6 +183,7 @@ def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -
     for name, now, then in (
         ("run.seed", config.run.seed, state.seed),
         ("train.global_batch_size", config.train.global_batch_size, state.global_batch_size),
+        ("model.lora", config.model.lora.model_dump() if config.model.lora else None, state.lora),
     ):
         if now != then:
             problems.append(

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-EXPORT_FOLDER = "hf"  # in a run folder: the trained model
+EXPORT_FOLDER = "hf"  # in a run folder: the trained model, adapters merged
+ADAPTER_FOLDER = "adapter"  # in a run folder: the adapters of model.lora by themselves
 
 
 def key(default: Any, description: str, **constraints: Any) -> Any:
@@ -33,6 +34,16 @@ class RunSection(Section):
     name: str = key(..., "name of the run; its folder is <output_dir>/<name>", pattern=r"^\w[\w.-]*$")
     output_dir: str = key("runs", "where run folders are made")
     seed: int = key(0, "seeds the weights, the order of the data and all noise", ge=0, lt=2**63)
+
+
+class LoraSection(Section):
+    rank: int = key(16, "rank of each adapter", ge=1)
+    alpha: int = key(32, "adapters are scaled by alpha / rank", ge=1)
+    target_modules: list[str] | None = key(
+        None,
+        "names of the linear layers that get one, such as q_proj; null means all but the head",
+        min_length=1,
+    )
 
 
 class ModelSection(Section):
@@ -65,6 +76,22 @@ class ModelSection(Section):
     )
     activation_checkpointing: bool = key(False, "recompute each layer in backward: less memory, more time")
     head_chunk_size: int = key(1024, "masked positions projected to the vocabulary at a time", ge=1)
+
+    attention_annealing_steps: int = key(
+        0, "steps over which a causal model's attention is opened to later positions; 0: open at once", ge=0
+    )
+    lora: LoraSection | None = key(None, "train low-rank adapters beside the frozen model of model.path")
+
+    @model_validator(mode="after")
+    def _options_fit_the_start(self) -> Self:
+        if self.lora is not None and self.path is None:
+            raise ValueError("lora is set but path is null; adapters need a trained model to start from")
+        if self.attention_annealing_steps and self.attention == "flash_attention_2":
+            raise ValueError(
+                f"attention_annealing_steps = {self.attention_annealing_steps} needs a mask of pairs, which "
+                "flash_attention_2 does not take; set attention to sdpa"
+            )
+        return self
 
     @model_validator(mode="after")
     def _scratch_is_complete(self) -> Self:

@@ -40,9 +40,11 @@ SHARDS = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32
 
 
 def _make_moments(engine: Any) -> None:
-    """Give ZeRO's flat shards the Adam states that the setters need, and that only a first step would make."""
+    """Give ZeRO's flat shards the Adam states that the setters need and only a first step would make."""
     optimizer = engine.optimizer
-    shards = next((getattr(optimizer, name) for name in SHARDS if hasattr(optimizer, name)), [])
+    shards: list[torch.Tensor] = next(
+        (getattr(optimizer, name) for name in SHARDS if hasattr(optimizer, name)), []
+    )
     for shard in shards:
         _adam(engine).state[shard].update({kind: torch.zeros_like(shard) for kind in MOMENTS})
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):

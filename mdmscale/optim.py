@@ -9,7 +9,7 @@ from mdmscale.config import OptimizerSection
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices, with weight decay; norms, biases and embeddings, without.
+    """Two groups, empty ones left out: matrices, with weight decay; norms, biases and embeddings, without.
 
     A head tied to the input embedding is an embedding. The kind of a parameter is read from its module, for
     under ZeRO-3 a partitioned parameter's shape says nothing.
@@ -23,10 +23,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if id(parameter) not in undecayed_ids]
     undecayed = [parameter for parameter in trained if id(parameter) in undecayed_ids]
-    return [
+    groups: list[dict[str, object]] = [
         {"params": decayed, "is_decayed": True, "weight_decay": weight_decay},
         {"params": undecayed, "is_decayed": False, "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]  # adapters have matrices only
 
 
 def named_groups(model: nn.Module) -> list[list[str]]:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from mdmscale.config import ModelSection, RunConfig
+from mdmscale.config import LoraSection, ModelSection, RunConfig
 from mdmscale.config_loading import dump_config
 from mdmscale.layout import BatchLayout
 from mdmscale.models.backbone import (
@@ -16,6 +16,7 @@ from mdmscale.models.backbone import (
     run_tokenizer,
     scratch_config,
 )
+from mdmscale.models.lora import add_lora
 
 GIB = 2**30
 
@@ -26,9 +27,10 @@ def print_plan(config: RunConfig, layout: BatchLayout) -> None:
     console = Console()
     console.print(_batch_table(config, layout))
     hf_config, note = planned_model_config(config.model)
-    num_parameters = count_parameters(hf_config)
-    console.print(f"\nmodel: {num_parameters:,} parameters{note}\n", highlight=False)
-    console.print(_memory_table(estimate_memory(config, layout, hf_config, num_parameters)))
+    num_parameters, num_trained = count_parameters(hf_config, config.model.lora)
+    trained = f", {num_trained:,} of them trained" if num_trained < num_parameters else ""
+    console.print(f"\nmodel: {num_parameters:,} parameters{trained}{note}\n", highlight=False)
+    console.print(_memory_table(estimate_memory(config, layout, hf_config, num_parameters, num_trained)))
 
 
 def planned_model_config(options: ModelSection) -> tuple[PretrainedConfig, str]:
@@ -45,15 +47,25 @@ def planned_model_config(options: ModelSection) -> tuple[PretrainedConfig, str]:
     return model_config(options, num_scratch_tokens(run_tokenizer(options))), ""
 
 
-def count_parameters(config: PretrainedConfig) -> int:
-    """Parameters of a model of this config, built without memory for them; tied ones count once."""
+def count_parameters(config: PretrainedConfig, lora: LoraSection | None = None) -> tuple[int, int]:
+    """Parameters of a model of this config (tied ones count once), and how many of them are trained.
+
+    The model is built without memory for it.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+        if lora is not None:
+            add_lora(model, lora, base="", seed=0)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
 
 
 def estimate_memory(
-    config: RunConfig, layout: BatchLayout, hf_config: PretrainedConfig, num_parameters: int
+    config: RunConfig,
+    layout: BatchLayout,
+    hf_config: PretrainedConfig,
+    num_parameters: int,
+    num_trained: int,
 ) -> dict[str, float]:
     """Bytes a rank needs, by what for. An estimate: allocator overhead and communication buffers come on top.
 
@@ -75,11 +87,13 @@ def estimate_memory(
     else:
         activations = hf_config.num_hidden_layers * per_layer
     chunk = min(config.model.head_chunk_size, tokens)
-    head = chunk * hf_config.vocab_size * 8 + hf_config.vocab_size * hf_config.hidden_size * 4
+    head = chunk * hf_config.vocab_size * 8
+    if config.model.lora is None:  # else the head is frozen
+        head += hf_config.vocab_size * hf_config.hidden_size * 4
     return {
         "weights": shard(num_parameters * width, 3),
-        "gradients": shard(num_parameters * (4 if stage > 0 else width), 2),
-        "optimizer": shard(num_parameters * (8 + master), 1),
+        "gradients": shard(num_trained * (4 if stage > 0 else width), 2),
+        "optimizer": shard(num_trained * (8 + master), 1),
         "activations": activations,
         "head": head,
     }

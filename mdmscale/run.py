@@ -77,6 +77,7 @@ class Run:
             dtype=self.config.model.dtype,
             seed=self.config.run.seed,
             global_batch_size=self.layout.global_batch_size,
+            lora=self.config.model.lora.model_dump() if self.config.model.lora else None,
             data_fingerprint=self.source.fingerprint,
             data_description=self.source.description,
             t_sampler=self.config.diffusion.t_sampler,
@@ -110,6 +111,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
 
     on_first_rank(ranks, lambda: _write_config(config, folder))
     num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
+    num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
     model = MaskedDiffusionModel(backbone.model, backbone.logit_shift, config.model.head_chunk_size)
     if config.model.activation_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -136,7 +138,9 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         restore(run, resumed)
     if ranks.is_first:
         print(
-            f"{folder}: {num_parameters:,} parameters, {source.num_train:,} training samples an epoch, "
+            f"{folder}: {num_parameters:,} parameters"
+            + (f" ({num_trained:,} trained)" if num_trained < num_parameters else "")
+            + f", {source.num_train:,} training samples an epoch, "
             f"{source.num_held_out:,} held out, {ranks.world_size} ranks, ZeRO-{config.parallel.zero_stage}, "
             f"{config.model.dtype}; " + (f"continuing from {resumed.path}" if resumed else "starting anew"),
             flush=True,

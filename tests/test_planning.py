@@ -17,7 +17,7 @@ def estimate(values: dict[str, Any], num_ranks: int = 2, **sections: dict[str, A
     changed = {**values, **{name: {**values.get(name, {}), **keys} for name, keys in sections.items()}}
     config = RunConfig.model_validate(changed)
     hf_config, _ = planned_model_config(config.model)
-    return estimate_memory(config, make_layout(config, num_ranks), hf_config, PARAMETERS)
+    return estimate_memory(config, make_layout(config, num_ranks), hf_config, PARAMETERS, PARAMETERS)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
@@ -29,14 +29,14 @@ def test_parameters_are_counted_as_the_built_model_has_them(
     options = RunConfig.model_validate(tiny).model
     model = build_backbone(options, eps=1e-3, seed=0).model
     hf_config, _ = planned_model_config(options)
-    assert count_parameters(hf_config) == sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(hf_config)[0] == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_a_tied_head_is_counted_once(tiny: dict[str, Any]) -> None:
     counts = []
     for tied in (False, True):
         tiny["model"]["tie_word_embeddings"] = tied
-        counts.append(count_parameters(planned_model_config(RunConfig.model_validate(tiny).model)[0]))
+        counts.append(count_parameters(planned_model_config(RunConfig.model_validate(tiny).model)[0])[0])
     assert counts[0] - counts[1] == 512 * 32
 
 
@@ -46,6 +46,21 @@ def test_a_model_that_is_not_here_is_planned_from_its_keys(tiny: dict[str, Any])
     hf_config, note = planned_model_config(RunConfig.model_validate(tiny).model)
     assert count_parameters(hf_config) == here
     assert "nowhere/model" in note
+
+
+def test_adapters_alone_need_gradients_and_optimizer_state(tiny: dict[str, Any]) -> None:
+    tiny["model"].update(path="nowhere/model", vocab_size=512)
+    whole = planned_model_config(RunConfig.model_validate(tiny).model)[0]
+    num_parameters, num_trained = count_parameters(whole)
+    assert num_parameters == num_trained
+    tiny["model"]["lora"] = {"rank": 2, "target_modules": ["q_proj", "v_proj"]}
+    config = RunConfig.model_validate(tiny)
+    with_lora, adapters = count_parameters(whole, config.model.lora)
+    width, groups = 32, 16  # of the residual stream and of two key/value heads
+    assert adapters == 2 * (2 * (width + width) + 2 * (width + groups))  # layers x rank x (in + out)
+    assert with_lora == num_parameters + adapters
+    memory = estimate_memory(config, make_layout(config, 1), whole, with_lora, adapters)
+    assert memory["gradients"] == 4 * adapters and memory["optimizer"] == 8 * adapters
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

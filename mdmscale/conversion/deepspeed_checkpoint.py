@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from mdmscale.checkpoint import ENGINE_FOLDER, MODEL_FOLDER, TrainingState
+from mdmscale.conversion.lora import CONFIG_FILE
 from mdmscale.conversion.tensor_source import TensorInfo
 from mdmscale.errors import UserError
+from mdmscale.models.lora import public_name
 
 PREFIX = "backbone."  # of the backbone's parameters among those of the trained module
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
@@ -34,7 +36,6 @@ class DeepSpeedCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model_folder = folder / MODEL_FOLDER
-        self.adapter: dict[str, Any] | None = None
         try:
             self.state = TrainingState.read(folder)
         except (OSError, json.JSONDecodeError) as error:
@@ -49,13 +50,23 @@ class DeepSpeedCheckpoint:
     def tensors(self) -> dict[str, TensorInfo]:
         """Every weight once; one that is tied to another has that one's name."""
         return {
-            name.removeprefix(PREFIX): TensorInfo(self.shape(name), self._module[name].dtype)
-            for name in self.names
+            public: TensorInfo(self.shape(name), self._module[name].dtype)
+            for public, name in self._by_public_name.items()
         }
 
     def read(self, name: str) -> torch.Tensor:
         """A weight in the precision that it is trained in."""
-        return self.weight(PREFIX + name).contiguous()
+        return self.weight(self._by_public_name[name]).contiguous()
+
+    @cached_property
+    def adapter(self) -> dict[str, Any] | None:
+        """peft's adapter_config.json, where the run trains adapters; their tensors have peft's names."""
+        path = self.model_folder / CONFIG_FILE
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    @cached_property
+    def _by_public_name(self) -> dict[str, str]:
+        return {public_name(name.removeprefix(PREFIX)): name for name in self.names}
 
     @cached_property
     def names(self) -> list[str]:

@@ -63,7 +63,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     state = _read_state(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     facts = asdict(state)
-    for name in ("density", "data_fingerprint", "baseline", "cell_sums", "parameter_groups"):
+    for name in ("density", "data_fingerprint", "baseline", "cell_sums", "parameter_groups", "lora"):
         del facts[name]
     model = folder / MODEL_FOLDER
     described = _described(model) if (model / "config.json").is_file() else {}

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdmscale.checkpoint import ENGINE_FOLDER, PREFIX, published
-from mdmscale.config import EXPORT_FOLDER
+from mdmscale.config import ADAPTER_FOLDER, EXPORT_FOLDER
 from mdmscale.conversion.lora import Adapter, read_adapter, split_adapter
 from mdmscale.conversion.tensor_source import TensorSource
 from mdmscale.conversion.weight_files import WeightFolder
 from mdmscale.errors import UserError
 
-ADAPTER_FOLDER = "adapter"
 CHECKPOINTS = "checkpoints"
 
 
@@ -58,7 +57,7 @@ def open_model(path: Path, step: int | None) -> OpenedModel:
         return _open_checkpoint(path)
     if step is None and (path / EXPORT_FOLDER / "config.json").is_file():
         folder = path / EXPORT_FOLDER
-        return OpenedModel(folder, WeightFolder(folder), read_adapter(path / ADAPTER_FOLDER))
+        return OpenedModel(folder, WeightFolder(folder), None)  # a run's adapters are merged there
     return _open_checkpoint(_find_checkpoint(path, step))
 
 

@@ -16,7 +16,8 @@ class Batch:
     """
 
     input_ids: torch.Tensor  # int64 [rows, length], the mask token where masked
-    attention_mask: torch.Tensor | None  # int64 [rows, length], 0 at padding; None where there is none
+    attention_mask: torch.Tensor | None  # int64 [rows, length], 0 at padding; None where there is none;
+    # while attention is annealed bool [rows, 1, length, length], the pairs that are open
     positions: torch.Tensor  # int64 [masked], into the flattened rows
     targets: torch.Tensor  # int64 [masked], the clean tokens
     weights: torch.Tensor  # float32 [masked], what a cross-entropy adds to its sample's loss

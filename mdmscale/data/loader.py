@@ -1,5 +1,9 @@
 """Samples and their noise for each step, made into this rank's micro-batches."""
 
+from dataclasses import replace
+
+import numpy as np
+
 from mdmscale.config import RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import collate
@@ -8,6 +12,13 @@ from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.diffusion.uniforms import mask_uniforms
 from mdmscale.layout import BatchLayout
+from mdmscale.models.annealing import annealed_mask, open_pairs
+
+
+def annealed(batch: Batch, pairs: np.ndarray) -> Batch:
+    """The batch with only some pairs of positions open to attention."""
+    mask = annealed_mask(batch.attention_mask, pairs, *batch.input_ids.shape)
+    return replace(batch, attention_mask=mask)
 
 
 class TrainLoader:
@@ -28,16 +39,22 @@ class TrainLoader:
         self.seed = config.run.seed
         self.noise = noise
         self.mask_token_id = mask_token_id
+        self.annealing_steps = config.model.attention_annealing_steps
+        self.longest = config.data.sequence_length
 
     def micro_batches(self, step: int, t_sampler: TSampler) -> list[list[Batch]]:
         """This rank's micro-batches of `step`, on the CPU, each as the forwards that it takes.
 
         One forward with all rows; where the rows of a pair take turns, two with one row a sample.
         """
-        return [
+        micro_batches = [
             self.forwards_of([self.noised(index, t_sampler) for index in indices])
             for indices in self.layout.sample_indices(step, self.rank)
         ]
+        if step >= self.annealing_steps:
+            return micro_batches
+        pairs = open_pairs(self.seed, step, self.annealing_steps, self.longest)
+        return [[annealed(batch, pairs) for batch in forwards] for forwards in micro_batches]
 
     def forwards_of(self, samples: list[NoisedSample]) -> list[Batch]:
         """The forwards of one micro-batch."""

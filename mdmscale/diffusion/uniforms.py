@@ -23,6 +23,7 @@ class Stream(IntEnum):
     EVAL = 7  # masks of the evaluation
     SYRM = 8  # prompt tokens that SyRM makes eligible
     VARIANCE = 9  # t and masks of the variance report
+    ANNEALING = 10  # which later positions attention opens, by step
 
 
 def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:

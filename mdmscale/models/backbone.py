@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config import ModelSection
 from mdmscale.data.tokenizer import load_tokenizer
 from mdmscale.errors import UserError
+from mdmscale.models.lora import add_lora
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     mask_token_id: int
     logit_shift: bool
+    lora: LoraConfig | None = None  # peft's, where adapters were added
 
 
 def run_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
@@ -78,7 +81,11 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
         "source": declared.get("source") or options.path or "scratch",
     }
     model.config.use_cache = False
-    return Backbone(model, tokenizer, mask_token_id, logit_shift)
+    lora = None
+    if options.lora is not None:
+        assert options.path is not None  # RunConfig requires it
+        lora = add_lora(model, options.lora, options.path, seed)
+    return Backbone(model, tokenizer, mask_token_id, logit_shift, lora)
 
 
 def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:

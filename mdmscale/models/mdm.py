@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mdmscale.models.annealing import for_attention
 from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead
 
 
@@ -25,12 +26,15 @@ class MaskedDiffusionModel(nn.Module):
     def forward(
         self,
         input_ids: torch.Tensor,  # [rows, length]
-        attention_mask: torch.Tensor | None,  # [rows, length], or None where nothing is padding
+        attention_mask: torch.Tensor | None,  # [rows, length], [rows, 1, length, length], or None
         positions: torch.Tensor,  # [masked], into the flattened rows
         targets: torch.Tensor,  # [masked]
         weights: torch.Tensor,  # [masked]
     ) -> HeadOutput:
         """Weighted loss over masked positions, with each position's loss and squared logit-gradient norm."""
+        if attention_mask is not None and attention_mask.dim() == 4:
+            implementation = self.backbone.config._attn_implementation
+            attention_mask = for_attention(attention_mask, implementation, self.backbone.dtype)
         decoder = self.backbone.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         if self.logit_shift:
             positions = torch.where(positions % input_ids.shape[1] == 0, positions, positions - 1)
