@@ -29,6 +29,7 @@ EPILOG = """examples:
   deepspeed --num_gpus 2 tools/variance_report.py --config configs/quickstart.yaml \\
     --checkpoint runs/quickstart --output runs/variance --samples 240
 """
+FILES = {"report.json", "report.md", "ratios.png", "curves.png"}
 FIRST_PROBED = 1 << 40  # samples far from those that are measured
 
 
@@ -81,11 +82,16 @@ def main(argv: list[str] | None = None) -> int:
 
     from mdmscale.distributed import finalise, initialise
 
+    # The group is left only where all ranks get here: after a crash of one, leaving would wait for ever.
     ranks = initialise()
     try:
         run_report(arguments, config, ranks)
-    finally:
+    except UserError:
+        if ranks.is_first:
+            shutil.rmtree(unfinished(arguments.output), ignore_errors=True)  # data that were encoded there
         finalise()
+        raise
+    finalise()
     return 0
 
 
@@ -103,8 +109,9 @@ def check_options(arguments: argparse.Namespace) -> None:
     if arguments.seed < 0:
         problems.append(f"--seed {arguments.seed}: must not be negative")
     if arguments.output.exists():
-        if not (arguments.output / "report.json").is_file():
-            problems.append(f"--output {arguments.output}: exists and is no report; choose another")
+        names = {path.name for path in arguments.output.iterdir()} if arguments.output.is_dir() else set()
+        if "report.json" not in names or not names <= FILES:
+            problems.append(f"--output {arguments.output}: holds other things than a report; choose another")
         elif not arguments.overwrite:
             problems.append(f"--output {arguments.output}: holds a report; choose another, or --overwrite")
     if problems:

@@ -99,6 +99,10 @@ def coefficients(method: Method, density: DensityTable, edges: np.ndarray, batch
             np.add.at(by_cell, (*at, spot), weights / 2)
     else:
         np.add.at(by_cell, (*at, places), weights)
+    if sampler.strata is None and not sampler.low_discrepancy:
+        # Independent samples: B Cov(q) - B E[q q'] is -B E[q] E[q]', without the noise of the two estimates.
+        mean_weights = by_cell.mean(axis=(0, 1))
+        return Coefficients(method.masking, own, within, -np.outer(mean_weights, mean_weights))
     of_samples = np.einsum("dik,dil->kl", by_cell, by_cell) / num_designs
     of_batches = np.cov(by_cell.sum(axis=1), rowvar=False, bias=True)
     return Coefficients(method.masking, own, within, (of_batches - of_samples) / batch_size)

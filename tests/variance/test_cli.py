@@ -108,8 +108,12 @@ def test_bad_input_is_refused_and_leaves_nothing(
 def test_an_output_that_exists_is_kept(trained: tuple[list[str], Path], tmp_path: Path) -> None:
     arguments, _ = trained
     done = run_script(str(TOOL), *arguments, "--output", str(tmp_path))
-    assert done.returncode == 2 and "exists and is no report" in done.stderr
+    assert done.returncode == 2 and "holds other things than a report" in done.stderr
     (tmp_path / "report.json").write_text("{}")
+    (tmp_path / "notes.txt").touch()
+    done = run_script(str(TOOL), *arguments, "--output", str(tmp_path), "--overwrite")
+    assert done.returncode == 2 and (tmp_path / "notes.txt").exists()
+    (tmp_path / "notes.txt").unlink()
     done = run_script(str(TOOL), *arguments, "--output", str(tmp_path))
     assert done.returncode == 2 and "holds a report" in done.stderr
     done = run_script(str(TOOL), *arguments, "--output", str(tmp_path), "--overwrite", "--samples", "1")

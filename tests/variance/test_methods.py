@@ -87,6 +87,13 @@ def test_a_method_s_variance_is_that_of_whole_batches(method: Method, estimated:
     assert predicted == pytest.approx(brute_force(method, density), rel=0.08)
 
 
+def test_independent_methods_do_not_depend_on_the_size_of_the_batch(estimated: Moments) -> None:
+    """B times the variance of the mean of B independent samples is the same for every B."""
+    for method in (Method("single"), Method("pair", "mirror"), Method("other", "complement")):
+        found = [coefficients(method, SKEWED, TABLE_EDGES, size).variance(estimated) for size in (4, 64, 512)]
+        assert found == pytest.approx([found[0]] * 3, rel=0.01)
+
+
 def test_methods_differ_in_the_toy(estimated: Moments) -> None:
     """What the agreement above compares must be able to differ."""
     found = [
