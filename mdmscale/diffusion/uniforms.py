@@ -24,15 +24,16 @@ class Stream(IntEnum):
     SYRM = 8  # prompt tokens that SyRM makes eligible
     VARIANCE = 9  # t and masks of the variance report
     ANNEALING = 10  # which later positions attention opens, by step
+    GENERATION = 32  # tokens and their order in sampling, by text and step
 
 
-def generator(seed: int, stream: Stream, index: int) -> np.random.Generator:
+def generator(seed: int, stream: Stream, index: int, step: int = 0) -> np.random.Generator:
     """A numpy Generator at its own place of Philox's counter space.
 
-    The key is (seed, stream) and the index the counter's highest word, so that 2^192 draws lie between two
-    indices.
+    The key is (seed, stream), the index the counter's highest word and the step the one below it, so that
+    2^128 draws lie between two steps of an index.
     """
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, index]))
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, step, index]))
 
 
 def uniform_t(seed: int, index: int) -> float:

@@ -1,138 +1,128 @@
-"""Sampling: start from masks, and commit the best predictions step by step until no mask is left.
+"""The denoising loop: predict the masks of a block, commit the best proposals, until no mask is left.
 
-The loop is LLaDA's (arXiv 2502.09992, Algorithm 4 for random remasking, 5 for low confidence). "Remasking"
-the least confident predictions is the same as committing only the most confident ones, as it is written here.
+It is LLaDA's (arXiv 2502.09992, Algorithm 4 for random remasking, 5 for low confidence) with its blocks, and
+with a confidence threshold (arXiv 2505.22618) in place of a fixed number of steps where that is asked for.
+"Remasking" the least confident proposals is the same as committing only the most confident ones, as it is
+written here.
 
-Legend: rows = samples of one prompt; masked = masked positions of all rows together; vocab = logit columns.
+Legend: rows = texts; length = padded tokens; open = masked positions of the block at hand, of all rows.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import nn
 
-Remasking = Literal["confidence", "random"]
-Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(tokens [rows, length], is_masked bool [rows, length]) -> logits [masked, vocab], in row-major order."""
+from mdmscale.diffusion.uniforms import Stream, generator
+from mdmscale.generation.batch import GIVEN, PaddedBatch
+from mdmscale.generation.options import GenerationOptions
+from mdmscale.generation.sampling import propose
 
-SAMPLING_CHUNK = 256
-"""Masked positions sampled at a time: bounds the float64 noise to [256, vocab]."""
+
+class Predict(Protocol):
+    """What the loop asks of a model: `Predictor`, or in tests logits made by hand."""
+
+    def start_block(self) -> None: ...
+
+    def __call__(self, tokens: torch.Tensor, is_wanted: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A batch after a step."""
+
+    tokens: torch.Tensor  # int64 [rows, length]
+    is_new: torch.Tensor  # bool [rows, length]: committed in this step
+    num_forwards: list[int]  # [rows]: passes that each text has taken
+    is_real: torch.Tensor  # bool [rows, length]: not padding
+
+    def row(self, row: int) -> list[int]:
+        """A text's token ids, without padding."""
+        return list(self.tokens[row, self.is_real[row]].tolist())
+
+    def new_in_row(self, row: int) -> list[bool]:
+        """Which of them this step has committed."""
+        return list(self.is_new[row, self.is_real[row]].tolist())
 
 
 @torch.inference_mode()
 def denoise(
     predict: Predict,
-    tokens: torch.Tensor,
+    batch: PaddedBatch,
+    options: GenerationOptions,
     *,
-    mask_token_id: int,
-    steps: int,
-    generator: torch.Generator,
-    temperature: float = 0.0,
-    remasking: Remasking = "confidence",
+    banned_ids: Sequence[int] = (),
+    eos_ids: Sequence[int] = (),
+) -> Iterator[Frame]:
+    """Replace every mask of `batch`, step by step. Yields the batch after each step.
+
+    What becomes of a row depends on its own tokens alone: its draws follow from (seed, its noise key, the
+    number of its passes), and it waits where others take more steps for a block.
+    """
+    device = batch.tokens.device
+    banned = torch.tensor([batch.mask_token_id, *banned_ids], device=device)
+    eos = torch.tensor(list(eos_ids), dtype=torch.int64, device=device)
+    tokens = batch.tokens.clone()
+    num_forwards = [0] * len(tokens)
+    for block in range(batch.num_blocks):
+        predict.start_block()
+        step = 0
+        while (is_open := (tokens == batch.mask_token_id) & (batch.blocks == block)).any():
+            draws = _uniforms(batch, is_open, num_forwards, options)  # [open, 2]
+            logits = predict(tokens, is_open)
+            proposals, scores = propose(logits, draws, options, banned, eos)
+            is_new = _chosen(is_open, scores, options.threshold, _num_commits(batch, block, step))
+            tokens = tokens.masked_scatter(is_new, proposals[is_new[is_open]])
+            for row in is_open.any(dim=1).nonzero().flatten().tolist():
+                num_forwards[row] += 1
+            step += 1
+            if options.eos != "never" and not (tokens[batch.blocks == block] == batch.mask_token_id).any():
+                filled = _fill_after_eos(tokens, batch, eos)
+                is_new, tokens = is_new | (filled != tokens), filled
+            yield Frame(tokens, is_new, list(num_forwards), batch.is_real)
+
+
+def _uniforms(
+    batch: PaddedBatch, is_open: torch.Tensor, num_forwards: list[int], options: GenerationOptions
 ) -> torch.Tensor:
-    """Replace every mask in `tokens` in exactly `steps` predictions; the other tokens stay as they are.
-
-    Args:
-        predict: the model, as `masked_predictor` makes it.
-        tokens: int64 [rows, length], with the same number of masks in every row; not changed.
-        steps: from 1 (all masks at once) to the number of masks in a row (one a step).
-        generator: the only source of randomness, on the device of `tokens`.
-        temperature: 0 takes the likeliest token; 1 samples from the model's own distribution.
-        remasking: commit the positions whose token is the most probable, or random ones.
-
-    Returns:
-        int64 [rows, length] without `mask_token_id`.
-
-    Raises:
-        ValueError: if `steps` does not suit the number of masks, or the rows have different numbers of them.
-    """
-    tokens = tokens.clone()
-    for num_commits in commits_per_step(_masks_per_row(tokens == mask_token_id), steps):
-        is_masked = tokens == mask_token_id
-        candidates, confidence = _sample(predict(tokens, is_masked), mask_token_id, temperature, generator)
-        if remasking == "random":
-            confidence = torch.rand(
-                confidence.shape, dtype=confidence.dtype, device=confidence.device, generator=generator
-            )
-        _commit(tokens, is_masked, candidates, confidence, num_commits)
-    return tokens
+    """Two uniforms an open position, float64 [open, 2]; those of a row are drawn for its real positions."""
+    uniforms = torch.zeros(*is_open.shape, 2, dtype=torch.float64)  # [rows, length, 2]
+    if options.draws:
+        is_real = batch.is_real.cpu()
+        for row in is_open.any(dim=1).nonzero().flatten().tolist():
+            draws = generator(options.seed, Stream.GENERATION, batch.noise_keys[row], step=num_forwards[row])
+            uniforms[row, is_real[row]] = torch.from_numpy(draws.random((int(is_real[row].sum()), 2)))
+    return uniforms.to(is_open.device)[is_open]
 
 
-def commits_per_step(num_masks: int, steps: int) -> list[int]:
-    """How many of `num_masks` positions each step commits: an even split, the remainder in the first steps.
-
-    Raises:
-        ValueError: unless 1 <= steps <= num_masks, as every step must commit something.
-    """
-    if not 1 <= steps <= num_masks:
-        raise ValueError(f"steps = {steps} must be from 1 to the number of masks, {num_masks}")
-    share, remainder = divmod(num_masks, steps)
-    return [share + (step < remainder) for step in range(steps)]
-
-
-def masked_predictor(model: nn.Module, logit_shift: bool) -> Predict:
-    """The Predict of a Hugging Face causal-LM class; it projects only columns with a mask to the vocabulary.
-
-    Args:
-        model: called with `input_ids`, `logits_to_keep` and `use_cache`; its output has `.logits`.
-        logit_shift: read position i from the logits at i - 1, and position 0 from its own (Dream).
-    """
-
-    def predict(tokens: torch.Tensor, is_masked: torch.Tensor) -> torch.Tensor:
-        columns = is_masked.any(dim=0).nonzero().squeeze(1)  # [columns]
-        read_from = (columns - 1).clamp(min=0) if logit_shift else columns
-        output = model(input_ids=tokens, logits_to_keep=read_from, use_cache=False)
-        return output.logits[is_masked[:, columns]]  # [masked, vocab]
-
-    return predict
-
-
-def _masks_per_row(is_masked: torch.Tensor) -> int:
-    counts = is_masked.sum(dim=1)  # [rows]
-    if counts.min() != counts.max():
-        raise ValueError(f"every row needs the same number of masks, not {counts.tolist()}")
-    return int(counts[0])
-
-
-def _sample(
-    logits: torch.Tensor, mask_token_id: int, temperature: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token a masked position, int64 [masked], and the model's probability of it, float64 [masked]."""
-    pairs = [
-        _sample_chunk(part, mask_token_id, temperature, generator) for part in logits.split(SAMPLING_CHUNK)
+def _num_commits(batch: PaddedBatch, block: int, step: int) -> torch.Tensor:
+    """What the schedule commits in this step of this block, int64 [rows]."""
+    numbers = [
+        row[block][step] if block < len(row) and step < len(row[block]) else 0 for row in batch.commits
     ]
-    candidates, confidence = zip(*pairs, strict=True)
-    return torch.cat(candidates), torch.cat(confidence)
+    return torch.tensor(numbers, device=batch.tokens.device)
 
 
-def _sample_chunk(
-    logits: torch.Tensor, mask_token_id: int, temperature: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = logits.to(torch.float64, copy=True)  # [chunk, vocab]
-    logits[:, mask_token_id] = -torch.inf  # the mask is not a token of the text
-    scores = logits
-    if temperature > 0:
-        # Gumbel-max. The short tail of fp32 noise would act as a lower temperature (arXiv 2409.02908).
-        waiting_times = torch.empty_like(logits).exponential_(generator=generator)
-        waiting_times.clamp_(min=torch.finfo(torch.float64).tiny)  # an infinite score could revive the mask
-        scores = logits - temperature * waiting_times.log()
-    candidates = scores.argmax(dim=-1)
-    probabilities = logits.softmax(dim=-1)
-    return candidates, probabilities.gather(1, candidates[:, None]).squeeze(1)
+def _chosen(
+    is_open: torch.Tensor, scores: torch.Tensor, threshold: float | None, num_commits: torch.Tensor
+) -> torch.Tensor:
+    """bool [rows, length]: each row's open positions of the highest scores, or of at least the threshold."""
+    ranking = torch.full(is_open.shape, -torch.inf, dtype=torch.float64, device=is_open.device)
+    ranking[is_open] = scores
+    order = ranking.argsort(dim=1, descending=True, stable=True)  # the leftmost first among equals
+    rank = order.argsort(dim=1)  # [rows, length]
+    if threshold is None:
+        return is_open & (rank < num_commits[:, None])
+    return is_open & ((ranking >= threshold) | (rank == 0))
 
 
-def _commit(
-    tokens: torch.Tensor,
-    is_masked: torch.Tensor,
-    candidates: torch.Tensor,
-    confidence: torch.Tensor,
-    num_commits: int,
-) -> None:
-    """Write into `tokens` each row's `num_commits` candidates of the greatest confidence."""
-    ranking = torch.full(tokens.shape, -1.0, dtype=confidence.dtype, device=tokens.device)  # [rows, length]
-    ranking[is_masked] = confidence
-    proposal = tokens.clone()
-    proposal[is_masked] = candidates
-    chosen = ranking.topk(num_commits, dim=1).indices  # [rows, num_commits]
-    tokens.scatter_(1, chosen, proposal.gather(1, chosen))
+def _fill_after_eos(tokens: torch.Tensor, batch: PaddedBatch, eos_ids: torch.Tensor) -> torch.Tensor:
+    """Put EOS into the masks after a row's first EOS, where all that follows it was to be sampled."""
+    was_wanted = batch.blocks != GIVEN
+    is_free = was_wanted | ~batch.is_real
+    is_tail = is_free.flip(1).cumprod(dim=1).flip(1).bool() & was_wanted  # [rows, length]
+    is_eos = torch.isin(tokens, eos_ids) & is_tail
+    is_after = is_eos.cumsum(dim=1) > 0
+    first = tokens.gather(1, is_eos.long().argmax(dim=1, keepdim=True))  # [rows, 1]
+    return torch.where(is_after & is_tail & (tokens == batch.mask_token_id), first, tokens)

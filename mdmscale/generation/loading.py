@@ -23,6 +23,7 @@ class FolderFacts:
     logit_shift: bool
     vocab_size: int
     max_length: int  # positions the model was declared for
+    eos_ids: frozenset[int]  # that config.json names, one or several
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,17 @@ class LoadedModel:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     device: "torch.device"
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """What ends a text: the tokenizer's EOS and those of config.json."""
+        of_tokenizer = self.tokenizer.eos_token_id
+        return self.facts.eos_ids | ({of_tokenizer} if of_tokenizer is not None else set())
+
+    @property
+    def mask_token(self) -> str:
+        """The mask token as text."""
+        return str(self.tokenizer.convert_ids_to_tokens(self.facts.mask_token_id))
 
 
 def find_model_folder(path: Path) -> Path:
@@ -74,6 +86,7 @@ def read_folder_facts(folder: Path) -> FolderFacts:
         logit_shift=_typed(path, mdm, "logit_shift", bool, "mdm."),
         vocab_size=_typed(path, config, "vocab_size", int),
         max_length=_typed(path, config, "max_position_embeddings", int),
+        eos_ids=_eos_ids(path, config.get("eos_token_id")),
     )
     if not 0 <= facts.mask_token_id < facts.vocab_size:
         raise UserError(
@@ -82,19 +95,31 @@ def read_folder_facts(folder: Path) -> FolderFacts:
     return facts
 
 
-def load_model(facts: FolderFacts) -> LoadedModel:
-    """Load the folder's model, in the precision it was saved in, on the GPU if there is one.
+def load_model(place: str | Path | FolderFacts, dtype: str | None = None) -> LoadedModel:
+    """Load a model folder's or a run's model, on the GPU if there is one.
+
+    Args:
+        place: the folder, or what `read_folder_facts` has read of it.
+        dtype: fp32 or bf16; None means as it was saved.
 
     Raises:
-        UserError: if weights or tokenizer files are missing or damaged.
+        UserError: if it is no masked diffusion model, or its files are missing or damaged.
     """
     import torch
 
-    from mdmscale.models.backbone import load_weights
+    from mdmscale.models.backbone import DTYPES, load_weights
 
+    facts = place if isinstance(place, FolderFacts) else read_folder_facts(find_model_folder(Path(place)))
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype = {dtype!r}: choose of {', '.join(DTYPES)}")
     tokenizer = load_tokenizer(facts.folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = load_weights(facts.folder, dtype="auto", local_files_only=True)
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+    weights_dtype = "auto" if dtype is None else DTYPES[dtype]
+    model: Any = load_weights(facts.folder, dtype=weights_dtype, local_files_only=True)
     return LoadedModel(facts, model.to(device).eval(), tokenizer, device)
 
 
@@ -106,6 +131,13 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}")
     return config
+
+
+def _eos_ids(path: Path, value: Any) -> frozenset[int]:
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(token_id) is int for token_id in ids):
+        raise UserError(f"{path}: eos_token_id = {value!r} is no token id or list of them")
+    return frozenset(ids)
 
 
 def _typed(path: Path, section: dict[str, Any], name: str, kind: type, prefix: str = "") -> Any:

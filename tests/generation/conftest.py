@@ -11,6 +11,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from mdmscale.generation import LoadedModel, load_model
+
 CORPUS = ["def add(a, b):", "    return a + b", "for step in range(steps):", "    print(step)"]
 MASK_TOKEN = "<|mask|>"
 EOS_TOKEN = "</s>"
@@ -56,3 +58,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(model_folder: Path) -> LoadedModel:
+    """The tiny model, open."""
+    return load_model(model_folder, "fp32")

@@ -1,169 +1,143 @@
-"""The denoising loop on hand-made logits, where the right answer is known."""
+"""The denoising loop on hand-made logits, where the right order is known."""
 
-from types import SimpleNamespace
-from typing import Any
-
-import pytest
 import torch
-from torch import nn
 
-from mdmscale.generation import denoise as module
-from mdmscale.generation.denoise import Remasking, commits_per_step, denoise, masked_predictor
+from mdmscale.generation import GenerationOptions, Request
+from mdmscale.generation.batch import noise_key, pad_requests
+from mdmscale.generation.denoise import Frame, denoise
 
-MASK = 9
-VOCAB = 10
-
-
-class Oracle(nn.Module):
-    """Gives `targets[i]` the logit `margins[i]` at position i, whatever it sees, and records what it saw."""
-
-    def __init__(self, targets: list[int], margins: list[float]) -> None:
-        super().__init__()
-        self.logits = torch.zeros(len(targets), VOCAB)  # [length, vocab]
-        self.logits[torch.arange(len(targets)), targets] = torch.tensor(margins)
-        self.seen: list[torch.Tensor] = []
-
-    def forward(
-        self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, use_cache: bool
-    ) -> SimpleNamespace:
-        self.seen.append(input_ids.clone())
-        return SimpleNamespace(logits=self.logits[logits_to_keep].repeat(len(input_ids), 1, 1))
+MASK, EOS, VOCAB = 9, 0, 10
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+class Oracle:
+    """Gives `targets[i]` the logit `margins[i]` at the i-th token of each text, whatever it sees."""
+
+    def __init__(self, targets: list[int], margins: list[float], rows: int = 1) -> None:
+        self.logits = torch.zeros(rows, len(targets), VOCAB)
+        self.logits[:, torch.arange(len(targets)), targets] = torch.tensor(margins)
+        self.seen: list[list[list[int]]] = []
+        self.blocks_started = 0
+
+    def start_block(self) -> None:
+        self.blocks_started += 1
+
+    def __call__(self, tokens: torch.Tensor, is_wanted: torch.Tensor) -> torch.Tensor:
+        self.seen.append(tokens.tolist())
+        return self.logits[is_wanted]
 
 
-def masks(rows: int, length: int, prompt: tuple[int, ...] = ()) -> torch.Tensor:
-    return torch.tensor([*prompt, *[MASK] * length]).repeat(rows, 1)
+def masks(length: int, prompt: tuple[int, ...] = (), sample: int = 0) -> Request:
+    return Request([*prompt, *[MASK] * length], len(prompt), sample=sample)
 
 
-def run(
-    oracle: nn.Module, tokens: torch.Tensor, *, seed: int = 0, shift: bool = False, **options: Any
-) -> torch.Tensor:
-    predict = masked_predictor(oracle, shift)
-    return denoise(predict, tokens, mask_token_id=MASK, generator=generator(seed), **options)
+def run(oracle: Oracle, requests: list[Request], eos: tuple[int, ...] = (), **values: object) -> list[Frame]:
+    length = max(request.token_ids.count(MASK) for request in requests)
+    options = GenerationOptions(**{"length": length, **values})  # type: ignore[arg-type]
+    batch = pad_requests(requests, options, MASK, torch.device("cpu"))
+    return list(denoise(oracle, batch, options, eos_ids=eos))
 
 
 def test_commits_the_most_confident_first() -> None:
     oracle = Oracle(targets=[1, 2, 3, 4], margins=[2.0, 8.0, 4.0, 6.0])
-    result = run(oracle, masks(1, 4), steps=4)
-    assert result.tolist() == [[1, 2, 3, 4]]
-    assert [seen.tolist()[0] for seen in oracle.seen] == [
+    frames = run(oracle, [masks(4)])
+    assert frames[-1].row(0) == [1, 2, 3, 4]
+    assert [seen[0] for seen in oracle.seen] == [
         [MASK, MASK, MASK, MASK],
         [MASK, 2, MASK, MASK],
         [MASK, 2, MASK, 4],
         [MASK, 2, 3, 4],
     ]
+    assert [frame.new_in_row(0).index(True) for frame in frames] == [1, 3, 2, 0]
 
 
-def test_rows_commit_in_their_own_order() -> None:
-    class OneSidedOracle(Oracle):
-        """Row 0 is surest on the left, row 1 on the right."""
-
-        def forward(
-            self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, use_cache: bool
-        ) -> SimpleNamespace:
-            logits = super().forward(input_ids, logits_to_keep, use_cache).logits
-            logits[1] = self.logits.flip(0)[logits_to_keep]
-            return SimpleNamespace(logits=logits)
-
-    oracle = OneSidedOracle(targets=[1, 2, 3], margins=[9.0, 5.0, 2.0])
-    result = run(oracle, masks(2, 3), steps=3)
-    assert result.tolist() == [[1, 2, 3], [3, 2, 1]]
-    assert oracle.seen[1].tolist() == [[1, MASK, MASK], [MASK, MASK, 1]]
+def test_each_row_commits_in_its_own_order() -> None:
+    oracle = Oracle(targets=[1, 2], margins=[1.0, 2.0], rows=2)
+    oracle.logits[1, 0, 1] = 3.0
+    first, _ = run(oracle, [masks(2), masks(2, sample=1)])
+    assert first.tokens.tolist() == [[MASK, 2], [1, MASK]]
 
 
-@pytest.mark.parametrize("steps", [1, 3, 7])
-def test_makes_exactly_steps_forwards_and_leaves_no_mask(steps: int) -> None:
-    oracle = Oracle(targets=[0] * 9, margins=[1.0] * 9)
-    tokens = masks(3, 7, prompt=(5, 6))
-    result = run(oracle, tokens, steps=steps, temperature=1.0)
-    assert len(oracle.seen) == steps
-    assert not (result == MASK).any()
-    assert (result[:, :2] == torch.tensor([5, 6])).all()
-    assert (tokens[:, 2:] == MASK).all(), "the input was changed"
+def test_steps_share_the_masks_evenly() -> None:
+    oracle = Oracle(targets=[1, 2, 3, 4, 5], margins=[5.0, 4.0, 3.0, 2.0, 1.0])
+    frames = run(oracle, [masks(5)], steps=2)
+    assert [frame.row(0) for frame in frames] == [[1, 2, 3, MASK, MASK], [1, 2, 3, 4, 5]]
+    assert frames[-1].num_forwards == [2]
 
 
-def test_all_at_once_and_one_by_one_agree_where_the_model_ignores_its_input() -> None:
-    oracle = Oracle(targets=[1, 2, 3, 4, 5], margins=[3.0, 1.0, 2.0, 5.0, 4.0])
-    assert torch.equal(run(oracle, masks(1, 5), steps=1), run(oracle, masks(1, 5), steps=5))
+def test_blocks_are_filled_from_left_to_right() -> None:
+    oracle = Oracle(targets=[1, 2, 3, 4], margins=[1.0, 2.0, 3.0, 4.0])
+    frames = run(oracle, [masks(4)], block_length=2)
+    assert [frame.new_in_row(0).index(True) for frame in frames] == [1, 0, 3, 2]
+    assert oracle.blocks_started == 2
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_never_emits_the_mask_however_likely(temperature: float) -> None:
-    oracle = Oracle(targets=[MASK] * 6, margins=[50.0] * 6)
-    assert not (run(oracle, masks(4, 6), steps=3, temperature=temperature) == MASK).any()
+def test_blocks_of_an_infilling_are_runs_of_its_masks() -> None:
+    oracle = Oracle(targets=[1, 1, 2, 2, 3], margins=[1.0, 9.0, 2.0, 9.0, 3.0])
+    text = Request([MASK, 7, MASK, 7, MASK], None)
+    frames = run(oracle, [text], block_length=2)
+    assert [frame.row(0) for frame in frames] == [
+        [MASK, 7, 2, 7, MASK],
+        [1, 7, 2, 7, MASK],
+        [1, 7, 2, 7, 3],
+    ]
 
 
-def test_shift_reads_the_position_before_and_the_first_from_itself() -> None:
-    oracle = Oracle(targets=[1, 2, 3, 4], margins=[5.0] * 4)
-    assert run(oracle, masks(1, 4), steps=2, shift=False).tolist() == [[1, 2, 3, 4]]
-    assert run(oracle, masks(1, 4), steps=2, shift=True).tolist() == [[1, 1, 2, 3]]
-    assert run(oracle, masks(1, 2, prompt=(7, 7)), steps=2, shift=True).tolist() == [[7, 7, 2, 3]]
+def test_a_threshold_commits_all_that_are_sure_and_always_one() -> None:
+    oracle = Oracle(targets=[1, 2, 3, 4], margins=[9.0, 0.5, 9.0, 0.4])
+    frames = run(oracle, [masks(4)], threshold=0.9)
+    assert [frame.row(0) for frame in frames] == [[1, MASK, 3, MASK], [1, 2, 3, MASK], [1, 2, 3, 4]]
 
 
-def test_temperature_zero_is_deterministic_and_one_follows_the_seed() -> None:
-    oracle = Oracle(targets=[1] * 8, margins=[0.5] * 8)
-    sampled = [run(oracle, masks(2, 8), steps=4, temperature=1.0, seed=seed) for seed in (3, 3, 4)]
-    assert torch.equal(sampled[0], sampled[1])
-    assert not torch.equal(sampled[0], sampled[2])
-    greedy = [run(oracle, masks(2, 8), steps=4, seed=seed) for seed in (3, 4)]
-    assert torch.equal(greedy[0], greedy[1])
+def test_rows_that_finish_a_block_early_wait() -> None:
+    oracle = Oracle(targets=[1, 2, 3, 4], margins=[9.0, 9.0, 0.2, 0.1], rows=2)
+    oracle.logits[1] = torch.zeros(4, VOCAB)
+    oracle.logits[1, torch.arange(4), [4, 3, 2, 1]] = torch.tensor([0.2, 0.1, 9.0, 9.0])
+    frames = run(oracle, [masks(4), masks(4, sample=1)], threshold=0.9, block_length=2)
+    assert frames[-1].tokens.tolist() == [[1, 2, 3, 4], [4, 3, 2, 1]]
+    assert frames[-1].num_forwards == [3, 3]
+    assert frames[1].row(0) == [1, 2, MASK, MASK]
 
 
-def test_global_random_state_is_neither_read_nor_changed() -> None:
-    oracle = Oracle(targets=[1] * 8, margins=[0.5] * 8)
-    results = []
-    with torch.random.fork_rng():
-        for seed in (0, 1):
-            torch.manual_seed(seed)
-            before = torch.get_rng_state()
-            results.append(run(oracle, masks(1, 8), steps=4, temperature=1.0, remasking="random"))
-            assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(*results)
+def test_blocks_after_an_eos_are_filled_without_a_pass() -> None:
+    oracle = Oracle(targets=[1, EOS, 3, 4, 5, 6], margins=[2.0] * 6)
+    frames = run(oracle, [masks(6)], eos=(EOS,), block_length=2)
+    assert frames[-1].row(0) == [1, EOS, EOS, EOS, EOS, EOS]
+    assert frames[-1].num_forwards == [2]
+    assert frames[-1].new_in_row(0) == [False, True, True, True, True, True]
 
 
-def test_random_remasking_ignores_confidence() -> None:
-    def first_commit(remasking: Remasking, seed: int) -> int:
-        oracle = Oracle(targets=[1, 2, 3, 4], margins=[8.0, 6.0, 4.0, 2.0])
-        run(oracle, masks(1, 4), steps=4, remasking=remasking, seed=seed)
-        return int((oracle.seen[1][0] != MASK).nonzero())
-
-    assert {first_commit("confidence", seed) for seed in range(20)} == {0}
-    assert {first_commit("random", seed) for seed in range(20)} == {0, 1, 2, 3}
+def test_eos_before_given_text_ends_nothing() -> None:
+    oracle = Oracle(targets=[EOS, 1, 2, 3], margins=[2.0] * 4)
+    text = Request([MASK, 7, MASK, MASK], None)
+    frames = run(oracle, [text], eos=(EOS,), block_length=1)
+    assert frames[-1].row(0) == [EOS, 7, 2, 3]
 
 
-def test_temperature_one_samples_the_models_distribution() -> None:
-    # Logit 2 for token 1 against 0 for the eight others that are not the mask: e^2 / (e^2 + 8) = 0.480.
-    oracle = Oracle(targets=[1] * 100, margins=[2.0] * 100)
-    result = run(oracle, masks(100, 100), steps=1, temperature=1.0)
-    share = (result == 1).double().mean().item()
-    assert share == pytest.approx(0.480, abs=0.02)  # four standard errors of 10,000 draws
-    halved = run(oracle, masks(100, 100), steps=1, temperature=0.5)  # e^4 / (e^4 + 8) = 0.872
-    assert (halved == 1).double().mean().item() == pytest.approx(0.872, abs=0.014)
+def test_a_text_without_masks_takes_no_pass() -> None:
+    oracle = Oracle(targets=[1, 2], margins=[1.0, 1.0], rows=2)
+    frames = run(oracle, [Request([5, 6], None), masks(2)])
+    assert frames[-1].row(0) == [5, 6]
+    assert frames[-1].num_forwards == [0, 2]
 
 
-def test_chunks_do_not_change_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    oracle = Oracle(targets=[1] * 8, margins=[0.5] * 8)
-    whole = run(oracle, masks(2, 8), steps=2)
-    monkeypatch.setattr(module, "SAMPLING_CHUNK", 3)
-    assert torch.equal(run(oracle, masks(2, 8), steps=2), whole)
+def test_draws_follow_from_the_text_and_its_number_alone() -> None:
+    requests = [masks(4, (1,)), masks(4, (1,), sample=1), masks(4, (2,)), masks(3, (1,))]
+    assert len({noise_key(request) for request in requests}) == 4
+    assert noise_key(masks(4, (1,))) == noise_key(requests[0])
 
 
-@pytest.mark.parametrize(
-    "num_masks, steps, expected", [(7, 3, [3, 2, 2]), (6, 3, [2, 2, 2]), (5, 1, [5]), (2, 2, [1, 1])]
-)
-def test_masks_are_split_evenly(num_masks: int, steps: int, expected: list[int]) -> None:
-    assert commits_per_step(num_masks, steps) == expected
+def test_random_remasking_draws_every_order() -> None:
+    firsts = set()
+    for sample in range(40):
+        frames = run(Oracle([1, 2, 3], [1.0, 2.0, 3.0]), [masks(3, sample=sample)], remasking="random")
+        firsts.add(frames[0].new_in_row(0).index(True))
+    assert firsts == {0, 1, 2}
 
 
-@pytest.mark.parametrize("steps", [0, 5])
-def test_refuses_steps_that_do_not_suit(steps: int) -> None:
-    with pytest.raises(ValueError, match=f"steps = {steps} must be from 1 to the number of masks, 4"):
-        run(Oracle([1] * 4, [1.0] * 4), masks(1, 4), steps=steps)
-
-
-def test_refuses_rows_with_different_numbers_of_masks() -> None:
-    with pytest.raises(ValueError, match="same number of masks"):
-        run(Oracle([1] * 3, [1.0] * 3), torch.tensor([[MASK, MASK, 1], [MASK, 1, 1]]), steps=1)
+def test_padding_is_on_the_side_asked_for_and_never_sampled() -> None:
+    for side, shape in (("left", [False, True, True]), ("right", [True, True, False])):
+        options = GenerationOptions(length=2, padding=side)  # type: ignore[arg-type]
+        batch = pad_requests([masks(2), masks(2, (5,))], options, MASK, torch.device("cpu"))
+        assert batch.is_real.tolist() == [shape, [True, True, True]]
+        assert batch.position_ids[0, batch.is_real[0]].tolist() == [0, 1]
+        assert batch.blocks[~batch.is_real].tolist() == [-1]

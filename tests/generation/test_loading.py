@@ -77,6 +77,20 @@ def test_loads_a_bidirectional_model(model_folder: Path) -> None:
     assert not loaded.model.training
 
 
+def test_eos_is_the_tokenizers_and_all_that_the_config_names(model_folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(edit_config(model_folder, tmp_path / "model", eos_token_id=[7, 9]))
+    assert loaded.eos_ids == {7, 9, loaded.tokenizer.eos_token_id}
+    with pytest.raises(UserError, match="eos_token_id = 'x' is no token id"):
+        load_model(edit_config(model_folder, tmp_path / "other", eos_token_id="x"))
+
+
+def test_precision_is_the_saved_one_or_the_one_asked_for(model_folder: Path) -> None:
+    assert load_model(model_folder).model.dtype is torch.float32
+    assert load_model(model_folder, "bf16").model.dtype is torch.bfloat16
+    with pytest.raises(UserError, match="dtype = 'fp8': choose of fp32, bf16"):
+        load_model(model_folder, "fp8")
+
+
 @pytest.mark.parametrize(
     "name, message",
     [("model.safetensors", "model cannot be loaded"), ("tokenizer.json", "no tokenizer folder")],

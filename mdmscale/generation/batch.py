@@ -1,0 +1,89 @@
+"""Texts of different lengths as one padded batch, with the block that every mask belongs to.
+
+Legend: rows = texts; length = the longest text's tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+
+from mdmscale.errors import UserError
+from mdmscale.generation.options import GenerationOptions
+from mdmscale.generation.prompts import Request
+from mdmscale.generation.schedule import block_sizes, commits_per_step
+
+GIVEN = -1  # the block of tokens that are given, and of padding
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """What the denoising loop starts from. All tensors are [rows, length]."""
+
+    tokens: torch.Tensor  # int64, mask_token_id where a token is wanted
+    is_real: torch.Tensor  # bool: not padding
+    position_ids: torch.Tensor  # int64: 0, 1, ... from a text's own first token
+    blocks: torch.Tensor  # int64: the block of each mask, GIVEN elsewhere
+    commits: list[list[list[int]]]  # [rows][blocks][steps], see `commits_per_step`
+    noise_keys: list[int]  # [rows]
+    mask_token_id: int
+
+    @property
+    def num_blocks(self) -> int:
+        return max((len(row) for row in self.commits), default=0)
+
+    @property
+    def is_padded(self) -> bool:
+        return not bool(self.is_real.all())
+
+
+def pad_requests(
+    requests: Sequence[Request], options: GenerationOptions, mask_token_id: int, device: torch.device
+) -> PaddedBatch:
+    """Pad the requests' texts to the longest one, on the side that the options say.
+
+    Raises:
+        UserError: with `options.cache`, for texts whose blocks would not lie in the same columns.
+    """
+    tails = {len(request.token_ids) - (request.prompt_length or 0) for request in requests}
+    if options.cache and (len(tails) > 1 or any(request.prompt_length is None for request in requests)):
+        raise UserError("cache: a batch needs responses of one length, and no infillings; leave cache out")
+    length = max(len(request.token_ids) for request in requests)
+    shape = (len(requests), length)
+    tokens = torch.zeros(shape, dtype=torch.int64)
+    is_real = torch.zeros(shape, dtype=torch.bool)
+    position_ids = torch.zeros(shape, dtype=torch.int64)
+    blocks = torch.full(shape, GIVEN)
+    commits = []
+    for row, request in enumerate(requests):
+        size = len(request.token_ids)
+        first = length - size if options.padding == "left" else 0
+        at = slice(first, first + size)
+        tokens[row, at] = torch.tensor(request.token_ids)
+        is_real[row, at] = True
+        position_ids[row, at] = torch.arange(size)
+        masked = (tokens[row] == mask_token_id).nonzero().squeeze(1)  # [masks]
+        sizes = block_sizes(len(masked), options.block_length)
+        blocks[row, masked] = torch.arange(len(sizes)).repeat_interleave(
+            torch.tensor(sizes, dtype=torch.int64)
+        )
+        commits.append(commits_per_step(sizes, options.steps))
+    return PaddedBatch(
+        tokens.to(device),
+        is_real.to(device),
+        position_ids.to(device),
+        blocks.to(device),
+        commits,
+        [noise_key(request) for request in requests],
+        mask_token_id,
+    )
+
+
+def noise_key(request: Request) -> int:
+    """64 bits that a text's draws follow from: its own tokens and its number among equal ones.
+
+    So they do not depend on what else is in the batch.
+    """
+    text = ",".join(map(str, [request.sample, *request.token_ids]))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,106 @@
+"""What to sample, as the user names it: prompts, texts with masks, lines of JSONL. Read without torch."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mdmscale.errors import UserError
+from mdmscale.generation.loading import LoadedModel
+from mdmscale.generation.prompts import (
+    Request,
+    encode_ids,
+    encode_infilling,
+    encode_messages,
+    encode_prompt,
+)
+
+Source = dict[str, Any]
+"""One of prompt, messages, text and input_ids, and whatever else the user's line holds; {}: no prompt."""
+
+KINDS = {"prompt": str, "messages": list, "text": str, "input_ids": list}
+GENERATED = "generated"  # the key of the sampled text in an output line
+
+
+def read_sources(arguments: argparse.Namespace) -> list[Source]:
+    """All that the command line asks for, in order.
+
+    Raises:
+        UserError: for files and lines that do not do.
+    """
+    for option in ("prompt", "text"):
+        if not all(getattr(arguments, option) or ["given"]):
+            raise UserError(f"--{option} '': is empty; leave --{option} out to sample without a prompt")
+    if arguments.input is not None:
+        sources = _read_jsonl(arguments.input)
+    elif arguments.prompt_file is not None:
+        sources = [{"prompt": line} for line in _read_lines("--prompt-file", arguments.prompt_file)]
+    elif arguments.text:
+        sources = [{"text": text} for text in arguments.text]
+    else:
+        sources = [{"prompt": prompt} for prompt in arguments.prompt or []] or [{}]
+    if arguments.chat and not all("prompt" in source or "messages" in source for source in sources):
+        raise UserError("--chat: needs prompts; give --prompt, --prompt-file or an --input of them")
+    return sources
+
+
+def _read_lines(option: str, path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option} {path}: cannot be read: {error}") from None
+    if not any(line.strip() for line in lines):
+        raise UserError(f"{option} {path}: is empty; write one prompt a line")
+    return [line for line in lines if line.strip()]
+
+
+def _read_jsonl(path: Path) -> list[Source]:
+    sources, problems = [], []
+    for number, line in enumerate(_read_lines("--input", path), start=1):
+        try:
+            sources.append(_check(json.loads(line)))
+        except ValueError as error:
+            problems.append(f"--input {path}: line {number}: {error}")
+    if problems:
+        raise UserError(*problems[:10])
+    return sources
+
+
+def _check(values: Any) -> Source:
+    """A line's values, or a ValueError that says what is wrong with them."""
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object, found {type(values).__name__}")
+    given = [kind for kind in KINDS if kind in values]
+    if len(given) != 1:
+        raise ValueError(f"has {' and '.join(given) or 'none'} of {', '.join(KINDS)}; give exactly one")
+    (kind,) = given
+    value = values[kind]
+    if not isinstance(value, KINDS[kind]) or not value:
+        raise ValueError(f"{kind} = {value!r} is no {KINDS[kind].__name__} with something in it")
+    if kind == "input_ids" and not all(type(token_id) is int for token_id in value):
+        raise ValueError("input_ids: holds other things than integers")
+    if kind == "messages" and not all(isinstance(message, dict) for message in value):
+        raise ValueError('messages: write [{"role": "user", "content": "..."}, ...]')
+    if GENERATED in values:
+        raise ValueError(f"already has the key {GENERATED!r}, which the output writes; rename it")
+    return values
+
+
+def encode(loaded: LoadedModel, source: Source, length: int, *, chat: bool) -> Request:
+    """The request that a source stands for.
+
+    Raises:
+        UserError: where the model or its tokenizer cannot take it.
+    """
+    match source:
+        case {"messages": messages}:
+            return encode_messages(loaded, messages, length)
+        case {"prompt": prompt} if chat:
+            return encode_messages(loaded, [{"role": "user", "content": prompt}], length)
+        case {"prompt": prompt}:
+            return encode_prompt(loaded, prompt, length)
+        case {"text": text}:
+            return encode_infilling(loaded, text)
+        case {"input_ids": token_ids}:
+            return encode_ids(loaded, token_ids, length)
+    return encode_prompt(loaded, None, length)
