@@ -22,6 +22,10 @@ def shell_blocks(page: Path) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_named_files_exist(page: Path) -> None:
     text = page.read_text()
@@ -67,8 +71,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.distributed
 @pytest.mark.timeout(3000)
 def test_the_readme_goes_from_nothing_to_samples(clone: Path) -> None:
-    """All of the README's commands in order; then the quickstart has learnt and its model writes code."""
+    """All commands of the README in order, then docs/generation.md's: the model has learnt to write."""
     blocks = [block for block in shell_blocks(ROOT / "README.md") if not block.startswith(NEEDS_HARDWARE)]
+    blocks += shell_blocks(ROOT / "docs/generation.md")
+    blocks += [f"python - <<'END'\n{block}END\n" for block in python_blocks(ROOT / "docs/generation.md")]
     commands = "\n".join(block for block in blocks if "make check" not in block)
     environment = {name: value for name, value in os.environ.items() if name not in ("VENV", "VIRTUAL_ENV")}
     with (clone / "log.txt").open("w") as log:

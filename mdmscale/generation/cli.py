@@ -165,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     _check_command(arguments)
     sources = read_sources(arguments)
     facts = read_folder_facts(find_model_folder(arguments.path))
-    if options.length > facts.max_length:
+    has_responses = any("text" not in source and "input_ids" not in source for source in sources)
+    if has_responses and options.length > facts.max_length:
         raise UserError(
             f"length = {options.length}: exceeds the model's max_position_embeddings = {facts.max_length}"
         )

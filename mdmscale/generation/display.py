@@ -42,7 +42,7 @@ def print_texts(job: Job, *, watch: bool) -> None:
             title = f"sample {generation.request.sample + 1} of {job.num_samples}"
             title += f" | {generation.request.label}" if generation.request.label else ""
             print_sample(output, generation.text, title if output.is_terminal or len(requests) > 1 else None)
-    notes.print(tally.summary(loaded.device.type))
+    notes.print(tally.summary(loaded.device.type), soft_wrap=True)
 
 
 def print_sample(output: Console, text: str, title: str | None) -> None:

@@ -57,6 +57,8 @@ class Job:
             except UserError as error:
                 problems += error.problems
                 continue
+            if self.options.cache and request.prompt_length is None:
+                problems.append(f"cache: {request.label!r} has masks anywhere, and so no finished prefix")
             for sample in request.samples(self.num_samples):
                 requests[number, sample.sample] = sample
         if problems:

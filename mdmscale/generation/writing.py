@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mdmscale.generation.job import Job, Tally, make_progress, sample_batch
-from mdmscale.generation.output import PartialOutput
+from mdmscale.generation.loading import LoadedModel
+from mdmscale.generation.output import PartialOutput, Place
+from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampler import Generation, batches
 from mdmscale.generation.sources import GENERATED, Source
 
@@ -30,15 +32,39 @@ def write_jsonl(job: Job, path: Path, *, overwrite: bool) -> None:
     finished = partial.finished()
     group.wait()  # no rank may add to the files before all have read them
     todo = [(place, request) for place, request in requests.items() if place not in finished]
-    if finished and rank == 0:
-        notes.print(f"{path}: going on after {len(finished)} of {len(requests)} texts")
     todo.sort(key=lambda each: (len(each[1].token_ids), each[0]))  # little padding, and equal shares
-    mine = todo[rank::world_size]
-    title = "denoising" if world_size == 1 else f"denoising, rank 0 of {world_size}"
-    shares = [request for _, request in mine]
+    if finished and rank == 0:
+        notes.print(f"{path}: going on after {len(finished)} of {len(requests)} texts", soft_wrap=True)
+    try:
+        tally = group.total(_sample_share(job, loaded, todo[rank::world_size], partial, rank, world_size))
+    except KeyboardInterrupt:
+        if rank == 0:
+            notes.print(
+                f"{path}: the same command goes on after {len(partial.finished())} texts", soft_wrap=True
+            )
+        raise
+    if rank == 0:
+        num_lines = partial.publish()
+        ranks = f" x {world_size}" if world_size > 1 else ""
+        summary = tally.summary(loaded.device.type + ranks)
+        notes.print(f"{path}: {num_lines} lines; {summary}", soft_wrap=True)
+    group.leave()
+
+
+def _sample_share(
+    job: Job,
+    loaded: LoadedModel,
+    share: list[tuple[Place, Request]],
+    partial: PartialOutput,
+    rank: int,
+    world_size: int,
+) -> Tally:
+    """Sample this rank's share, each batch of which is kept as soon as it is there."""
     tally = Tally(time.perf_counter())
-    with make_progress(shares, job.facts.mask_token_id, title, shown=rank == 0) as progress:
-        for members in batches(mine, job.batch_size):
+    title = "denoising" if world_size == 1 else f"denoising, rank 0 of {world_size}"
+    texts = [request for _, request in share]
+    with make_progress(texts, job.facts.mask_token_id, title, shown=rank == 0) as progress:
+        for members in batches(share, job.batch_size):
             generations = sample_batch(job, loaded, [request for _, request in members], progress, None)
             tally.add(generations, job.facts.mask_token_id)
             lines = {
@@ -46,12 +72,7 @@ def write_jsonl(job: Job, path: Path, *, overwrite: bool) -> None:
                 for (place, _), generation in zip(members, generations, strict=True)
             }
             partial.append(lines)
-    tally = group.total(tally)
-    if rank == 0:
-        num_lines = partial.publish()
-        ranks = f" x {world_size}" if world_size > 1 else ""
-        notes.print(f"{path}: {num_lines} lines; {tally.summary(loaded.device.type + ranks)}")
-    group.leave()
+    return tally
 
 
 def output_line(source: Source, generation: Generation) -> dict[str, Any]:

@@ -2,132 +2,85 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from mdmscale.errors import UserError
-from mdmscale.generation import denoise as module
-from mdmscale.generation.cli import _print_sample, main
-from mdmscale.generation.denoise import Predict, denoise, masked_predictor
-from mdmscale.generation.loading import LoadedModel, load_model, read_folder_facts
-from mdmscale.generation.prompts import decode_response, encode_prompt, shorten
+from mdmscale.generation import (
+    GenerationOptions,
+    LoadedModel,
+    encode_infilling,
+    encode_prompt,
+    generate,
+    stream,
+)
+from mdmscale.generation.cli import main
+from mdmscale.generation.display import frame_text, print_sample
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
-    "{% if add_generation_prompt %}[a]{% endif %}"
-)
 
 
-def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def run_tool(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
-@pytest.fixture(scope="module")
-def loaded(model_folder: Path) -> LoadedModel:
-    return load_model(read_folder_facts(model_folder))
-
-
-def generate(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The command's stdout, from a call in this process."""
     assert main([str(argument) for argument in arguments]) == 0
     return capsys.readouterr().out
 
 
+def prompts_file(folder: Path, num: int) -> Path:
+    file = folder / "in.jsonl"
+    lines = [{"prompt": "def add(a, b)"[: 3 + number], "id": number} for number in range(num)]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return file
+
+
 def test_tool_prints_samples_to_stdout_and_the_speed_to_stderr(model_folder: Path) -> None:
-    result = run_tool(
-        model_folder,
-        "--prompt",
-        "def add",
-        "--num-samples",
-        2,
-        "--length",
-        8,
-        "--steps",
-        4,
-        "--temperature",
-        1,
-    )
+    options = ("--num-samples", 2, "--length", 8, "--steps", 4, "--temperature", 1)
+    result = run_tool(model_folder, "--prompt", "def add", *options)
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if line.startswith("---")] == [
         "--- sample 1 of 2 | def add ---",
         "--- sample 2 of 2 | def add ---",
     ]
     (summary,) = result.stderr.splitlines()
-    assert summary.startswith("2 x 8 tokens in 4 steps each: ") and "tokens/s" in summary
+    assert summary.startswith("2 texts, 16 tokens in 4.0 passes a text: ") and "tokens/s on" in summary
 
 
-def test_one_sample_in_a_pipe_is_the_bare_text(
+def test_one_sample_in_a_pipe_is_the_text_that_python_gives(
     model_folder: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = (
-        model_folder,
-        "--prompt",
-        "def add",
-        "--length",
-        8,
-        "--steps",
-        4,
-        "--temperature",
-        1,
-        "--seed",
-        5,
-    )
-    prompt = encode_prompt(loaded, "def add", chat=False)
-    mask = loaded.facts.mask_token_id
-    tokens = denoise(
-        masked_predictor(loaded.model, logit_shift=False),
-        torch.tensor([[*prompt.token_ids, *[mask] * 8]], device=loaded.device),
-        mask_token_id=mask,
-        steps=4,
-        generator=torch.Generator(loaded.device).manual_seed(5),
-        temperature=1.0,
-    )
-    expected = decode_response(
-        loaded, prompt.token_ids, tokens[0, len(prompt.token_ids) :].tolist(), raw=False
-    )
-    assert generate(capsys, *arguments) == expected + "\n"
+    values = {"length": 8, "block_length": 4, "temperature": 1.0, "top_p": 0.9, "guidance": 0.5, "seed": 5}
+    options = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
+    request = encode_prompt(loaded, "def add", 8)
+    (expected,) = generate(loaded, [request], GenerationOptions(**values))  # type: ignore[arg-type]
+    assert run_main(capsys, model_folder, "--prompt", "def add", *options) == expected.text + "\n"
 
 
-def test_the_seed_reproduces_and_matters(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = (model_folder, "--length", 16, "--steps", 4, "--temperature", 1, "--raw")
-    first, again, other = (generate(capsys, *options, "--seed", seed) for seed in (1, 1, 2))
-    assert first == again != other
+def test_infilling_from_the_command_line(
+    model_folder: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "for <|mask|> in <|mask|>:"
+    (expected,) = generate(loaded, [encode_infilling(loaded, text)], GenerationOptions())
+    assert run_main(capsys, model_folder, "--text", text) == expected.text + "\n"
 
 
 def test_a_prompts_samples_do_not_depend_on_the_other_prompts(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = (model_folder, "--length", 8, "--steps", 2, "--temperature", 1, "--num-samples", 2)
-    alone = generate(capsys, *options, "--prompt", "def")
-    after_another = generate(capsys, *options, "--prompt", "print(step)", "--prompt", "def")
-    assert after_another.endswith(alone)
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("print(step)\n\ndef\n")
-    assert generate(capsys, *options, "--prompt-file", prompts) == after_another
-
-
-def test_batch_size_bounds_the_rows_and_keeps_the_number_of_samples(
-    model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = []
-    original = module.denoise
-
-    def recording_denoise(predict: Predict, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
-        rows.append(len(tokens))
-        return original(predict, tokens, **options)
-
-    monkeypatch.setattr(module, "denoise", recording_denoise)
-    output = generate(capsys, model_folder, "--num-samples", 5, "--batch-size", 2, "--length", 4)
-    assert rows == [2, 2, 1]
-    assert output.count("--- sample ") == 5
+    options = (model_folder, "--length", 8, "--temperature", 1, "--num-samples", 2)
+    alone = run_main(capsys, *options, "--prompt", "def")
+    others = run_main(capsys, *options, "--prompt", "print(step)", "--prompt", "def", "--batch-size", 3)
+    assert others.endswith(alone)
 
 
 def test_the_folders_logit_shift_is_used(
@@ -139,97 +92,133 @@ def test_the_folders_logit_shift_is_used(
     config["mdm"]["logit_shift"] = True
     (shifted / "config.json").write_text(json.dumps(config))
     options = ("--prompt", "def add(a, b)", "--length", 8, "--raw")
-    assert generate(capsys, shifted, *options) != generate(capsys, model_folder, *options)
+    assert run_main(capsys, shifted, *options) != run_main(capsys, model_folder, *options)
 
 
-def test_text_ends_before_the_first_eos_unless_raw(loaded: LoadedModel) -> None:
-    tokenizer = loaded.tokenizer
-    response = [
-        *tokenizer.encode(" a"),
-        tokenizer.eos_token_id,
-        *tokenizer.encode(" b"),
-        tokenizer.eos_token_id,
+def test_watch_shows_every_pass_and_keeps_stdout_to_the_texts(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(model_folder), "--text", "for <|mask|> in <|mask|>:", "--watch"]) == 0
+    captured = capsys.readouterr()
+    first, second, summary = captured.err.splitlines()
+    assert first.startswith("   1 | for ") and first.count("░") == 1
+    assert second.startswith("   2 | for ") and "░" not in second
+    assert captured.out == second.removeprefix("   2 | ") + "\n"
+    assert summary.startswith("1 texts, 2 tokens in 2.0 passes")
+
+
+def test_watch_tells_given_masked_new_and_earlier_tokens_apart(loaded: LoadedModel) -> None:
+    request = encode_prompt(loaded, "def", 3)
+    _, second, _ = stream(loaded, [request], GenerationOptions(length=3))
+    text = frame_text(loaded, request, second, 0)
+    assert sorted(str(span.style) for span in text.spans if span.end > span.start) == [
+        "bold green",
+        "dim",
+        "dim",
     ]
-    assert decode_response(loaded, tokenizer.encode("x"), response, raw=False) == " a"
-    assert decode_response(loaded, tokenizer.encode("x"), response, raw=True) == " a</s> b</s>"
+    assert text.plain.startswith("def") and text.plain.count("░") == 1
 
 
-def test_eos_in_the_prompt_does_not_cut_the_response(loaded: LoadedModel) -> None:
-    tokenizer = loaded.tokenizer
-    prompt = [*tokenizer.encode("x"), tokenizer.eos_token_id]
-    assert decode_response(loaded, prompt, tokenizer.encode(" a"), raw=False) == " a"
-
-
-def test_ids_beyond_the_tokenizer_decode_to_nothing(loaded: LoadedModel) -> None:
-    assert decode_response(loaded, [], [319, *loaded.tokenizer.encode("a")], raw=False) == "a"
-
-
-def test_chat_renders_the_template(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaded.tokenizer, "chat_template", CHAT_TEMPLATE)
-    prompt = encode_prompt(loaded, "def", chat=True)
-    assert loaded.tokenizer.decode(prompt.token_ids) == "[user]def[a]"
-
-
-def test_a_template_that_refuses_is_the_users_to_mend(
-    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+def test_jsonl_in_and_out(
+    model_folder: Path, loaded: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loaded.tokenizer, "chat_template", "{{ raise_exception('needs a system message') }}")
-    with pytest.raises(UserError, match="needs a system message"):
-        encode_prompt(loaded, "def", chat=True)
+    output = tmp_path / "out.jsonl"
+    options = ("--length", 6, "--num-samples", 2, "--temperature", 1, "--batch-size", 3)
+    run_main(capsys, model_folder, "--input", prompts_file(tmp_path, 4), "--output", output, *options)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(line["id"], line["sample"]) for line in lines] == [(i, k) for i in range(4) for k in range(2)]
+    requests = [each for line in lines[::2] for each in encode_prompt(loaded, line["prompt"], 6).samples(2)]
+    expected = generate(loaded, requests, GenerationOptions(length=6, temperature=1.0))
+    assert [line["generated"] for line in lines] == [each.text for each in expected]
+    assert {line["num_forwards"] for line in lines} == {6}
 
 
-def test_prompts_that_the_model_cannot_take(
-    loaded: LoadedModel, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match="contains the mask token"):
-        encode_prompt(loaded, "a <|mask|> b", chat=False)
-    with pytest.raises(UserError, match="no chat template"):
-        encode_prompt(loaded, "def", chat=True)
-    with pytest.raises(UserError, match=r"after a prompt of \d+ tokens: exceeds .* = 48"):
-        main([str(model_folder), "--prompt", "print(step) " * 20, "--length", "8"])
-    monkeypatch.setattr(type(loaded.tokenizer), "__call__", lambda *_, **__: {"input_ids": [400]})
-    with pytest.raises(UserError, match="token id 400"):
-        encode_prompt(loaded, "def", chat=False)
+@pytest.mark.distributed
+def test_ranks_share_a_file_and_an_interrupted_command_goes_on(model_folder: Path, tmp_path: Path) -> None:
+    source = prompts_file(tmp_path, 7)
+    options = ("--input", source, "--length", 6, "--temperature", 1, "--batch-size", 2)
+    alone = tmp_path / "alone.jsonl"
+    assert main([str(part) for part in (model_folder, *options, "--output", alone)]) == 0
+
+    shared = tmp_path / "shared.jsonl"
+    half = tmp_path / "shared.jsonl.partial-0"
+    command = [str(part) for part in (TOOL, model_folder, *options, "--output", shared)]
+    killed = subprocess.Popen([sys.executable, "-c", SLOWLY, *command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (half.exists() and half.read_bytes().count(b"\n") >= 3):
+        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[1]
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not shared.exists()
+
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    result = run_tool(model_folder, *options, "--output", shared, launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    assert "going on after" in result.stderr and "shared.jsonl: 7 lines" in result.stderr
+    assert shared.read_bytes() == alone.read_bytes()
+    assert not list(tmp_path.glob("*.partial-*"))
+
+
+# The tool, with a pause after each batch so that there is a half to kill it at.
+SLOWLY = """
+import sys, time
+from mdmscale.generation.output import PartialOutput
+from mdmscale.generation.cli import main
+append = PartialOutput.append
+def append_and_wait(self, lines):
+    append(self, lines)
+    time.sleep(2)
+PartialOutput.append = append_and_wait
+main(sys.argv[2:])
+"""
 
 
 def test_a_terminal_gets_a_rule_and_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    _print_sample(
-        Console(force_terminal=True, color_system=None, width=40), "a\x1b[2Jb [bold]\n\tc", "sample 1 of 1"
-    )
+    console = Console(force_terminal=True, color_system=None, width=40)
+    print_sample(console, "a\x1b[2Jb [bold]\n\tc", "sample 1 of 1")
     rule, *text = capsys.readouterr().out.splitlines()
     assert rule.startswith("sample 1 of 1 ─")
     assert "\n".join(text).expandtabs() == "a\N{REPLACEMENT CHARACTER}[2Jb [bold]\n\tc".expandtabs()
 
 
-def test_long_prompts_are_shortened_in_titles() -> None:
-    assert shorten("a\n  b") == "a b"
-    assert shorten("x" * 60) == "x" * 47 + "..."
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--length", "49"], "--length 49: exceeds the model's max_position_embeddings = 48"),
-        (["--length", "8", "--steps", "9"], "--steps 9: exceeds --length 8"),
-        (["--length", "0"], "--length 0: must be at least 1"),
+        (["--length", "49"], "length = 49: exceeds the model's max_position_embeddings = 48"),
         (["--num-samples", "0"], "--num-samples 0: must be at least 1"),
         (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
-        (["--length", "8", "--steps", "0"], "--steps 0: must be at least 1"),
-        (["--temperature", "-1"], "--temperature -1.0: must be 0 or a positive number"),
-        (["--temperature", "nan"], "--temperature nan: must be 0 or a positive number"),
-        (["--seed", "-1"], "--seed -1: must be from 0"),
-        (["--prompt", ""], "--prompt '': is empty"),
-        (["--chat"], "--chat: needs a --prompt"),
-        (["--prompt-file", "{tmp}/missing.txt"], "missing.txt: cannot be read"),
-        (["--prompt-file", "{tmp}/empty.txt"], "empty.txt: is empty"),
+        (["--input", "{tmp}/in.jsonl"], "in.jsonl: needs --output FILE"),
+        (["--overwrite"], "--overwrite: goes with --output"),
+        (["--output", "{tmp}/out.jsonl", "--watch"], "--watch: shows what --output would hold"),
+        (["--input", "{tmp}/in.jsonl", "--output", "{tmp}/in.jsonl"], "is the --input, which would be lost"),
+        (
+            ["--text", "a <|mask|> b", "--length", "8", "--block-length", "4", "--cache"],
+            "cache: 'a <|mask|> b' has masks anywhere",
+        ),
+        (["--text", "no mask here"], "has no <|mask|> where tokens are wanted"),
     ],
 )
 def test_refuses_bad_options(model_folder: Path, tmp_path: Path, options: list[str], message: str) -> None:
-    (tmp_path / "empty.txt").write_text("\n\n")
+    prompts_file(tmp_path, 1)
     with pytest.raises(UserError) as caught:
         main([str(model_folder), *(option.format(tmp=tmp_path) for option in options)])
     (problem,) = caught.value.problems
     assert message in problem
+
+
+def test_all_sources_that_do_not_fit_are_named(model_folder: Path, tmp_path: Path) -> None:
+    lines = ["x " * 60] * 14
+    (tmp_path / "in.txt").write_text("\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        main([str(model_folder), "--prompt-file", str(tmp_path / "in.txt"), "--length", "8"])
+    assert len(caught.value.problems) == 11 and caught.value.problems[-1] == "and 4 more like these"
+
+
+def test_several_ranks_need_an_output(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="several ranks share the work through a file; give --output"):
+        main([str(model_folder), "--length", "4"])
 
 
 @pytest.mark.parametrize("options", [["--length", "8", "--steps", "9"], ["--prompt", "x", "--length", "48"]])
@@ -238,7 +227,7 @@ def test_tool_fails_with_one_line_and_status_2(model_folder: Path, options: list
     assert result.returncode == 2
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
-    assert line.startswith("error: --")
+    assert line.startswith("error: ")
 
 
 def test_tool_names_a_folder_that_is_no_model(tmp_path: Path) -> None:

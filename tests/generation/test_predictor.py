@@ -1,5 +1,7 @@
 """The forward pass against plain ones of the same model, written out for one text at a time."""
 
+from inspect import signature
+
 import torch
 
 from mdmscale.generation import GenerationOptions, LoadedModel, Request, encode_prompt
@@ -120,9 +122,10 @@ def test_a_cached_prefix_is_that_of_the_block_s_first_pass(loaded: LoadedModel) 
     with torch.inference_mode():
         cache = loaded.model(input_ids=before, use_cache=True).past_key_values
         cache.crop(-LENGTH)
+        parameters = signature(loaded.model.forward).parameters
         logits = loaded.model(
             input_ids=after[:, start:],
-            past_key_values=cache,
+            **{"cache" if "cache" in parameters else "past_key_values": cache},
             position_ids=torch.arange(start, start + LENGTH)[None],
         ).logits[0]
     torch.testing.assert_close(given, logits[1:3], atol=1e-5, rtol=0)

@@ -1,0 +1,27 @@
+"""What docs/generation.md says of blocks and thresholds holds for a model trained here and now."""
+
+from pathlib import Path
+
+import pytest
+from generation.measure import WIDTH, make_tests, measure, open_model, train_model
+
+from mdmscale.generation import GenerationOptions
+
+
+@pytest.mark.slow
+def test_blocks_and_a_threshold_are_as_right_in_far_fewer_passes(tmp_path: Path) -> None:
+    loaded = open_model(train_model(steps=1200), tmp_path)
+    requests, answers = make_tests(loaded, 300)
+    one, blocks, cached, at_once = (
+        measure(loaded, requests, answers, GenerationOptions(length=WIDTH, **values))  # type: ignore[arg-type]
+        for values in (
+            {},
+            {"block_length": 4, "threshold": 0.9},
+            {"block_length": 4, "threshold": 0.9, "cache": True},
+            {"steps": 1},
+        )
+    )
+    assert one["accuracy"] > 0.9 > 0.2 > at_once["accuracy"]
+    for way in (blocks, cached):
+        assert way["passes"] < 0.5 * one["passes"]
+        assert way["accuracy"] > one["accuracy"] - 3 * (way["error"] + one["error"]) - 0.01
