@@ -42,6 +42,7 @@ class TrainingState:
     consumed_tokens: int
     world_size: int
     zero_stage: int
+    tensor: int  # parallel.tensor
     dtype: str  # model.dtype
     seed: int
     global_batch_size: int

@@ -4,30 +4,15 @@ Precedence: the defaults here < the YAML file < `section.key=value` on the comma
 """
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from mdmscale.config_parallel import ParallelSection
+from mdmscale.config_section import DType, Section, key
 
 EXPORT_FOLDER = "hf"  # in a run folder: the trained model, adapters merged
 ADAPTER_FOLDER = "adapter"  # in a run folder: the adapters of model.lora by themselves
-
-
-def key(default: Any, description: str, **constraints: Any) -> Any:
-    """A config key: its default (`...` when it must be given), what it means, and its bounds."""
-    return Field(default, description=description, **constraints)
-
-
-def _dtype_name(value: Any) -> Any:
-    return {"float32": "fp32", "bfloat16": "bf16"}.get(value, value) if isinstance(value, str) else value
-
-
-DType = Annotated[Literal["fp32", "bf16"], BeforeValidator(_dtype_name)]
-
-
-class Section(BaseModel):
-    """A strict group of keys: no unknown key, no silent conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -307,14 +292,6 @@ class OptimizerSection(Section):
         return self
 
 
-class ParallelSection(Section):
-    zero_stage: Literal[0, 1, 2, 3] = key(
-        1, "ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters"
-    )
-    tensor: Literal[1] = key(1, "tensor-parallel ranks a model is split over (this version: 1)")
-    sequence: Literal[1] = key(1, "sequence-parallel ranks a sequence is split over (this version: 1)")
-
-
 class CheckpointSection(Section):
     every: int = key(0, "steps between checkpoints; 0 saves at the end only", ge=0)
     keep: int = key(2, "newest checkpoints kept; 0 keeps all", ge=0)
@@ -372,6 +349,7 @@ class RunConfig(Section):
             problems.append(
                 f"diffusion.syrm is set but data.kind is {self.data.kind}; only sft samples have a prompt"
             )
+        problems += self._parallel_problems()
         strata = self.diffusion.strata
         if strata and self.train.global_batch_size % strata:
             problems.append(
@@ -386,3 +364,17 @@ class RunConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _parallel_problems(self) -> list[str]:
+        """What ranks that share a model or a sequence cannot do."""
+        tensor, sequence, problems = self.parallel.tensor, self.parallel.sequence, []
+        if tensor > 1 and self.model.lora is not None:
+            problems.append(
+                f"parallel.tensor = {tensor} and model.lora: adapters are not split; set tensor to 1"
+            )
+        if sequence > 1 and self.model.attention != "sdpa":
+            problems.append(
+                f"parallel.sequence = {sequence} exchanges slices around sdpa, but model.attention is "
+                f"{self.model.attention}; set it to sdpa"
+            )
+        return problems

@@ -28,10 +28,48 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    # Their grid of data x sequence x tensor (mesh.py). A group of one rank is None: nobody to talk to.
+    tensor: int = 1  # ranks that a model is split over
+    sequence: int = 1  # ranks that a sequence is split over
+    tensor_group: dist.ProcessGroup | None = None
+    sequence_group: dist.ProcessGroup | None = None
+    replica_group: dist.ProcessGroup | None = None  # ranks with the same weights; None: all ranks
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def num_data_ranks(self) -> int:
+        return self.world_size // (self.tensor * self.sequence)
+
+    @property
+    def data_rank(self) -> int:
+        return self.rank // (self.tensor * self.sequence)
+
+    @property
+    def sequence_rank(self) -> int:
+        return self.rank // self.tensor % self.sequence
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.rank % self.tensor
+
+    @property
+    def speaks_for_slice(self) -> bool:
+        """Whether sums over all ranks count this rank's masked positions: tensor neighbours have the same."""
+        return self.tensor_rank == 0
+
+    @property
+    def speaks_for_samples(self) -> bool:
+        """Whether sums over all ranks count this rank's samples: its neighbours in the grid have the same."""
+        return self.tensor_rank == 0 and self.sequence_rank == 0
+
+    def sum_over_sequence(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks that share this rank's samples, in place."""
+        if self.sequence_group is not None:
+            dist.all_reduce(tensor, group=self.sequence_group)
+        return tensor
 
 
 def initialise() -> Ranks:

@@ -12,24 +12,32 @@ import deepspeed
 import torch
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-from mdmscale.conversion.deepspeed_checkpoint import MASTER, MOMENTS, DeepSpeedCheckpoint
+from mdmscale.conversion.deepspeed_checkpoint import DeepSpeedCheckpoint
+from mdmscale.conversion.deepspeed_files import MASTER, MOMENTS
+from mdmscale.distributed import Ranks
 from mdmscale.errors import UserError
+from mdmscale.models.tensor_parallel import local_part, split_dimension
 
 
-def load_other_layout(engine: Any, folder: Path) -> None:
-    """Put a checkpoint of any stage and number of ranks into `engine`. Every rank calls it and reads all.
+def load_other_layout(engine: Any, folder: Path, ranks: Ranks) -> None:
+    """Put a checkpoint of any stage and ranks into `engine`. Every rank calls it and reads its part.
 
     Raises:
         UserError: where the checkpoint is damaged, or is another model's.
     """
     checkpoint = DeepSpeedCheckpoint(folder)
     parameters = dict(engine.module.named_parameters())
-    _check_same_model(parameters, checkpoint)
+    _check_same_model(parameters, checkpoint, ranks)
     _make_moments(engine)
     for name, parameter in parameters.items():
-        _set_weight(engine, parameter, checkpoint.weight(name))
+
+        def part(whole: torch.Tensor, name: str = name) -> torch.Tensor:
+            return local_part(whole, split_dimension(name), ranks)
+
+        _set_weight(engine, parameter, part(checkpoint.weight(name)), ranks)
         if parameter.requires_grad:
-            _set_optimizer(engine, parameter, checkpoint, name)
+            values = {kind: part(checkpoint.optimizer_value(name, kind)) for kind in (MASTER, *MOMENTS)}
+            _set_optimizer(engine, parameter, values)
     step = torch.tensor(float(checkpoint.optimizer_step))
     for state in _adam(engine).state.values():
         state["step"] = step.clone()  # a tensor of its own: AdamW counts in place
@@ -51,8 +59,10 @@ def _make_moments(engine: Any) -> None:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _check_same_model(parameters: dict[str, torch.nn.Parameter], checkpoint: DeepSpeedCheckpoint) -> None:
-    shapes = {name: tuple(getattr(each, "ds_shape", each.shape)) for name, each in parameters.items()}
+def _check_same_model(
+    parameters: dict[str, torch.nn.Parameter], checkpoint: DeepSpeedCheckpoint, ranks: Ranks
+) -> None:
+    shapes = {name: _whole_shape(name, each, ranks) for name, each in parameters.items()}
     theirs = {name: checkpoint.shape(name) for name in checkpoint.names}
     trained = {name for name, each in parameters.items() if each.requires_grad}
     if shapes != theirs or trained != checkpoint.trained:
@@ -66,28 +76,34 @@ def _check_same_model(parameters: dict[str, torch.nn.Parameter], checkpoint: Dee
         )
 
 
-def _set_weight(engine: Any, parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
+def _whole_shape(name: str, parameter: torch.nn.Parameter, ranks: Ranks) -> tuple[int, ...]:
+    shape, dimension = list(getattr(parameter, "ds_shape", parameter.shape)), split_dimension(name)
+    if dimension is not None:
+        shape[dimension] *= ranks.tensor
+    return tuple(shape)
+
+
+def _set_weight(engine: Any, parameter: torch.nn.Parameter, weight: torch.Tensor, ranks: Ranks) -> None:
     is_sharded = engine.zero_optimization_stage() == 3
-    with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=is_sharded):
-        if not is_sharded or torch.distributed.get_rank() == 0:
+    modifier = ranks.tensor_rank  # the first of the ranks with these weights
+    with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier, enabled=is_sharded):
+        if not is_sharded or ranks.rank == modifier:
             parameter.copy_(weight)
 
 
-def _set_optimizer(
-    engine: Any, parameter: torch.nn.Parameter, checkpoint: DeepSpeedCheckpoint, name: str
-) -> None:
-    """The fp32 master and the moments of one parameter, or of this rank's part of it."""
+def _set_optimizer(engine: Any, parameter: torch.nn.Parameter, values: dict[str, torch.Tensor]) -> None:
+    """The fp32 master and the moments of one parameter, or of this rank's shard of it."""
     if engine.zero_optimization():
-        safe_set_full_fp32_param(parameter, checkpoint.optimizer_value(name, MASTER))
+        safe_set_full_fp32_param(parameter, values[MASTER])
         for kind in MOMENTS:
-            safe_set_full_optimizer_state(parameter, checkpoint.optimizer_value(name, kind), kind)
+            safe_set_full_optimizer_state(parameter, values[kind], kind)
         return
     master = _masters(engine).get(parameter, parameter)
     with torch.no_grad():
-        master.copy_(checkpoint.optimizer_value(name, MASTER))
+        master.copy_(values[MASTER])
     state = _adam(engine).state[master]
     for kind in MOMENTS:
-        state[kind] = checkpoint.optimizer_value(name, kind).to(master.device, copy=True)
+        state[kind] = values[kind].to(master.device, copy=True)
 
 
 def _masters(engine: Any) -> dict[torch.nn.Parameter, torch.Tensor]:

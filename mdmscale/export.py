@@ -13,6 +13,7 @@ from mdmscale.config import ADAPTER_FOLDER
 from mdmscale.distributed import Ranks, on_first_rank
 from mdmscale.models.backbone import Backbone
 from mdmscale.models.lora import merge, save_adapter
+from mdmscale.models.tensor_parallel import joined, split_dimension
 
 
 def export_model(engine: Any, backbone: Backbone, folder: Path, ranks: Ranks) -> Path:
@@ -58,6 +59,7 @@ def _gather_weights(engine: Any, model: torch.nn.Module, ranks: Ranks) -> dict[s
     weights = {}
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=is_sharded):
+            whole = joined(parameter.detach(), split_dimension(name), ranks)
             if ranks.is_first:
-                weights[name] = parameter.detach().cpu().clone()
+                weights[name] = whole.cpu().clone()
     return weights

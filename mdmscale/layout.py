@@ -10,7 +10,7 @@ from mdmscale.errors import UserError
 class BatchLayout:
     """global = ranks x micro x accumulation, all counted in samples."""
 
-    num_ranks: int
+    num_ranks: int  # data-parallel ones; those that share a model or a sequence count as one
     micro_batch_size: int
     accumulation: int
     copies: int = 1  # rows a sample takes: 2 for a pair
@@ -42,8 +42,19 @@ def make_layout(config: RunConfig, world_size: int) -> BatchLayout:
     Raises:
         UserError: when the global batch does not divide.
     """
-    num_ranks = world_size // (config.parallel.tensor * config.parallel.sequence)
-    train = config.train
+    parallel, train = config.parallel, config.train
+    sharing = parallel.tensor * parallel.sequence
+    if world_size % sharing:
+        raise UserError(
+            f"parallel.tensor = {parallel.tensor} x parallel.sequence = {parallel.sequence} = {sharing} does "
+            f"not divide {world_size} ranks"
+        )
+    if (world_size // parallel.tensor) % parallel.hpz_partition_size:
+        raise UserError(
+            f"parallel.hpz_partition_size = {parallel.hpz_partition_size} does not divide the "
+            f"{world_size // parallel.tensor} ranks that ZeRO shards over"
+        )
+    num_ranks = world_size // sharing
     per_turn = num_ranks * train.micro_batch_size
     if train.global_batch_size % per_turn:
         raise UserError(

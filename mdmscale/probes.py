@@ -13,6 +13,7 @@ import torch
 from mdmscale.config import DiffusionSection, EvalSection
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import collate
+from mdmscale.data.slicing import WHOLE, Slicer
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.objective import per_sample
@@ -32,6 +33,7 @@ def measure_p_pots(
     first_index: int,
     seed: int,
     ranks: Ranks,
+    slicer: Slicer = WHOLE,
 ) -> ProbeStatistics:
     """Draw the training estimator (a pair where that is in use) on the probe's grid of t.
 
@@ -50,7 +52,7 @@ def measure_p_pots(
         draws = range(item * options.num_masks, (item + 1) * options.num_masks)
         uniforms = [mask_uniforms(seed, draw, len(sample.token_ids), Stream.PROBE) for draw in draws]
         noised = [noise_sample(sample, t[t_place], 1.0, each, noise) for each in uniforms]
-        return _forward(engine, collate(noised, mask_token_id), ranks.device)  # [2, num_masks]
+        return _forward(engine, slicer(collate(noised, mask_token_id)), ranks.device)  # [2, num_masks]
 
     results = _share_out(measure, options.num_x0 * len(t), (2, options.num_masks), ranks)
     grid = results.reshape(options.num_x0, len(t), 2, options.num_masks)
@@ -65,6 +67,7 @@ def evaluate(
     mask_token_id: int,
     rows_per_forward: int,
     ranks: Ranks,
+    slicer: Slicer = WHOLE,
 ) -> float:
     """The MDM loss on held-out data, in nats a token: mean over samples and a fixed grid of t, fixed masks.
 
@@ -83,8 +86,8 @@ def evaluate(
 
     def measure(item: int) -> np.ndarray:
         indices = range(item * rows_per_forward, min((item + 1) * rows_per_forward, num_draws))
-        losses = _forward(engine, collate([draw(index) for index in indices], mask_token_id), ranks.device)[0]
-        return np.array([losses.sum()])
+        batch = slicer(collate([draw(index) for index in indices], mask_token_id))
+        return np.array([_forward(engine, batch, ranks.device)[0].sum()])
 
     sums = _share_out(measure, -(-num_draws // rows_per_forward), (1,), ranks)
     return float(sums.sum() / num_draws)
@@ -111,11 +114,14 @@ def _forward(engine: torch.nn.Module, batch: Batch, device: torch.device) -> np.
 def _share_out(
     measure: Callable[[int], np.ndarray], num_items: int, shape: tuple[int, ...], ranks: Ranks
 ) -> np.ndarray:
-    """measure(item) of every item, the ranks taking turns: float64 [num_items, *shape] on all of them."""
+    """measure(item) of every item, the data ranks taking turns: float64 [num_items, *shape] on all ranks.
+
+    Ranks that share a sequence measure the same item, each the part of its slice.
+    """
     results = torch.zeros(num_items, *shape, dtype=torch.float64)
-    for turn in range(-(-num_items // ranks.world_size)):
-        item = turn * ranks.world_size + ranks.rank
+    for turn in range(-(-num_items // ranks.num_data_ranks)):
+        item = turn * ranks.num_data_ranks + ranks.data_rank
         measured = measure(item % num_items)
-        if item < num_items:
+        if item < num_items and ranks.speaks_for_slice:
             results[item] = torch.from_numpy(measured)
     return all_reduce_sum(results.to(ranks.device)).cpu().numpy()

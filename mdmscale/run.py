@@ -11,6 +11,7 @@ from mdmscale.config import RunConfig
 from mdmscale.config_loading import dump_config
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.opening import open_run_data, undone_on_refusal
+from mdmscale.data.slicing import Slicer
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.density import DensityTable
@@ -19,12 +20,17 @@ from mdmscale.diffusion.p_pots import probe_edges
 from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
 from mdmscale.distributed import Ranks, on_every_rank, on_first_rank
 from mdmscale.elastic import load_other_layout
-from mdmscale.engine import Engine, initialise_engine
+from mdmscale.engine import Engine, check_hardware, initialise_engine
 from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.models.sequence_parallel import split_sequences
+from mdmscale.models.tensor_parallel import check_divides, split_model
 from mdmscale.optim import named_groups, set_options
+
+# What of a checkpoint must be this job's for DeepSpeed to load it by itself.
+LAYOUT = ("zero_stage", "world_size", "tensor", "dtype")
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Run:
     noise: Noise
     engine: Engine
     loader: TrainLoader
+    slicer: Slicer
 
     step: int  # optimizer steps taken
     consumed_tokens: int
@@ -74,6 +81,7 @@ class Run:
             consumed_tokens=self.consumed_tokens,
             world_size=self.ranks.world_size,
             zero_stage=self.config.parallel.zero_stage,
+            tensor=self.ranks.tensor,
             dtype=self.config.model.dtype,
             seed=self.config.run.seed,
             global_batch_size=self.layout.global_batch_size,
@@ -96,12 +104,14 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     """
     hf_logging.disable_progress_bar()  # each rank would show its own
     layout = make_layout(config, ranks.world_size)
+    check_hardware(config.parallel, ranks.device.type == "cuda")
     folder = Path(config.run.output_dir) / config.run.name
     resumed = find_start(config, folder, ranks)
     backbone = on_every_rank(
         ranks, lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed)
     )
     check_length(config, backbone)
+    check_divides(backbone.model.config, ranks.tensor, ranks.sequence)
     vocab_size = backbone.model.config.vocab_size
     with undone_on_refusal(folder / "data", ranks):
         source = open_run_data(config, backbone, folder, ranks)
@@ -112,11 +122,16 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     on_first_rank(ranks, lambda: _write_config(config, folder))
     num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
-    model = MaskedDiffusionModel(backbone.model, backbone.logit_shift, config.model.head_chunk_size)
+    # A slicer sees to the shift itself, as the state before a slice's first position is another rank's.
+    slicer = Slicer(ranks.sequence_rank, ranks.sequence, backbone.logit_shift)
+    shifts_here = backbone.logit_shift and ranks.sequence == 1
+    model = MaskedDiffusionModel(backbone.model, shifts_here, config.model.head_chunk_size)
+    split_model(backbone.model, ranks)
+    split_sequences(backbone.model, ranks)
     if config.model.activation_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
-    engine = initialise_engine(model.train(), config, layout)
-    loader = TrainLoader(source, config, layout, ranks.rank, noise, backbone.mask_token_id)
+    engine = initialise_engine(model.train(), config, layout, ranks)
+    loader = TrainLoader(source, config, layout, ranks.data_rank, noise, backbone.mask_token_id, slicer)
     edges = probe_edges(config.diffusion.p_pots)
     run = Run(
         config,
@@ -128,6 +143,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         noise,
         engine,
         loader,
+        slicer,
         step=0,
         consumed_tokens=0,
         t_sampler=make_t_sampler(config),
@@ -141,11 +157,18 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
             f"{folder}: {num_parameters:,} parameters"
             + (f" ({num_trained:,} trained)" if num_trained < num_parameters else "")
             + f", {source.num_train:,} training samples an epoch, "
-            f"{source.num_held_out:,} held out, {ranks.world_size} ranks, ZeRO-{config.parallel.zero_stage}, "
+            f"{source.num_held_out:,} held out, {describe_ranks(ranks)}, ZeRO-{config.parallel.zero_stage}, "
             f"{config.model.dtype}; " + (f"continuing from {resumed.path}" if resumed else "starting anew"),
             flush=True,
         )
     return run
+
+
+def describe_ranks(ranks: Ranks) -> str:
+    """Such as "8 ranks (2 data x 2 sequence x 2 tensor)"."""
+    sizes = {"data": ranks.num_data_ranks, "sequence": ranks.sequence, "tensor": ranks.tensor}
+    parts = [f"{size} {axis}" for axis, size in sizes.items() if size > 1 or axis == "data"]
+    return f"{ranks.world_size} ranks" + (f" ({' x '.join(parts)})" if len(parts) > 1 else "")
 
 
 def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
@@ -163,11 +186,11 @@ def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
 
 def restore(run: Run, start: Start) -> None:
     """Put a checkpoint's weights, optimizer state, position and p(t) into a run that was set up."""
-    layout = (start.state.zero_stage, start.state.world_size, start.state.dtype)
-    if layout == (run.config.parallel.zero_stage, run.ranks.world_size, run.config.model.dtype):
+    state, now = start.state, run.state()
+    if all(getattr(state, name) == getattr(now, name) for name in LAYOUT):
         checkpoint.load_engine(run.engine.deepspeed, start.path)
     else:
-        load_other_layout(run.engine.deepspeed, start.path)
+        load_other_layout(run.engine.deepspeed, start.path, run.ranks)
     set_options(run.engine.deepspeed.optimizer, run.config.optimizer)  # the load brought back the old ones
     run.step, run.consumed_tokens = start.state.step, start.state.consumed_tokens
     run.baseline.restore(start.state.baseline)

@@ -8,7 +8,7 @@ import torch
 from mdmscale.data.batch import Batch
 from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.objective import per_sample
-from mdmscale.distributed import all_reduce_sum
+from mdmscale.distributed import Ranks, all_reduce_sum
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,15 @@ class StepTotals:
 class StepSums:
     """Sums over this rank's samples. Nothing here waits for the device before `reduce`."""
 
-    def __init__(self, baseline: EmaBaseline, scale: float, device: torch.device) -> None:
+    def __init__(self, baseline: EmaBaseline, scale: float, ranks: Ranks) -> None:
         self.baseline = baseline
+        self.ranks = ranks
+        device = ranks.device
         self.scale = scale  # what makes a batch's weights its losses, in nats a token
         self.cells = torch.zeros(4, len(baseline.edges) - 1, dtype=torch.float64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.counts = np.zeros(3)  # b(t) / p(t), tokens, masked positions
+        self.counts = np.zeros(2)  # b(t) / p(t), tokens
+        self.num_masked = 0
 
     def add(self, forwards: list[tuple[Batch, torch.Tensor, torch.Tensor]]) -> None:
         """Count in a micro-batch, given its forwards: batch, losses and squared norms [masked] of each."""
@@ -51,6 +54,12 @@ class StepSums:
             weights = batch.weights.double() * self.scale
             losses += per_sample(weights * cross_entropies, batch.sample_of, batch.num_samples)
             squared_norms += per_sample(weights.square() * norms, batch.sample_of, batch.num_samples)
+        losses, squared_norms = self.ranks.sum_over_sequence(torch.stack([losses, squared_norms]))
+        num_masked = sum(len(batch.positions) for batch, _, _ in forwards)
+        if self.ranks.speaks_for_slice:
+            self.num_masked += num_masked
+        if not self.ranks.speaks_for_samples:
+            return
         self.loss += losses.sum()
         # 1 / p, which brought the losses here, is taken out again: cells hold the estimator itself.
         importance = torch.from_numpy(first.importance_weights).to(losses.device)
@@ -59,13 +68,14 @@ class StepSums:
         self.cells.index_add_(
             1, cells, torch.stack([torch.ones_like(plain), plain, plain.square(), plain_norms])
         )
-        num_masked = sum(len(batch.positions) for batch, _, _ in forwards)
         value = float(np.sum(first.importance_weights * self.baseline.values(first.t)))
-        self.counts += (value, first.num_tokens, num_masked)
+        self.counts += (value, first.num_tokens)
 
     def reduce(self, stop: bool) -> StepTotals:
         """The totals over all ranks; `stop` is whether this one wants to stop."""
-        counts = torch.tensor([*self.counts, stop], dtype=torch.float64, device=self.loss.device)
+        counts = torch.tensor(
+            [*self.counts, self.num_masked, stop], dtype=torch.float64, device=self.loss.device
+        )
         totals = all_reduce_sum(torch.cat([self.loss[None], counts, self.cells.flatten()]))
         return StepTotals.unpack(totals.cpu().numpy())
 

@@ -24,6 +24,7 @@ from mdmscale.diffusion.p_pots import (
 )
 from mdmscale.distributed import StopRequest, all_reduce_sum, initialise, on_first_rank
 from mdmscale.figures import p_pots_figure, save_figure, training_figure
+from mdmscale.mesh import arrange
 from mdmscale.metrics import MetricsWriter, ProgressLine, closing_summary, read_metrics
 from mdmscale.optim import learning_rate, set_learning_rate
 from mdmscale.probes import eval_t, evaluate, measure_p_pots
@@ -40,7 +41,7 @@ def train(config: RunConfig) -> Path:
         UserError: for data, model or checkpoint that do not fit the config.
         FloatingPointError: when the loss is not finite.
     """
-    ranks = initialise()
+    ranks = arrange(initialise(), config.parallel.tensor, config.parallel.sequence)
     run = set_up(config, ranks)
     started, first_step, stopped = time.monotonic(), run.step, False
     with (
@@ -77,14 +78,16 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     started = time.perf_counter()
     micro_batches = run.loader.micro_batches(run.step, run.t_sampler)
     scale = loss_scale(run, micro_batches)
-    sums = StepSums(run.baseline, scale, run.ranks.device)
+    sums = StepSums(run.baseline, scale, run.ranks)
     for turn, forwards in enumerate(micro_batches):
         done = []
         for number, batch in enumerate(forwards):
             batch = batch.to(run.ranks.device)
             loss, losses, squared_norms = run.engine.deepspeed(**batch.model_inputs)
             is_last = turn == len(micro_batches) - 1 and number == len(forwards) - 1
-            run.engine.accumulate(loss * (scale * len(forwards) / batch.num_samples), is_last)
+            # Ranks that share a sequence each have a part of its loss, and gradients are averaged over them.
+            share = scale * len(forwards) * run.ranks.sequence / batch.num_samples
+            run.engine.accumulate(loss * share, is_last)
             done.append((batch, losses, squared_norms))
         sums.add(done)
     # One small reduction a step. It waits for the device, as DeepSpeed's own overflow check does.
@@ -145,7 +148,7 @@ def loss_scale(run: Run, micro_batches: list[list[Batch]]) -> float:
     """1, or for `normalization: token` 1 / (mean eligible tokens a sample over the global batch)."""
     if run.config.diffusion.normalization == "sample":
         return 1.0
-    num_eligible = sum(forwards[0].num_eligible for forwards in micro_batches)
+    num_eligible = sum(forwards[0].num_eligible for forwards in micro_batches) * run.ranks.speaks_for_samples
     total = all_reduce_sum(torch.tensor(num_eligible, dtype=torch.float64, device=run.ranks.device))
     return run.layout.global_batch_size / total.item()
 
@@ -179,6 +182,7 @@ def measure(run: Run) -> ProbeStatistics:
         run.consumed_samples,
         run.config.run.seed,
         run.ranks,
+        run.slicer,
     )
 
 
@@ -206,6 +210,7 @@ def run_evaluation(run: Run) -> dict[str, float]:
         run.backbone.mask_token_id,
         run.layout.rows_per_forward,
         run.ranks,
+        run.slicer,
     )
     if not run.config.diffusion.ema_decay:
         return {"eval_loss": loss}

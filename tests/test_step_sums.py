@@ -32,7 +32,7 @@ def test_sums_are_those_of_a_loop(samples: list[NoisedSample], turns: int, ranks
     """A cross-entropy stands in for the model's: the token's id, and its square for the squared norm."""
     baseline = EmaBaseline(TABLE_EDGES, (0.0, 1.0), 0.99)
     baseline.sums, baseline.weights = np.linspace(1, 2, 16), np.ones(16)
-    sums = StepSums(baseline, SCALE, torch.device("cpu"))
+    sums = StepSums(baseline, SCALE, Ranks(0, 1, torch.device("cpu")))
     for part in (samples[:2], samples[2:]):
         rows = [part] if turns == 1 else [[sample.copy(number) for sample in part] for number in range(2)]
         batches = [collate(row, mask_token_id=0) for row in rows]

@@ -1,29 +1,21 @@
-"""A checkpoint of any ZeRO stage and number of ranks, read parameter by parameter.
-
-DeepSpeed's files hold, for each parameter group of the optimizer, one flat vector cut into as many pieces as
-there were ranks. ZeRO 1 and 2 concatenate the group's parameters and cut the whole; ZeRO 3 cuts each of them,
-padded to a multiple of the ranks, and concatenates the pieces. ZeRO 0 keeps whole tensors. Files are mapped:
-only what is asked for is read.
-"""
+"""A checkpoint of any ZeRO stage, number of ranks and tensor parallelism, read parameter by parameter."""
 
 import json
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mdmscale.checkpoint import ENGINE_FOLDER, MODEL_FOLDER, TrainingState
+from mdmscale.checkpoint import MODEL_FOLDER, TrainingState
+from mdmscale.conversion.deepspeed_files import DeepSpeedFiles
 from mdmscale.conversion.lora import CONFIG_FILE
 from mdmscale.conversion.tensor_source import TensorInfo
 from mdmscale.errors import UserError
 from mdmscale.models.lora import public_name
+from mdmscale.models.tensor_parallel import split_dimension
 
 PREFIX = "backbone."  # of the backbone's parameters among those of the trained module
-MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedCheckpoint:
@@ -40,17 +32,13 @@ class DeepSpeedCheckpoint:
             self.state = TrainingState.read(folder)
         except (OSError, json.JSONDecodeError) as error:
             raise UserError(f"{folder / 'state.json'}: cannot be read: {error}") from None
-        stage, ranks = self.state.zero_stage, self.state.world_size
-        names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(ranks)]
-        self._models = [
-            self._open(name) for name in (names if stage == 3 else ["mp_rank_00_model_states.pt"])
-        ]
-        self._module: dict[str, torch.Tensor] = self._models[0]["module"]
+        self._parts = [DeepSpeedFiles(folder, self.state, rank) for rank in range(self.state.tensor)]
 
     def tensors(self) -> dict[str, TensorInfo]:
         """Every weight once; one that is tied to another has that one's name."""
+        module = self._parts[0].module
         return {
-            public: TensorInfo(self.shape(name), self._module[name].dtype)
+            public: TensorInfo(self.shape(name), module[name].dtype)
             for public, name in self._by_public_name.items()
         }
 
@@ -71,149 +59,44 @@ class DeepSpeedCheckpoint:
     @cached_property
     def names(self) -> list[str]:
         """The parameters of the trained module, tied ones once, by the names that it has for them."""
-        tied = set(self._models[0].get("shared_params") or {})
+        tied = self._parts[0].tied
         config = json.loads((self.model_folder / "config.json").read_text())
         if config.get("tie_word_embeddings"):
             tied.add(f"{PREFIX}lm_head.weight")
-        return [name for name in self._module if name not in tied]
+        return [name for name in self._parts[0].module if name not in tied]
 
-    @cached_property
+    @property
     def trained(self) -> set[str]:
         """The parameters that the optimizer knows; the others are frozen."""
-        return {name for group in self.state.parameter_groups for name in group}
+        return self._parts[0].trained
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a whole parameter."""
-        if self.state.zero_stage < 3:
-            return tuple(self._module[name].shape)
-        first = self._models[0]
-        shapes = {key: shape for group in first["param_shapes"] for key, shape in group.items()}
-        return tuple((shapes | (first["frozen_param_shapes"] or {}))[name])
+        shape, dimension = list(self._parts[0].shape(name)), self._dimension(name)
+        if dimension is not None:
+            shape[dimension] *= len(self._parts)
+        return tuple(shape)
 
     def weight(self, name: str) -> torch.Tensor:
         """A whole parameter as it is trained: in bf16 the rounded one, not its fp32 master."""
-        if self.state.zero_stage < 3:
-            return self._module[name]
-        if name in self.trained:
-            return self.optimizer_value(name, MASTER).to(self._module[name].dtype)
-        pieces = [model["frozen_param_fragments"][name].flatten() for model in self._models]
-        return _whole(pieces, self.shape(name))
+        return self._joined(name, [part.weight(name) for part in self._parts_of(name)])
 
     def optimizer_value(self, name: str, kind: str) -> torch.Tensor:
         """The fp32 master of a trained parameter, or one of its two moments, whole and in fp32."""
-        group = next(place for place, names in enumerate(self.state.parameter_groups) if name in names)
-        match self.state.zero_stage:
-            case 0:
-                return self._of_stage_0(name, kind)
-            case 3:
-                return self._of_stage_3(name, kind)
-            case _:
-                return self._of_stage_1(name, kind, group)
+        return self._joined(name, [part.optimizer_value(name, kind) for part in self._parts_of(name)])
 
-    @cached_property
+    @property
     def optimizer_step(self) -> int:
         """The optimizer's own count of steps, on which Adam's bias correction depends."""
-        return int(next(iter(self._adam_states(0).values()))["step"])
+        return self._parts[0].optimizer_step
 
-    def _of_stage_0(self, name: str, kind: str) -> torch.Tensor:
-        ordered = [each for group in self.state.parameter_groups for each in group]
-        if kind != MASTER:
-            return self._adam_states(0)[ordered.index(name)][kind]
-        masters = self._models[0]["optimizer"].get("fp32_groups")
-        if masters is None:  # trained in fp32
-            return self._module[name]
-        return [master for group in masters for master in group][ordered.index(name)]
+    def _dimension(self, name: str) -> int | None:
+        return split_dimension(name) if len(self._parts) > 1 else None
 
-    def _of_stage_1(self, name: str, kind: str, group: int) -> torch.Tensor:
-        names = self.state.parameter_groups[group]
-        start = sum(math.prod(self.shape(each)) for each in names[: names.index(name)])
-        stop, values = start + math.prod(self.shape(name)), []
-        # All ranks' pieces are as long as the first's, but for padding that the last may lack.
-        length = self._adam_states(0)[group][MOMENTS[0]].numel()
-        for rank in range(start // length, (stop - 1) // length + 1):
-            piece = self._flat(rank, kind, group)
-            values.append(piece[max(start - rank * length, 0) : stop - rank * length])
-        return torch.cat(values).view(self.shape(name))
+    def _parts_of(self, name: str) -> list[DeepSpeedFiles]:
+        """Where to find a parameter: in all tensor ranks' files, or in the first's where all have it whole."""
+        return self._parts[:1] if self._dimension(name) is None else self._parts
 
-    def _of_stage_3(self, name: str, kind: str) -> torch.Tensor:
-        ranks, start = self.state.world_size, 0
-        for each in (each for group in self.state.parameter_groups for each in group):
-            width = -(-math.prod(self.shape(each)) // ranks)
-            if each == name:
-                break
-            start += width
-        pieces = [self._sub_groups(rank, kind)[start : start + width] for rank in range(ranks)]
-        return _whole(pieces, self.shape(name))
-
-    def _sub_groups(self, rank: int, kind: str) -> torch.Tensor:
-        """All that a rank of ZeRO-3 holds, one vector; DeepSpeed cuts large groups into several."""
-        optimizer = self._optimizers[rank]
-        states = self._adam_states(rank)
-        parts = (
-            optimizer["fp32_flat_groups"] if kind == MASTER else [states[key][kind] for key in sorted(states)]
-        )
-        return parts[0] if len(parts) == 1 else _Joined(parts)  # type: ignore[return-value]
-
-    def _flat(self, rank: int, kind: str, group: int) -> torch.Tensor:
-        if kind == MASTER:
-            return self._optimizers[rank]["single_partition_of_fp32_groups"][group]
-        return self._adam_states(rank)[group][kind]
-
-    def _adam_states(self, rank: int) -> dict[int, dict[str, torch.Tensor]]:
-        """torch's AdamW state by the place of the (flat) parameter."""
-        if self.state.zero_stage == 0:
-            optimizer = self._models[0]["optimizer"]
-            return optimizer.get("optimizer_state_dict", optimizer)["state"]
-        name = "optimizer_state_dict" if self.state.zero_stage == 3 else "base_optimizer_state"
-        return self._optimizers[rank][name]["state"]
-
-    @cached_property
-    def _optimizers(self) -> list[dict[str, Any]]:
-        engine = self.folder / ENGINE_FOLDER
-        files = [
-            next(iter(engine.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")), None)
-            for rank in range(self.state.world_size)
-        ]
-        if None in files:
-            raise UserError(f"{engine}: the optimizer states of rank {files.index(None)} are missing")
-        return [self._open(file.name)["optimizer_state_dict"] for file in files if file is not None]
-
-    def _open(self, name: str) -> dict[str, Any]:
-        """One of DeepSpeed's files, mapped into memory; only known classes are unpickled."""
-        path = self.folder / ENGINE_FOLDER / name
-        try:
-            with _known_classes():
-                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: is missing") from None
-        except Exception as error:  # whatever damage raises in torch
-            raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-
-
-class _Joined:
-    """Vectors that are sliced as if they were concatenated, without a copy of all of them."""
-
-    def __init__(self, parts: list[torch.Tensor]) -> None:
-        self._parts = parts
-
-    def __getitem__(self, at: slice) -> torch.Tensor:
-        found, start, stop = [], at.start, at.stop
-        for part in self._parts:
-            found.append(part[max(start, 0) : max(stop, 0)])
-            start, stop = start - part.numel(), stop - part.numel()
-        return torch.cat(found)
-
-
-def _whole(pieces: list[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    """Ranks' pieces of one padded parameter, put together."""
-    return torch.cat(pieces)[: math.prod(shape)].view(shape)
-
-
-@contextmanager
-def _known_classes() -> Iterator[None]:
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        yield
+    def _joined(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+        dimension = self._dimension(name)
+        return parts[0] if dimension is None else torch.cat(parts, dimension)

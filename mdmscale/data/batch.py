@@ -26,6 +26,7 @@ class Batch:
     importance_weights: np.ndarray  # float64 [num_samples], 1 / p(t)
     num_tokens: int  # clean tokens, padding not counted
     num_eligible: int  # tokens that may be masked
+    position_ids: torch.Tensor | None = None  # int64 [1, length] of a slice of longer rows; None: from 0 on
 
     def to(self, device: torch.device) -> Self:
         """The batch with its tensors on `device`."""
@@ -44,5 +45,5 @@ class Batch:
     @property
     def model_inputs(self) -> dict[str, torch.Tensor | None]:
         """The arguments of MaskedDiffusionModel.forward."""
-        names = ("input_ids", "attention_mask", "positions", "targets", "weights")
+        names = ("input_ids", "attention_mask", "positions", "targets", "weights", "position_ids")
         return {name: getattr(self, name) for name in names}

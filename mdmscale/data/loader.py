@@ -7,6 +7,7 @@ import numpy as np
 from mdmscale.config import RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import collate
+from mdmscale.data.slicing import WHOLE, Slicer
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.t_samplers import TSampler
@@ -32,10 +33,12 @@ class TrainLoader:
         rank: int,
         noise: Noise,
         mask_token_id: int,
+        slicer: Slicer = WHOLE,
     ):
         self.source = source
         self.layout = layout
-        self.rank = rank
+        self.rank = rank  # among the data-parallel ones
+        self.slicer = slicer
         self.seed = config.run.seed
         self.noise = noise
         self.mask_token_id = mask_token_id
@@ -51,10 +54,10 @@ class TrainLoader:
             self.forwards_of([self.noised(index, t_sampler) for index in indices])
             for indices in self.layout.sample_indices(step, self.rank)
         ]
-        if step >= self.annealing_steps:
-            return micro_batches
-        pairs = open_pairs(self.seed, step, self.annealing_steps, self.longest)
-        return [[annealed(batch, pairs) for batch in forwards] for forwards in micro_batches]
+        if step < self.annealing_steps:
+            pairs = open_pairs(self.seed, step, self.annealing_steps, self.longest)
+            micro_batches = [[annealed(batch, pairs) for batch in forwards] for forwards in micro_batches]
+        return [[self.slicer(batch) for batch in forwards] for forwards in micro_batches]
 
     def forwards_of(self, samples: list[NoisedSample]) -> list[Batch]:
         """The forwards of one micro-batch."""

@@ -1,12 +1,14 @@
 """The output head: cross-entropy at masked positions only, in chunks, with its gradient in the forward pass.
 
 Legend: masked = number of masked positions in the micro-batch, hidden = width, vocab = rows of the head's
-weight. No [rows, length, vocab] tensor exists; the largest temporary is [chunk, vocab] in fp32.
+weight (under tensor parallelism this rank's). No [rows, length, vocab] tensor exists; the largest temporary
+is [chunk, vocab] in fp32.
 """
 
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,6 +32,8 @@ class MaskedCrossEntropyHead(nn.Linear):
     """
 
     chunk_size: int
+    first_row: int = 0  # of the vocabulary, where ranks have rows of it each
+    group: dist.ProcessGroup | None = None  # those ranks
 
     @classmethod
     def replacing(cls, linear: nn.Linear, chunk_size: int) -> "MaskedCrossEntropyHead":
@@ -50,7 +54,13 @@ class MaskedCrossEntropyHead(nn.Linear):
         needs_gradient = torch.is_grad_enabled()
         return HeadOutput(
             *_ChunkedCrossEntropy.apply(
-                hidden, self.weight, targets, weights, self.chunk_size, needs_gradient
+                hidden,
+                self.weight,
+                targets - self.first_row,
+                weights,
+                self.chunk_size,
+                needs_gradient,
+                self.group,
             )
         )
 
@@ -67,6 +77,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weights: torch.Tensor,
         chunk_size: int,
         needs_gradient: bool,
+        group: dist.ProcessGroup | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         squared_norms = torch.empty_like(losses)
@@ -77,13 +88,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
         for start in range(0, len(targets), chunk_size):
             at = slice(start, start + chunk_size)
-            gradient, losses[at] = _cross_entropy_gradient(hidden[at], weight, targets[at])  # [chunk, vocab]
+            gradient, losses[at] = _cross_entropy_gradient(hidden[at], weight, targets[at], group)
             squared_norms[at] = gradient.square().sum(dim=-1)
             gradient = gradient.mul_(weights[at, None]).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[at] = gradient @ weight
             if grad_weight is not None:
                 grad_weight += gradient.T @ hidden[at]
+        if group is not None:
+            dist.all_reduce(squared_norms, group=group)
+            if grad_hidden is not None:
+                dist.all_reduce(grad_hidden, group=group)
 
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses, squared_norms)
@@ -92,18 +107,36 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         grads = [None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None)
 
 
 def _cross_entropy_gradient(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, group: dist.ProcessGroup | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """d CE / d logits = softmax - onehot, fp32 [chunk, vocab], and CE, fp32 [chunk]."""
-    log_probabilities = F.log_softmax(F.linear(hidden, weight).float(), dim=-1)
-    losses = -log_probabilities.gather(1, targets[:, None]).squeeze(1)
-    gradient = log_probabilities.exp_()
-    gradient.scatter_add_(1, targets[:, None], torch.full_like(losses, -1.0)[:, None])
-    return gradient, losses
+    """d CE / d logits = softmax - onehot, fp32 [chunk, vocab], and CE, fp32 [chunk].
+
+    With a `group`, over the vocabulary of all its ranks; the gradient is that of this rank's rows, and
+    targets count from their first.
+    """
+    logits = F.linear(hidden, weight).float()
+    if group is None:
+        gradient = F.log_softmax(logits, dim=-1)
+        losses = -gradient.gather(1, targets[:, None]).squeeze(1)
+        gradient.exp_()
+        gradient.scatter_add_(1, targets[:, None], torch.full_like(losses, -1.0)[:, None])
+        return gradient, losses
+    largest = logits.amax(dim=-1)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    logits -= largest[:, None]
+    is_here = (targets >= 0) & (targets < len(weight))
+    here = torch.where(is_here, targets, 0)[:, None]
+    of_target = logits.gather(1, here).squeeze(1) * is_here
+    gradient = logits.exp_()
+    sums = torch.stack([gradient.sum(dim=-1), of_target])  # [2, chunk]
+    dist.all_reduce(sums, group=group)
+    gradient /= sums[0, :, None]
+    gradient.scatter_add_(1, here, -is_here.float()[:, None])
+    return gradient, sums[0].log() - sums[1]
 
 
 def naive_masked_cross_entropy(

@@ -30,12 +30,15 @@ class MaskedDiffusionModel(nn.Module):
         positions: torch.Tensor,  # [masked], into the flattened rows
         targets: torch.Tensor,  # [masked]
         weights: torch.Tensor,  # [masked]
+        position_ids: torch.Tensor | None = None,  # [1, length]; None: 0, 1, ...
     ) -> HeadOutput:
         """Weighted loss over masked positions, with each position's loss and squared logit-gradient norm."""
         if attention_mask is not None and attention_mask.dim() == 4:
             implementation = self.backbone.config._attn_implementation
             attention_mask = for_attention(attention_mask, implementation, self.backbone.dtype)
-        decoder = self.backbone.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        decoder = self.backbone.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
         if self.logit_shift:
             positions = torch.where(positions % input_ids.shape[1] == 0, positions, positions - 1)
         hidden = decoder.last_hidden_state.flatten(0, 1)[positions]  # [masked, hidden]

@@ -1,0 +1,23 @@
+"""What every section of the configuration is made of: strict keys with a default, a meaning and bounds."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def key(default: Any, description: str, **constraints: Any) -> Any:
+    """A config key: its default (`...` when it must be given), what it means, and its bounds."""
+    return Field(default, description=description, **constraints)
+
+
+def _dtype_name(value: Any) -> Any:
+    return {"float32": "fp32", "bfloat16": "bf16"}.get(value, value) if isinstance(value, str) else value
+
+
+DType = Annotated[Literal["fp32", "bf16"], BeforeValidator(_dtype_name)]
+
+
+class Section(BaseModel):
+    """A strict group of keys: no unknown key, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

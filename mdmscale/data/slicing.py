@@ -1,0 +1,65 @@
+"""A batch's rows cut into slices, one for each rank that shares the sequences."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+from mdmscale.data.batch import Batch
+
+
+@dataclass(frozen=True)
+class Slicer:
+    """Cuts slice `place` of `ranks` out of each row.
+
+    A masked position belongs to the slice that holds the hidden state it is predicted from: its own, or with
+    `logit_shift` the one before it.
+    """
+
+    place: int
+    ranks: int
+    logit_shift: bool
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch of this slice; the numbers of samples and tokens stay those of the whole."""
+        if self.ranks == 1:
+            return batch
+        rows, length = batch.input_ids.shape
+        padding = -length % self.ranks
+        width = (length + padding) // self.ranks
+        first = self.place * width
+        columns, row = batch.positions % length, batch.positions // length  # [masked]
+        if self.logit_shift:
+            columns = (columns - 1).clamp(min=0)
+        is_here = (columns >= first) & (columns < first + width)  # [masked]
+        return replace(
+            batch,
+            input_ids=F.pad(batch.input_ids, (0, padding))[:, first : first + width].contiguous(),
+            position_ids=torch.arange(first, first + width)[None],
+            attention_mask=whole_mask(batch.attention_mask, rows, length, padding),
+            positions=(row * width + columns - first)[is_here],
+            targets=batch.targets[is_here],
+            weights=batch.weights[is_here],
+            sample_of=batch.sample_of[is_here],
+        )
+
+
+WHOLE = Slicer(0, 1, logit_shift=False)
+
+
+def whole_mask(
+    attention_mask: torch.Tensor | None, rows: int, length: int, padding: int
+) -> torch.Tensor | None:
+    """What the rows' whole positions may attend to: bool [rows, 1, 1, length + padding], or by pairs.
+
+    A mask of pairs stays one, in which added positions see themselves, as a softmax over nothing is not a
+    number. None where all positions attend to all.
+    """
+    if attention_mask is None:
+        if not padding:
+            return None
+        attention_mask = torch.ones(rows, length, dtype=torch.int64)
+    if attention_mask.dim() == 2:
+        return F.pad(attention_mask.bool(), (0, padding))[:, None, None, :]
+    mask = F.pad(attention_mask, (0, padding, 0, padding))
+    return mask | torch.eye(length + padding, dtype=torch.bool)
