@@ -94,7 +94,7 @@ class DeepSpeedCheckpoint:
         return split_dimension(name) if len(self._parts) > 1 else None
 
     def _parts_of(self, name: str) -> list[DeepSpeedFiles]:
-        """Where to find a parameter: in all tensor ranks' files, or in the first's where all have it whole."""
+        """Where to find a parameter: in all ranks' files, or in the first's where all have it whole."""
         return self._parts[:1] if self._dimension(name) is None else self._parts
 
     def _joined(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
