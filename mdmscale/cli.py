@@ -14,13 +14,19 @@ from mdmscale.data.source import path_list
 from mdmscale.errors import UserError, run_command
 from mdmscale.layout import make_layout
 
+STOPPED = 75  # exit status of a run that stopped on request; sysexits.h calls it a temporary failure
+
 TRAIN_EPILOG = """examples:
   deepspeed --num_gpus 2 launchers/train.py --config configs/quickstart.yaml
   deepspeed launchers/train.py --config configs/8b_mirror.yaml run.seed=731 optimizer.lr=1e-5
   python launchers/train.py --config configs/8b_mirror.yaml --dry-run --ranks 8
 
 Precedence: defaults < the YAML file < section.key=value. The same command continues an interrupted run
-(checkpoint.resume: auto). Touch <run folder>/stop, or send a rank SIGTERM, to stop it with a checkpoint.
+(checkpoint.resume: auto). Touch <run folder>/stop, or send a rank SIGTERM, SIGINT or SIGUSR1: the run
+finishes its step, saves a checkpoint and exits.
+
+Exit status: 0 all steps done; 75 stopped on request, with a checkpoint; 2 a mistake in the command or config;
+70 ended by the watchdog (run.stall_timeout); 1 anything else.
 """
 
 
@@ -76,17 +82,17 @@ def train_main(argv: list[str] | None = None) -> int:
 
     # The group is left only where all ranks get here: after a crash of one, leaving would wait for ever.
     try:
-        train(config)
+        outcome = train(config)
     except UserError:
-        finalise()
+        finalise(wait=False)
         raise
     except FloatingPointError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        finalise()
+        finalise(wait=False)
         return 1
     finalise()
-    return 0
+    return STOPPED if outcome.stopped else 0
 
 
 def check_paths(config: RunConfig) -> None:

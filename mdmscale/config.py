@@ -19,6 +19,11 @@ class RunSection(Section):
     name: str = key(..., "name of the run; its folder is <output_dir>/<name>", pattern=r"^\w[\w.-]*$")
     output_dir: str = key("runs", "where run folders are made")
     seed: int = key(0, "seeds the weights, the order of the data and all noise", ge=0, lt=2**63)
+    stall_timeout: float = key(
+        1800.0,
+        "seconds that a rank may stand still or silent before the job ends, naming it; 0: for ever",
+        ge=0,
+    )
 
 
 class LoraSection(Section):

@@ -106,9 +106,14 @@ def initialise() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def finalise() -> None:
-    """Leave the process group, if one was joined."""
+def finalise(wait: bool = True) -> None:
+    """Leave the process group, if one was joined; with `wait`, when all ranks have come to this point.
+
+    gloo may abort a rank whose peers have left already. After an error nobody may wait for the others.
+    """
     if dist.is_initialized():
+        if wait:
+            dist.barrier()
         dist.destroy_process_group()
 
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +30,20 @@ from mdmscale.optim import learning_rate, set_learning_rate
 from mdmscale.probes import eval_t, evaluate, measure_p_pots
 from mdmscale.run import Run, set_up
 from mdmscale.step_sums import StepSums, StepTotals
+from mdmscale.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 10
 
 
-def train(config: RunConfig) -> Path:
-    """Train as `config` says, on this process's rank; every rank of the job calls it. Returns the run folder.
+class Outcome(NamedTuple):
+    """How a run ended: its folder, and whether it was asked to stop before its last step."""
+
+    folder: Path
+    stopped: bool
+
+
+def train(config: RunConfig) -> Outcome:
+    """Train as `config` says, on this process's rank; every rank of the job calls it.
 
     Raises:
         UserError: for data, model or checkpoint that do not fit the config.
@@ -46,9 +54,12 @@ def train(config: RunConfig) -> Path:
     started, first_step, stopped = time.monotonic(), run.step, False
     with (
         StopRequest(run.folder) as stop,
+        Watchdog(run.folder, ranks, config.run.stall_timeout) as watchdog,
         MetricsWriter(run.folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
     ):
+        # Every forward is a sign of progress: of training, probes and evaluation.
+        run.engine.deepspeed.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:
             new_density = renew_density(run, writer, line)
             record, stopped = train_step(run, stop)
@@ -65,12 +76,14 @@ def train(config: RunConfig) -> Path:
                 line.show()
             if is_due(config.checkpoint.every, run.step) or is_last:
                 writer.flush()
-                save_checkpoint(run)
-    if not stopped:
-        finish(run)
+                with watchdog.paused():
+                    save_checkpoint(run)
+        if not stopped:
+            with watchdog.paused():
+                finish(run)
     if ranks.is_first:
         print(closing_summary(run, run.step - first_step, time.monotonic() - started, stopped), flush=True)
-    return run.folder
+    return Outcome(run.folder, stopped)
 
 
 def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:

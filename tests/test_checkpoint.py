@@ -25,7 +25,7 @@ def trained(tiny: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Any], Path]:
     """A run of 12 steps with checkpoints of steps 4, 8 and 12."""
     tiny["train"]["steps"] = 12
     tiny["checkpoint"] = {"every": 4, "keep": 0}
-    return tiny, train(RunConfig.model_validate(tiny))
+    return tiny, train(RunConfig.model_validate(tiny)).folder
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -57,7 +57,7 @@ def test_a_path_is_where_a_run_starts_and_then_it_has_its_own(
     values, folder = trained
     start = str(folder / "checkpoints" / "step-00000008")
     config = config_of(values, run={"name": "branch"}, checkpoint={"resume": start, "every": 2})
-    branch = train(config)
+    branch = train(config).folder
     assert [record["step"] for record in read_metrics(branch)] == [9, 10, 11, 12]
     assert [record["loss"] for record in read_metrics(branch)] == [
         record["loss"] for record in read_metrics(folder)[8:]

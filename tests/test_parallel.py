@@ -1,4 +1,4 @@
-"""One rank's run on ranks that share models and sequences, and with state kept elsewhere: the same numbers."""
+"""One rank's run on ranks that share models and sequences, or with state kept elsewhere: the same numbers."""
 
 import copy
 import json

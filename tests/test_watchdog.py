@@ -1,0 +1,128 @@
+"""Ranks that stall, stop or die: the job ends in time and names them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, WORKERS, kill_group, start_ranks
+
+from mdmscale.distributed import Ranks
+from mdmscale.watchdog import STALLED, Watchdog
+
+LAUNCHER = ROOT / "launchers" / "train.py"
+TIMEOUT = 6.0
+
+
+def endless_config(tiny: dict[str, Any], tmp_path: Path) -> str:
+    tiny["train"]["steps"] = 100_000
+    tiny["run"]["stall_timeout"] = TIMEOUT
+    (tmp_path / "config.yaml").write_text(json.dumps(tiny))
+    return str(tmp_path / "config.yaml")
+
+
+def start_run(tiny: dict[str, Any], tmp_path: Path) -> subprocess.Popen[str]:
+    """A run of two ranks, past its first steps."""
+    process = start_ranks(2, LAUNCHER, "--config", endless_config(tiny, tmp_path))
+    metrics, deadline = tmp_path / "runs" / "tiny" / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def pid_of(rank: int, tmp_path: Path) -> int:
+    heartbeat = tmp_path / "runs" / "tiny" / "logs" / "heartbeats" / f"{rank}.json"
+    return int(json.loads(heartbeat.read_text())["pid"])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_stopped_rank_ends_the_job(tiny: dict[str, Any], tmp_path: Path, rank: int) -> None:
+    process = start_run(tiny, tmp_path)
+    try:
+        os.kill(pid_of(rank, tmp_path), signal.SIGSTOP)
+        output, _ = process.communicate(timeout=TIMEOUT + 90)
+    finally:
+        kill_group(process)
+    assert process.returncode != 0
+    logs = tmp_path / "runs" / "tiny" / "logs"
+    report = json.loads((logs / "stall.json").read_text())
+    assert report["rank"] == rank and report["step"] >= 5
+    assert f"error: rank {rank} on " in output and "gives no sign of life" in output
+    assert "Thread" in (logs / f"stacks-{1 - rank}.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_killed_rank_ends_the_job(tiny: dict[str, Any], tmp_path: Path) -> None:
+    process = start_run(tiny, tmp_path)
+    try:
+        os.kill(pid_of(1, tmp_path), signal.SIGKILL)
+        output, _ = process.communicate(timeout=TIMEOUT + 90)
+    finally:
+        kill_group(process)
+    assert process.returncode != 0
+    assert "exitcode  : -9" in output and "rank      : 1" in output, output  # torchrun saw it at once
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Both processes are alive; the one whose main thread moved least is named."""
+    process = start_ranks(2, WORKERS / "train_and_hang.py", "--config", endless_config(tiny, tmp_path))
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT + 120)
+    finally:
+        kill_group(process)
+    report = json.loads((tmp_path / "runs" / "tiny" / "logs" / "stall.json").read_text())
+    assert (report["rank"], report["step"]) == (1, 8), output
+    assert "has not moved for" in output
+    stacks = (tmp_path / "runs" / "tiny" / "logs" / "stacks-1.txt").read_text()
+    assert "train_and_hang.py" in stacks
+
+
+def alone(folder: Path, timeout: float) -> Watchdog:
+    return Watchdog(folder, Ranks(0, 1, torch.device("cpu")), timeout)
+
+
+def test_pauses_and_beats_keep_it_quiet(tmp_path: Path) -> None:
+    with alone(tmp_path, 0.5) as watchdog:
+        with watchdog.paused():
+            time.sleep(1.5)
+        for _ in range(10):
+            watchdog.beat(3)
+            time.sleep(0.1)
+    assert json.loads((tmp_path / "logs" / "heartbeats" / "0.json").read_text())["step"] == 3
+    assert not (tmp_path / "logs" / "stall.json").exists()
+
+
+def test_a_timeout_of_0_watches_nothing(tmp_path: Path) -> None:
+    with alone(tmp_path, 0.0):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_still_process_ends_itself(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from mdmscale.distributed import Ranks\n"
+        "from mdmscale.watchdog import Watchdog\n"
+        "with Watchdog(Path(sys.argv[1]), Ranks(0, 1, torch.device('cpu')), 0.5) as watchdog:\n"
+        "    watchdog.beat(7)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == STALLED, done.stderr
+    assert "has not moved for" in done.stderr and "last in step 7" in done.stderr
+    assert "time.sleep" not in done.stdout and "Thread" in (tmp_path / "logs" / "stacks-0.txt").read_text()
