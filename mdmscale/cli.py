@@ -46,6 +46,7 @@ def train_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the resolved config, batch arithmetic and memory, and exit",
     )
+    parser.add_argument("--folder", action="store_true", help="print the run's folder, and exit")
     parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: plan for N ranks")
     parser.add_argument(
         "--keys", action="store_true", help="list every config key with its default and meaning"
@@ -67,6 +68,9 @@ def train_main(argv: list[str] | None = None) -> int:
         parser.error("--ranks N (at least 1) goes with --dry-run; a run's ranks come from its launcher")
 
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.folder:
+        print(Path(config.run.output_dir) / config.run.name)
+        return 0
     world_size = arguments.ranks or int(os.environ.get("WORLD_SIZE", "1"))
     layout = make_layout(config, world_size)
     if arguments.dry_run:
