@@ -67,33 +67,36 @@ def estimate_memory(
     num_parameters: int,
     num_trained: int,
 ) -> dict[str, float]:
-    """Bytes a rank needs, by what for. An estimate: allocator overhead and communication buffers come on top.
+    """Bytes a rank's device needs, by what for; allocator overhead and communication buffers come on top.
 
-    Weights, gradients and optimizer state follow from the ZeRO stage. Activations count what a Llama layer
-    keeps for backward, about 10 vectors of the hidden size and 4 of the MLP's a token, or with activation
-    checkpointing one hidden vector a layer and one whole layer.
+    Weights, gradients and optimizer state follow from the ZeRO stage, the tensor ranks and what is offloaded.
+    Activations count what a Llama layer keeps for backward, about 10 vectors of the hidden size (half of which
+    tensor ranks share) and 4 of the MLP's a token, or with activation checkpointing one hidden vector a layer and
+    one whole layer.
     """
-    stage, ranks = config.parallel.zero_stage, layout.num_ranks
+    parallel = config.parallel
+    stage, ranks, tensor = parallel.zero_stage, layout.num_ranks * parallel.sequence, parallel.tensor
     width = 2 if config.model.dtype == "bf16" else 4
     master = 4 if config.model.dtype == "bf16" else 0
 
     def shard(size: float, from_stage: int) -> float:
-        return size / ranks if stage >= from_stage else size
+        return size / tensor / (ranks if stage >= from_stage else 1)
 
-    tokens = layout.rows_per_forward * config.data.sequence_length
-    per_layer = tokens * width * (10 * hf_config.hidden_size + 4 * hf_config.intermediate_size)
+    tokens = layout.rows_per_forward * config.data.sequence_length / parallel.sequence
+    hidden, inner = hf_config.hidden_size, hf_config.intermediate_size
+    per_layer = tokens * width * (5 * hidden + 5 * hidden / tensor + 4 * inner / tensor)
     if config.model.activation_checkpointing:
         activations = per_layer + hf_config.num_hidden_layers * tokens * width * hf_config.hidden_size
     else:
         activations = hf_config.num_hidden_layers * per_layer
     chunk = min(config.model.head_chunk_size, tokens)
-    head = chunk * hf_config.vocab_size * 8
+    head = chunk * hf_config.vocab_size / tensor * 8
     if config.model.lora is None:  # else the head is frozen
-        head += hf_config.vocab_size * hf_config.hidden_size * 4
+        head += hf_config.vocab_size / tensor * hidden * 4
     return {
-        "weights": shard(num_parameters * width, 3),
+        "weights": shard(num_parameters * width, 3) if parallel.offload_parameters == "none" else 0.0,
         "gradients": shard(num_trained * (4 if stage > 0 else width), 2),
-        "optimizer": shard(num_trained * (8 + master), 1),
+        "optimizer": shard(num_trained * (8 + master), 1) if parallel.offload_optimizer == "none" else 0.0,
         "activations": activations,
         "head": head,
     }

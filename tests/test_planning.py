@@ -80,6 +80,21 @@ def test_each_zero_stage_shards_one_thing_more(
         assert memory["weights"] == PARAMETERS * weights / (ranks if stage >= 3 else 1)
 
 
+def test_sharing_and_offload_take_parts_off_the_device(tiny: dict[str, Any]) -> None:
+    whole = estimate(tiny, 2, parallel={"zero_stage": 3})
+    tensor = estimate(tiny, 4, parallel={"zero_stage": 3, "tensor": 2})
+    sequence = estimate(tiny, 2, parallel={"zero_stage": 3, "sequence": 2})
+    for name in ("weights", "gradients", "optimizer", "head"):
+        assert tensor[name] == whole[name] / 2
+    assert whole["activations"] / 2 < tensor["activations"] < whole["activations"]
+    assert sequence["activations"] == whole["activations"] / 2
+    assert sequence["weights"] == whole["weights"], "sequence ranks share ZeRO's shards like data ranks"
+    host = {"zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"}
+    offloaded = estimate(tiny, 2, parallel=host)
+    assert offloaded["optimizer"] == offloaded["weights"] == 0
+    assert offloaded["gradients"] == whole["gradients"]
+
+
 def test_a_mirror_pair_takes_the_activations_of_two_rows(
     tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
