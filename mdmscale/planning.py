@@ -70,9 +70,9 @@ def estimate_memory(
     """Bytes a rank's device needs, by what for; allocator overhead and communication buffers come on top.
 
     Weights, gradients and optimizer state follow from the ZeRO stage, the tensor ranks and what is offloaded.
-    Activations count what a Llama layer keeps for backward, about 10 vectors of the hidden size (half of which
-    tensor ranks share) and 4 of the MLP's a token, or with activation checkpointing one hidden vector a layer and
-    one whole layer.
+    Activations count what a Llama layer keeps for backward, about 10 vectors of the hidden size (of which
+    tensor ranks share half) and 4 of the MLP's a token, or with activation checkpointing one hidden vector a
+    layer and one whole layer.
     """
     parallel = config.parallel
     stage, ranks, tensor = parallel.zero_stage, layout.num_ranks * parallel.sequence, parallel.tensor
