@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, kill_group, run_ranks, run_script, start_ranks, tiny_values
+from conftest import ROOT, WORKERS, kill_group, run_ranks, run_script, start_ranks, tiny_values
 
 from mdmscale.metrics import read_metrics
 
@@ -161,6 +161,28 @@ def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) ->
         kill_group(process)
     assert process.returncode == 75, output
     assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_signal_in_any_phase_loses_nothing(corpus: Path, tmp_path: Path) -> None:
+    """In forward, backward, save or evaluation: the step ends, a checkpoint is there, the run goes on."""
+    phases, names = ["forward", "backward", "save", "evaluation"], {}
+    for phase in [*phases, "none"]:
+        values = tiny_values(corpus, tmp_path)
+        values["run"]["name"] = phase
+        values["train"] |= {"micro_batch_size": 8}
+        values["eval"] = {"every": 8, "samples": 2, "num_t": 2}
+        values["checkpoint"] = {"every": 8}
+        names[phase] = write(tmp_path / f"{phase}.yaml", values)
+    (tmp_path / "phases.json").write_text(json.dumps([[phase, names[phase]] for phase in phases]))
+    output = run_script(str(WORKERS / "signal_phases.py"), str(tmp_path / "phases.json"))
+    assert output.returncode == 0, output.stderr
+    assert json.loads(output.stdout.splitlines()[-1]) == [[75, 0]] * len(phases), output.stdout
+    assert run_script(str(LAUNCHER), "--config", names["none"]).returncode == 0
+    weights = {phase: (tmp_path / phase / "hf" / "model.safetensors").read_bytes() for phase in names}
+    for phase in phases:
+        assert losses(tmp_path / phase) == losses(tmp_path / "none"), phase
+        assert weights[phase] == weights["none"], phase
 
 
 @pytest.fixture(scope="module")
