@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from mdmscale.config_section import Section, key
 
-Offload = Literal["none", "cpu", "nvme"]
+Offload = Literal["none", "cpu"]
 
 
 class ParallelSection(Section):
@@ -16,10 +16,9 @@ class ParallelSection(Section):
     tensor: int = key(1, "adjacent ranks that a model's matrices are split over", ge=1)
     sequence: int = key(1, "ranks that each sequence is split over (Ulysses), for long ones", ge=1)
     offload_optimizer: Offload = key(
-        "none", "where optimizer state lives and steps: on the device (none), in host memory, or on nvme"
+        "none", "where optimizer state lives and steps: on the device (none) or in host memory (cpu)"
     )
     offload_parameters: Offload = key("none", "ZeRO-3: where parameters rest between their uses")
-    nvme_path: str | None = key(None, "folder of a fast local disk, for nvme")
     hpz_partition_size: int = key(
         1,
         "ZeRO-3: keep a second copy of the parameters among so many near ranks; the ranks of a node, say",
@@ -50,20 +49,18 @@ class ParallelSection(Section):
                 f"offload_optimizer = {self.offload_optimizer} needs zero_stage 1, 2 or 3; stage 0 keeps "
                 "all on the device"
             )
-        if self.offload_optimizer == "nvme" and self.zero_stage in (1, 2):
-            problems.append(
-                f"offload_optimizer = nvme needs zero_stage 3, not {self.zero_stage}; or offload to cpu"
-            )
         if self.hpz_partition_size > 1 and self.offload_parameters != "none":
             problems.append(
                 f"hpz_partition_size = {self.hpz_partition_size} keeps a copy on the device, which "
                 f"offload_parameters = {self.offload_parameters} is there to avoid; choose one"
             )
-        uses_nvme = "nvme" in (self.offload_optimizer, self.offload_parameters)
-        if uses_nvme and self.nvme_path is None:
-            problems.append("nvme_path is null; offload to nvme needs the folder of a fast local disk")
-        if self.nvme_path is not None and not uses_nvme:
-            problems.append(f"nvme_path = {self.nvme_path!r} is set but nothing is offloaded to nvme")
+        if self.tensor > 1:
+            problems += [
+                f"{name} = {getattr(self, name)} with tensor = {self.tensor}: DeepSpeed makes its groups of adjacent "
+                "ranks, which hold parts of different matrices; set tensor to 1"
+                for name, unset in (("hpz_partition_size", 1), ("quantized_gradients", False))
+                if getattr(self, name) != unset
+            ]
         if self.overlap_comm is not None and self.zero_stage == 0:
             problems.append("overlap_comm is set but zero_stage is 0, which reduces after backward")
         if self.bucket_size is not None and self.zero_stage == 0:

@@ -81,6 +81,7 @@ def deepspeed_config(config: RunConfig, layout: BatchLayout, on_cuda: bool) -> d
     is_bf16 = config.model.dtype == "bf16"
     # Many micro-batches add up to one gradient; in bf16 small ones would be lost. ZeRO-0 has no such choice.
     grad_accum_dtype = "fp32" if stage > 0 or not is_bf16 else "bf16"
+    quantised = {"communication_data_type": "fp16"} if config.parallel.quantized_gradients else {}
     turns = layout.forwards  # each is a micro-batch of its own to DeepSpeed
     return {
         # Ranks that share a sequence are data-parallel ones to DeepSpeed, see mesh.py.
@@ -94,6 +95,7 @@ def deepspeed_config(config: RunConfig, layout: BatchLayout, on_cuda: bool) -> d
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps offloaded states, too
         "steps_per_print": 2**31,
+        **quantised,  # whose kernel reads gradients as fp16, whatever they are
     }
 
 
@@ -112,8 +114,6 @@ def zero_options(options: ParallelSection, on_cuda: bool) -> dict[str, Any]:
     ):
         if place != "none":
             values[key] = {"device": place, "pin_memory": on_cuda}
-        if place == "nvme":
-            values[key]["nvme_path"] = options.nvme_path
     if options.hpz_partition_size > 1:
         values["zero_hpz_partition_size"] = options.hpz_partition_size
     if options.quantized_weights:
@@ -144,7 +144,7 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
     on_cuda = ranks.device.type == "cuda"
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=make_optimizer(model, config.optimizer),
+        optimizer=make_optimizer(model, config.optimizer, fused=config.parallel.offload_optimizer == "cpu"),
         config=deepspeed_config(config, layout, on_cuda),
         mpu=ModelParallelUnit(ranks) if ranks.tensor > 1 else None,
         dist_init_required=False,

@@ -22,8 +22,10 @@ from mdmscale.distributed import Ranks, on_every_rank, on_first_rank
 from mdmscale.elastic import load_other_layout
 from mdmscale.engine import Engine, check_hardware, initialise_engine
 from mdmscale.errors import UserError
+from mdmscale.facts import gather_facts
 from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.models.backbone import Backbone, build_backbone
+from mdmscale.models.flops import FlopCount, count_flops
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.sequence_parallel import split_sequences
 from mdmscale.models.tensor_parallel import check_divides, split_model
@@ -55,6 +57,7 @@ class Run:
     engine: Engine
     loader: TrainLoader
     slicer: Slicer
+    flops: FlopCount
 
     step: int  # optimizer steps taken
     consumed_tokens: int
@@ -144,6 +147,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         engine,
         loader,
         slicer,
+        count_flops(backbone.model.config, is_frozen=backbone.lora is not None),
         step=0,
         consumed_tokens=0,
         t_sampler=make_t_sampler(config),
@@ -152,23 +156,18 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     )
     if resumed is not None:
         restore(run, resumed)
+    facts = gather_facts(config, layout, ranks)
     if ranks.is_first:
+        trained = f" ({num_trained:,} trained)" if num_trained < num_parameters else ""
+        beginning = f"continuing from {resumed.path}" if resumed else "starting anew"
         print(
-            f"{folder}: {num_parameters:,} parameters"
-            + (f" ({num_trained:,} trained)" if num_trained < num_parameters else "")
-            + f", {source.num_train:,} training samples an epoch, "
-            f"{source.num_held_out:,} held out, {describe_ranks(ranks)}, ZeRO-{config.parallel.zero_stage}, "
-            f"{config.model.dtype}; " + (f"continuing from {resumed.path}" if resumed else "starting anew"),
+            f"{folder}: {num_parameters:,} parameters{trained}, "
+            f"{source.num_train:,} training samples an epoch, {source.num_held_out:,} held out; {beginning}",
+            *facts,
+            sep="\n  ",
             flush=True,
         )
     return run
-
-
-def describe_ranks(ranks: Ranks) -> str:
-    """Such as "8 ranks (2 data x 2 sequence x 2 tensor)"."""
-    sizes = {"data": ranks.num_data_ranks, "sequence": ranks.sequence, "tensor": ranks.tensor}
-    parts = [f"{size} {axis}" for axis, size in sizes.items() if size > 1 or axis == "data"]
-    return f"{ranks.world_size} ranks" + (f" ({' x '.join(parts)})" if len(parts) > 1 else "")
 
 
 def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:

@@ -21,15 +21,16 @@ class StepTotals:
     loss: float
     baseline: float
     num_tokens: int
+    num_pairs: int
     num_masked: int
     num_stops: int
     cells: np.ndarray
 
     @classmethod
     def unpack(cls, values: np.ndarray) -> "StepTotals":
-        loss, baseline, num_tokens, num_masked, num_stops = values[:5].tolist()
-        cells = values[5:].reshape(4, -1)
-        return cls(loss, baseline, int(num_tokens), int(num_masked), int(num_stops), cells)
+        loss, baseline, *counts = values[:6].tolist()
+        tokens, pairs, masked, stops = map(int, counts)
+        return cls(loss, baseline, tokens, pairs, masked, stops, values[6:].reshape(4, -1))
 
 
 class StepSums:
@@ -42,7 +43,7 @@ class StepSums:
         self.scale = scale  # what makes a batch's weights its losses, in nats a token
         self.cells = torch.zeros(4, len(baseline.edges) - 1, dtype=torch.float64, device=device)
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.counts = np.zeros(2)  # b(t) / p(t), tokens
+        self.counts = np.zeros(3)  # b(t) / p(t), tokens, pairs of tokens
         self.num_masked = 0
 
     def add(self, forwards: list[tuple[Batch, torch.Tensor, torch.Tensor]]) -> None:
@@ -69,7 +70,7 @@ class StepSums:
             1, cells, torch.stack([torch.ones_like(plain), plain, plain.square(), plain_norms])
         )
         value = float(np.sum(first.importance_weights * self.baseline.values(first.t)))
-        self.counts += (value, first.num_tokens)
+        self.counts += (value, first.num_tokens, first.num_pairs)
 
     def reduce(self, stop: bool) -> StepTotals:
         """The totals over all ranks; `stop` is whether this one wants to stop."""

@@ -26,10 +26,12 @@ from mdmscale.distributed import StopRequest, all_reduce_sum, initialise, on_fir
 from mdmscale.figures import p_pots_figure, save_figure, training_figure
 from mdmscale.mesh import arrange
 from mdmscale.metrics import MetricsWriter, ProgressLine, closing_summary, read_metrics
+from mdmscale.models.flops import peak_flops
 from mdmscale.optim import learning_rate, set_learning_rate
 from mdmscale.probes import eval_t, evaluate, measure_p_pots
 from mdmscale.run import Run, set_up
 from mdmscale.step_sums import StepSums, StepTotals
+from mdmscale.timing import StepClock, peak_memory
 from mdmscale.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -88,8 +90,9 @@ def train(config: RunConfig) -> Outcome:
 
 def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     """One optimizer step. Returns its metrics, and whether any rank wants to stop."""
-    started = time.perf_counter()
+    clock = StepClock(run.ranks.device)
     micro_batches = run.loader.micro_batches(run.step, run.t_sampler)
+    clock.mark("data")
     scale = loss_scale(run, micro_batches)
     sums = StepSums(run.baseline, scale, run.ranks)
     for turn, forwards in enumerate(micro_batches):
@@ -97,10 +100,12 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
         for number, batch in enumerate(forwards):
             batch = batch.to(run.ranks.device)
             loss, losses, squared_norms = run.engine.deepspeed(**batch.model_inputs)
+            clock.mark("forward")
             is_last = turn == len(micro_batches) - 1 and number == len(forwards) - 1
             # Ranks that share a sequence each have a part of its loss, and gradients are averaged over them.
             share = scale * len(forwards) * run.ranks.sequence / batch.num_samples
             run.engine.accumulate(loss * share, is_last)
+            clock.mark("backward")
             done.append((batch, losses, squared_norms))
         sums.add(done)
     # One small reduction a step. It waits for the device, as DeepSpeed's own overflow check does.
@@ -114,7 +119,9 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
 
     rate = learning_rate(run.step, run.config.train.steps, run.config.optimizer)
     set_learning_rate(run.engine.deepspeed.optimizer, rate)
+    clock.mark("reduce")
     grad_norm = run.engine.step()
+    clock.mark("step")
     check_skipped(run, grad_norm)
     run.step += 1
     run.consumed_tokens += totals.num_tokens
@@ -127,9 +134,25 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
         "consumed_samples": run.consumed_samples,
         "tokens": run.consumed_tokens,
         "masked_tokens": totals.num_masked,
-        "tokens_per_second": totals.num_tokens / (time.perf_counter() - started),
+        **speed(run, totals, clock),
     }
     return record, totals.num_stops > 0
+
+
+def speed(run: Run, totals: StepTotals, clock: StepClock) -> dict[str, float]:
+    """What a step's metrics say of its time and memory; `mfu` where the device's peak is known."""
+    seconds, copies = clock.seconds, run.config.diffusion.copies
+    flops = run.flops.of(totals.num_tokens * copies, totals.num_pairs * copies, totals.num_masked)
+    flops_per_device = flops / seconds / run.ranks.world_size
+    peak = peak_flops(run.ranks.device)
+    return {
+        "tokens_per_second": totals.num_tokens / seconds,
+        "tokens_per_second_per_device": totals.num_tokens / seconds / run.ranks.world_size,
+        "flops_per_second_per_device": flops_per_device,
+        **({"mfu": flops_per_device / peak} if peak else {}),
+        "peak_memory": peak_memory(run.ranks.device),
+        **{f"seconds_{part}": part_seconds for part, part_seconds in clock.parts().items()},
+    }
 
 
 def observe(run: Run, totals: StepTotals) -> dict[str, float]:

@@ -54,7 +54,6 @@ SLOW: dict[int, list[tuple[str, dict[str, Any]]]] = {
         *(("plain", {"zero_stage": stage, **TENSOR}) for stage in (0, 1, 2, 3)),
         *(("plain", {"zero_stage": stage, **SEQUENCE}) for stage in (0, 1, 2, 3)),
         ("plain", {"zero_stage": 1, **TENSOR, **SEQUENCE}),
-        ("plain", {"zero_stage": 3, "hpz_partition_size": 2, **TENSOR}),
     ],
 }
 
@@ -193,11 +192,9 @@ def config_with(corpus: Path, **changes: dict[str, Any]) -> RunConfig:
             "offload_optimizer = cpu needs zero_stage 1",
         ),
         (
-            {"parallel": {"zero_stage": 2, "offload_optimizer": "nvme", "nvme_path": "/fast"}},
-            "offload_optimizer = nvme needs zero_stage 3",
+            {"parallel": {"zero_stage": 3, "hpz_partition_size": 2, "tensor": 2}},
+            "hpz_partition_size = 2 with tensor = 2: DeepSpeed makes its groups of adjacent ranks",
         ),
-        ({"parallel": {"zero_stage": 3, "offload_optimizer": "nvme"}}, "nvme_path is null"),
-        ({"parallel": {"nvme_path": "/fast"}}, "nothing is offloaded to nvme"),
         (
             {"parallel": {"zero_stage": 2, "hpz_partition_size": 2}},
             "hpz_partition_size = 2 needs zero_stage 3",

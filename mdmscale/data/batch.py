@@ -26,6 +26,7 @@ class Batch:
     importance_weights: np.ndarray  # float64 [num_samples], 1 / p(t)
     num_tokens: int  # clean tokens, padding not counted
     num_eligible: int  # tokens that may be masked
+    num_pairs: int  # sum of the samples' squared lengths: what attention takes
     position_ids: torch.Tensor | None = None  # int64 [1, length] of a slice of longer rows; None: from 0 on
 
     def to(self, device: torch.device) -> Self:

@@ -35,4 +35,5 @@ def collate(samples: list[NoisedSample], mask_token_id: int) -> Batch:
         importance_weights=np.array([sample.importance_weight for sample in samples]),
         num_tokens=sum(len(sample.token_ids) for sample in samples),
         num_eligible=sum(sample.num_eligible for sample in samples),
+        num_pairs=sum(len(sample.token_ids) ** 2 for sample in samples),
     )
