@@ -56,8 +56,8 @@ class ParallelSection(Section):
             )
         if self.tensor > 1:
             problems += [
-                f"{name} = {getattr(self, name)} with tensor = {self.tensor}: DeepSpeed makes its groups of adjacent "
-                "ranks, which hold parts of different matrices; set tensor to 1"
+                f"{name} = {getattr(self, name)} with tensor = {self.tensor}: DeepSpeed makes its groups of "
+                "adjacent ranks, which hold parts of different matrices; set tensor to 1"
                 for name, unset in (("hpz_partition_size", 1), ("quantized_gradients", False))
                 if getattr(self, name) != unset
             ]

@@ -193,7 +193,7 @@ def config_with(corpus: Path, **changes: dict[str, Any]) -> RunConfig:
         ),
         (
             {"parallel": {"zero_stage": 3, "hpz_partition_size": 2, "tensor": 2}},
-            "hpz_partition_size = 2 with tensor = 2: DeepSpeed makes its groups of adjacent ranks",
+            "hpz_partition_size = 2 with tensor = 2: DeepSpeed makes its groups of adjacent",
         ),
         (
             {"parallel": {"zero_stage": 2, "hpz_partition_size": 2}},

@@ -9,6 +9,7 @@ from mdmscale.generation import GenerationOptions
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_blocks_and_a_threshold_are_as_right_in_far_fewer_passes(tmp_path: Path) -> None:
     loaded = open_model(train_model(steps=1200), tmp_path)
     requests, answers = make_tests(loaded, 300)
