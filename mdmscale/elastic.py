@@ -85,9 +85,9 @@ def _whole_shape(name: str, parameter: torch.nn.Parameter, ranks: Ranks) -> tupl
 
 def _set_weight(engine: Any, parameter: torch.nn.Parameter, weight: torch.Tensor, ranks: Ranks) -> None:
     is_sharded = engine.zero_optimization_stage() == 3
-    modifier = ranks.tensor_rank  # the first of the ranks with these weights
-    with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier, enabled=is_sharded):
-        if not is_sharded or ranks.rank == modifier:
+    is_first = ranks.rank == ranks.tensor_rank  # of the ranks with these weights
+    with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=is_sharded):
+        if not is_sharded or is_first:
             parameter.copy_(weight)
 
 
