@@ -11,7 +11,8 @@ import torch
 from conftest import WORKERS, run_ranks, tiny_values
 from transformers import AutoModelForCausalLM
 
-from mdmscale.conversion.deepspeed_checkpoint import MASTER, MOMENTS, DeepSpeedCheckpoint
+from mdmscale.conversion.deepspeed_checkpoint import DeepSpeedCheckpoint
+from mdmscale.conversion.deepspeed_files import MASTER, MOMENTS
 from mdmscale.errors import UserError
 from mdmscale.metrics import read_metrics
 
