@@ -115,7 +115,8 @@ def test_step_counts_moments_and_group_options_survive(
 ) -> None:
     whole, resumed = last(runs / source_name(*change[:3])), last(runs / target_name(*change))
     assert resumed.optimizer_step == whole.optimizer_step
-    groups = resumed._optimizers[0] if change[4] else resumed._models[0]["optimizer"]
+    (files,) = resumed._parts
+    groups = files._optimizers[0] if change[4] else files._models[0]["optimizer"]
     for name in ("base_optimizer_state", "optimizer_state_dict"):
         groups = groups.get(name, groups)
     assert [group["weight_decay"] for group in groups["param_groups"]] == [0.1, 0.0]
