@@ -311,8 +311,25 @@ class ParallelSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = key(
         1, "ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters"
     )
-    tensor: Literal[1] = key(1, "tensor-parallel ranks a model is split over (this version: 1)")
-    sequence: Literal[1] = key(1, "sequence-parallel ranks a sequence is split over (this version: 1)")
+    tensor: int = key(1, "adjacent ranks that a model's matrices are split over", ge=1)
+    sequence: int = key(1, "ranks that each sequence is split over (Ulysses), for long ones", ge=1)
+    offload_optimizer: Literal["none", "cpu"] = key(
+        "none", "where optimizer state lives and steps: on the device (none) or in host memory (cpu)"
+    )
+    offload_parameters: Literal["none", "cpu"] = key(
+        "none", "ZeRO-3: where parameters rest between their uses"
+    )
+    hpz_partition_size: int = key(
+        1,
+        "ZeRO-3: keep a second copy of the parameters among so many near ranks; the ranks of a node, say",
+        ge=1,
+    )
+    quantized_weights: bool = key(False, "ZeRO-3: gather parameters in 8 bits; rounds what forward sees")
+    quantized_gradients: bool = key(False, "ZeRO-3: reduce gradients in 4 and 8 bits; rounds them")
+    overlap_comm: bool | None = key(None, "reduce gradients while backward goes on; null: on CUDA")
+    bucket_size: int | None = key(
+        None, "elements of a gradient reduction; null: 200 million on CUDA, else DeepSpeed's default", ge=1
+    )
 
 
 class CheckpointSection(Section):
