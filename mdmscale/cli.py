@@ -72,12 +72,12 @@ def train_main(argv: list[str] | None = None) -> int:
         print(Path(config.run.output_dir) / config.run.name)
         return 0
     world_size = arguments.ranks or int(os.environ.get("WORLD_SIZE", "1"))
-    layout = make_layout(config, world_size)
+    make_layout(config, world_size)  # refuses a batch that does not divide
     if arguments.dry_run:
         if os.environ.get("RANK", "0") == "0":
-            from mdmscale.planning import print_plan
+            from mdmscale.planning.dry_run import print_dry_run
 
-            print_plan(config, layout)
+            print_dry_run(config, world_size)
         return 0
     check_paths(config)
 
@@ -156,6 +156,12 @@ def _convert(argv: list[str]) -> int:
     return main(argv)
 
 
+def _plan(argv: list[str]) -> int:
+    from mdmscale.planning.cli import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (
         train_main,
@@ -165,6 +171,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "convert": (_convert, "inspect, import and export model folders"),
     "variance": (_variance, "where a checkpoint's training variance comes from, and what removes it"),
     "stability": (_stability, "train methods under several seeds at equal rows and compare them"),
+    "plan": (_plan, "memory, step time, communication and cost of a config on a cluster"),
     "generate": (_generate, "sample text from a trained model"),
 }
 

@@ -1,0 +1,110 @@
+"""Operations of a step, and the seconds that a GPU takes for them.
+
+A pass over the layers is matrix products and attention at the GPU's sustained rate, then element-wise kernels
+at its memory's, and never less than the host needs to launch its kernels. Attention is not causal: every
+token meets every other of its row, with no half of it left out.
+"""
+
+from dataclasses import dataclass
+
+from mdmscale.planning.hardware import Gpu
+from mdmscale.planning.job import Job
+
+BANDWIDTH_SUSTAINED = 0.8  # share of the memory's bandwidth that element-wise kernels reach
+LAUNCH_SECONDS = 0.25e-3  # a layer and pass: about 40 kernels of transformers' layers, one after another
+STEP_BYTES = 44  # an element of AdamW: weight, moments and gradient read and written, with temporaries
+HOST_BANDWIDTH = 100e9  # bytes a second that a node's processors move in an offloaded step
+HOST_STEP_BYTES = 28
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Seconds of one rank in a step, without communication."""
+
+    forward: float  # all forwards of the step; so below
+    backward: float  # with recomputation
+    head: float
+    optimizer: float
+
+    @property
+    def seconds(self) -> float:
+        return self.forward + self.backward + self.head + self.optimizer
+
+
+def forward_flops(job: Job) -> float:
+    """Operations of a token in all layers forward: 2 a matrix element, 4 query widths a pair."""
+    shape = job.shape
+    return shape.layers * (2 * shape.layer_matrices + 4 * shape.query * job.length)
+
+
+def model_flops(job: Job) -> float:
+    """Operations that a step of the whole job must do, which MFU counts: recomputation adds nothing.
+
+    Backward does a forward's twice, for inputs and weights, but attention has no weights to leave out where
+    adapters alone are trained.
+    """
+    shape = job.shape
+    tokens = job.tokens_per_step * job.config.diffusion.copies
+    matrices = (2 if job.is_frozen else 3) * 2 * shape.layers * shape.layer_matrices
+    attention = 3 * 4 * shape.layers * shape.query * job.length
+    head = (2 if job.is_frozen else 3) * 2 * shape.embedding * job.masked_share
+    return tokens * (matrices + attention + head)
+
+
+def forward_seconds(job: Job, gpu: Gpu, tokens: float) -> float:
+    """One pass forward over the layers, of `tokens` on this rank."""
+    shape, tensor = job.shape, job.parallel.tensor
+    products = tokens * forward_flops(job) / tensor / rate(job, gpu)
+    moved = tokens * shape.layers * elementwise_bytes(job)
+    return max(
+        products + moved / (gpu.bandwidth * BANDWIDTH_SUSTAINED),
+        shape.layers * LAUNCH_SECONDS,
+    )
+
+
+def elementwise_bytes(job: Job) -> float:
+    """Bytes that a layer's element-wise kernels move forward, a token, as transformers writes them.
+
+    In vectors of bf16: two norms and residual sums take 40 of the hidden size, rotation 10 of queries and
+    keys, and the MLP's gate 5 of its width.
+    """
+    shape, tensor = job.shape, job.parallel.tensor
+    vectors = 40 * shape.hidden + (10 * (shape.query + shape.key) + 5 * shape.inner) / tensor
+    return job.width * vectors
+
+
+def rate(job: Job, gpu: Gpu) -> float:
+    """Operations a second."""
+    return (gpu.peak if job.width == 2 else gpu.peak_fp32) * gpu.sustained
+
+
+def head_seconds(job: Job, gpu: Gpu) -> float:
+    """The head of one forward with its gradients: products, softmax in fp32, and its weight's fp32 sum."""
+    shape, tensor = job.shape, job.parallel.tensor
+    masked = job.tokens * job.masked_share
+    products = (2 if job.is_frozen else 3) * 2 * masked * shape.embedding / tensor / rate(job, gpu)
+    softmax = 46 * masked * shape.vocab / tensor
+    chunks = -(-masked // job.config.model.head_chunk_size)
+    summed = 0 if job.is_frozen else chunks * shape.embedding / tensor * (2 * job.width + 8)
+    return products + (softmax + summed) / (gpu.bandwidth * BANDWIDTH_SUSTAINED)
+
+
+def optimizer_seconds(job: Job, gpu: Gpu, gpus_per_node: int) -> float:
+    """AdamW on this rank's shard, or on the host with gradients going down and weights up."""
+    elements = job.num_trained / (job.shards if job.parallel.zero_stage > 0 else 1)
+    if job.parallel.offload_optimizer == "none":
+        return elements * STEP_BYTES / (gpu.bandwidth * BANDWIDTH_SUSTAINED)
+    moved = elements * (4 + job.width) / gpu.host_link
+    return moved + elements * gpus_per_node * HOST_STEP_BYTES / HOST_BANDWIDTH
+
+
+def compute_of(job: Job, gpu: Gpu, gpus_per_node: int) -> Compute:
+    """The seconds of a step on one rank."""
+    forward = forward_seconds(job, gpu, job.tokens)
+    passes = (1 if job.is_frozen else 2) + job.config.model.activation_checkpointing
+    return Compute(
+        forward=job.forwards * forward,
+        backward=job.forwards * passes * forward,
+        head=job.forwards * head_seconds(job, gpu),
+        optimizer=optimizer_seconds(job, gpu, gpus_per_node),
+    )

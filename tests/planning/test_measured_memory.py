@@ -1,0 +1,102 @@
+"""The memory model against torch and DeepSpeed on the CPU: each part within 10% of allocated bytes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from planning.allocated import Peak, Saved
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mdmscale.models.backbone import DTYPES, scratch_config
+from mdmscale.models.head import MaskedCrossEntropyHead
+from mdmscale.planning.job import Job
+from mdmscale.planning.memory import activation_bytes, head_bytes, memory_of
+
+WITHIN = 0.1
+
+
+def build(job: Job) -> PreTrainedModel:
+    options = job.config.model
+    model = AutoModelForCausalLM.from_config(
+        scratch_config(options, 0), dtype=DTYPES[options.dtype], attn_implementation=options.attention
+    )
+    if options.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def rows_of(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Token ids, and a padding mask where the plan counts on one."""
+    token_ids = torch.randint(0, job.shape.vocab, (job.layout.rows_per_forward, job.length))
+    if not job.rows_may_be_padded:
+        return token_ids, None
+    mask = torch.ones_like(token_ids)
+    mask[0, -7:] = 0
+    return token_ids, mask
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"architecture": "llama"}},
+        {"model": {"architecture": "qwen2", "num_key_value_heads": 4}},
+        {"model": {"architecture": "qwen3", "head_dim": 48}},
+        {"model": {"architecture": "llama"}, "data": {"random_length_fraction": 0.5}},
+        {"model": {"architecture": "qwen3"}, "diffusion": {"masking": "mirror"}},
+        {"model": {"attention": "eager"}},
+    ],
+    ids=["llama", "qwen2", "qwen3", "padded", "pairs", "eager"],
+)
+def test_activations(small_job: Callable[..., Job], dtype: str, sections: dict[str, Any]) -> None:
+    """What autograd keeps of the decoder when forward is done."""
+    job = small_job(**{**sections, "model": {**sections["model"], "dtype": dtype}})
+    model = build(job)
+    token_ids, mask = rows_of(job)
+    with Saved(model.parameters()) as saved:
+        model.model(input_ids=token_ids, attention_mask=mask, use_cache=False)
+    assert saved.num_bytes == pytest.approx(activation_bytes(job), rel=WITHIN)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_checkpointed_activations(small_job: Callable[..., Job], dtype: str) -> None:
+    """Each layer's input when forward is done; the plan also has the layer that backward then rebuilds."""
+    keys = {"dtype": dtype, "num_hidden_layers": 6}
+    job = small_job(model={**keys, "activation_checkpointing": True})
+    model = build(job)
+    with Saved(model.parameters()) as saved:
+        model.model(input_ids=rows_of(job)[0], use_cache=False)
+    layers = [activation_bytes(small_job(model={**keys, "num_hidden_layers": count})) for count in (1, 2)]
+    assert saved.num_bytes + layers[1] - layers[0] == pytest.approx(activation_bytes(job), rel=WITHIN)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("chunk", [32, 512], ids=["small chunk", "large chunk"])
+def test_head(small_job: Callable[..., Job], dtype: str, chunk: int) -> None:
+    """The most that the head holds while it makes its gradients, all positions being masked."""
+    job = small_job(
+        model={"dtype": dtype, "head_chunk_size": chunk, "vocab_size": 4096}, train={"micro_batch_size": 16}
+    )
+    width, masked = DTYPES[dtype], int(job.tokens)
+    linear = torch.nn.Linear(job.shape.hidden, job.shape.vocab, bias=False, dtype=width)
+    head = MaskedCrossEntropyHead.replacing(linear, chunk)
+    decoder_output = torch.randn(masked, job.shape.hidden, dtype=width, requires_grad=True)
+    with Peak() as peak:
+        hidden = decoder_output[torch.arange(masked)]
+        head(hidden, torch.zeros(masked, dtype=torch.int64), torch.ones(masked))
+    assert peak.most == pytest.approx(head_bytes(job, masked, with_gradients=True), rel=WITHIN)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_probes_forward(small_job: Callable[..., Job], dtype: str) -> None:
+    """The most of a layer without gradients, of all rows that a probe takes at once."""
+    job = small_job(
+        model={"dtype": dtype, "vocab_size": 64},
+        diffusion={"t_sampler": "p_pots", "p_pots": {"num_masks": 8}},
+    )
+    model = build(job)
+    token_ids = torch.randint(0, 64, (8, job.length))
+    with Peak() as peak, torch.no_grad():
+        model.model(input_ids=token_ids, use_cache=False)
+    assert peak.most == pytest.approx(memory_of(job).probe, rel=WITHIN)

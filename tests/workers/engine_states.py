@@ -1,0 +1,96 @@
+"""Bytes of weights, gradients and optimizer state that this rank's engines hold within their second step.
+
+Each config of a JSON list in turn, in one process group: argv[1] names the file. Rank 0 prints a JSON list.
+"""
+
+import gc
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from mdmscale.config import RunConfig
+from mdmscale.distributed import Ranks, finalise, initialise
+from mdmscale.engine import Engine, initialise_engine
+from mdmscale.layout import make_layout
+from mdmscale.models.backbone import DTYPES, scratch_config
+from mdmscale.models.mdm import MaskedDiffusionModel
+
+LARGEST = 100_000_000  # bytes; above it are DeepSpeed's buckets, made for large models
+
+
+def measure(config: RunConfig, ranks: Ranks) -> dict[str, int]:
+    """Bytes by part, after one of two micro-batches."""
+    gc.collect()
+    older = everything()  # of engines before; held, so that their addresses stay theirs
+    dtype = DTYPES[config.model.dtype]
+    backbone = AutoModelForCausalLM.from_config(scratch_config(config.model, 0), dtype=dtype)
+    model = MaskedDiffusionModel(backbone, False, config.model.head_chunk_size).train()
+    engine = initialise_engine(model, config, make_layout(config, ranks.world_size))
+    backward(engine, config, is_last=False)
+    backward(engine, config, is_last=True)
+    engine.step()
+    backward(engine, config, is_last=False)
+    gc.collect()
+
+    weights = storages(getattr(each, "ds_tensor", each) for each in model.parameters())
+    inner: Any = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
+    moments = (value for state in inner.state.values() for value in state.values())
+    optimizer = storages([*masters(engine), *(each for each in moments if torch.is_tensor(each))])
+    optimizer = {address: size for address, size in optimizer.items() if address not in weights}
+    gradients = storages(
+        [*everything(), *(each.grad for each in model.parameters() if each.grad is not None)]
+    )
+    for address in (*weights, *optimizer, *storages(older)):
+        gradients.pop(address, None)
+    parts = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+    return {name: sum(part.values()) for name, part in parts.items()}
+
+
+def masters(engine: Engine) -> list[torch.Tensor]:
+    """The fp32 copies that the optimizer steps."""
+    wrapper = engine.deepspeed.optimizer
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+        if hasattr(wrapper, name):
+            return list(getattr(wrapper, name))
+    return [each for group in wrapper.param_groups for each in group["params"]]
+
+
+def everything() -> list[torch.Tensor]:
+    """All tensors that Python knows of."""
+    return [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+
+
+def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Bytes of the tensors' storages by address; each counts once."""
+    found = {}
+    for tensor in tensors:
+        if tensor.device.type == "cpu":
+            storage = tensor.untyped_storage()
+            if 0 < storage.nbytes() < LARGEST:
+                found[storage.data_ptr()] = storage.nbytes()
+    return found
+
+
+def backward(engine: Engine, config: RunConfig, is_last: bool) -> None:
+    """One forward and backward."""
+    length = config.data.sequence_length
+    token_ids = torch.zeros(1, length, dtype=torch.int64)
+    positions = torch.arange(length)
+    loss, *_ = engine.deepspeed(token_ids, None, positions, token_ids[0], torch.ones(length))
+    engine.accumulate(loss, is_last)
+
+
+if __name__ == "__main__":
+    here = initialise()
+    measured = [
+        measure(RunConfig.model_validate(values), here)
+        for values in json.loads(Path(sys.argv[1]).read_text())
+    ]
+    if here.is_first:
+        print(json.dumps(measured), flush=True)
+    finalise()
