@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from mdmscale.config import ParallelSection, RunConfig
+from mdmscale.config import RunConfig
+from mdmscale.config_parallel import ParallelSection
 from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.planning.shape import ModelShape

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from itertools import product
 
-from mdmscale.config import ParallelSection, RunConfig
+from mdmscale.config import RunConfig
+from mdmscale.config_parallel import ParallelSection
 from mdmscale.planning.hardware import Cluster
 from mdmscale.planning.job import indivisible
 from mdmscale.planning.plan import Plan, make_plan
