@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import re
 import shutil
@@ -215,13 +216,17 @@ def test_every_shipped_config_is_planned(
     """From an empty folder: planning needs the tokenizer only where it decides the vocabulary."""
     monkeypatch.chdir(tmp_path)
     more = [f"model.tokenizer={corpus}/tokenizer"] if path.stem == "quickstart" else []
-    assert train_main(["--config", str(path), *more, "--dry-run", "--ranks", "2"]) == 0
+    meant_for = re.search(r"--gpus (\d+)", path.read_text(encoding="utf-8"))  # in the header's plan
+    ranks = meant_for[1] if meant_for else "2"
+    assert train_main(["--config", str(path), *more, "--dry-run", "--ranks", ranks]) == 0
     plan = capsys.readouterr().out
     assert f"name: {path.stem}\n" in plan
-    numbers = re.search(r"│ +2 │ +(\d+) │ +(\d+) │ +(\d+) │", plan)
+    numbers = re.search(r"│ +(\d+) │ +(\d+) │ +(\d+) │ +(\d+) │", plan)
     assert numbers, plan
-    micro, accumulation, global_batch = map(int, numbers.groups())
-    assert 2 * micro * accumulation == global_batch
+    data_ranks, micro, accumulation, global_batch = map(int, numbers.groups())
+    assert data_ranks * micro * accumulation == global_batch
+    sharing = [int(size) for size in re.findall(r"^  (?:tensor|sequence): (\d+)$", plan, re.MULTILINE)]
+    assert data_ranks * math.prod(sharing) == int(ranks)
     assert re.search(r"^model: [\d,]{6,} parameters", plan, re.MULTILINE)
     memory = re.search(r"memory a rank.*GiB", plan)
     assert memory and all(word in plan for word in ("weights", "gradients", "optimizer", "activations"))

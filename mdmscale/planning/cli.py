@@ -23,7 +23,8 @@ EPILOG = """examples:
   python tools/plan.py --config configs/1b_pretrain.yaml --gpus 64 --gpu a100-80g --tokens 300B
   python tools/plan.py --config configs/8b_mirror.yaml --gpus 8 --scan --figure cost.png parallel.zero_stage=2
 
-Needs no GPU, weights, data or network. docs/planning.md has the formulas, and what they were checked against.
+Exit status 1: it does not fit. Needs no GPU, weights, data or network. The formulas, and what they were
+checked against, are in docs/planning.md.
 """
 
 
@@ -84,7 +85,6 @@ def main(argv: list[str] | None = None) -> int:
         report.print_report(plan, console)
         report.print_suggestion(suggested, plan, console)
         if arguments.scan:
-            console.print()
             console.print(report.scan_table(plans, list(SCANNED)))
             console.print(f"-: no layout of {config.train.global_batch_size} samples fits or divides")
     if arguments.figure:
@@ -104,8 +104,7 @@ def as_hint(suggested: Plan | None) -> list[str]:
     """What would run on these GPUs, as one line."""
     if suggested is None:
         return []
-    values = " ".join(f"{name}={value}" for name, value in report.overrides(suggested).items())
-    return [f"on {suggested.cluster.num_gpus} GPUs this would do: {values}"]
+    return [f"on {suggested.cluster.num_gpus} GPUs this would do: {report.as_arguments(suggested)}"]
 
 
 def parse_tokens(text: str | None) -> float | None:

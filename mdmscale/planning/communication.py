@@ -105,8 +105,8 @@ def zero_traffic(job: Job, cluster: Cluster) -> list[Traffic]:
     in_forward, in_backward = ("forward", "backward") if is_hidden else (None, None)
     count = layers * forwards
     return [
-        group.ring("weights, all-gather in forward", all_weights * share, count, 1, in_forward),
-        again.ring("weights, all-gather in backward", all_weights * share, count, 1, in_backward),
+        group.ring("weights, gathered forward", all_weights * share, count, 1, in_forward),
+        again.ring("weights, gathered backward", all_weights * share, count, 1, in_backward),
         group.ring("gradients, reduce-scatter", reduced, count, 1, in_backward),
     ]
 
@@ -117,7 +117,7 @@ def tensor_traffic(job: Job, cluster: Cluster) -> list[Traffic]:
     passes = 2 + job.config.model.activation_checkpointing
     count = job.forwards * (2 * job.shape.layers * passes + 2)
     message = job.tokens * job.shape.hidden * job.width
-    return [group.ring("activations of tensor ranks, all-reduce", message * count, count, rounds=2)]
+    return [group.ring("tensor ranks, all-reduce", message * count, count, rounds=2)]
 
 
 def sequence_traffic(job: Job, cluster: Cluster) -> list[Traffic]:
@@ -128,4 +128,4 @@ def sequence_traffic(job: Job, cluster: Cluster) -> list[Traffic]:
     passes = 2 + job.config.model.activation_checkpointing
     message = job.tokens * (2 * shape.query + 2 * key) / tensor * job.width
     count = job.forwards * shape.layers * passes
-    return [group.all_to_all("slices of sequence ranks, all-to-all", message * count, 4 * count)]
+    return [group.all_to_all("sequence ranks, all-to-all", message * count, 4 * count)]

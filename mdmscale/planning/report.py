@@ -1,8 +1,10 @@
 """A plan as tables, as JSON and as a figure."""
 
+import json
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -13,37 +15,62 @@ from mdmscale.planning.suggest import overrides
 
 
 def memory_table(memory: Memory, title: str) -> Table:
-    """Bytes on a device by part."""
-    table = Table(title=title, title_justify="left")
-    for heading in (*memory.parts, "all", "peak"):
-        table.add_column(heading, justify="right")
-    values = (*memory.parts.values(), sum(memory.parts.values()), memory.peak)
-    table.add_row(*(f"{value / GIB:,.2f}" for value in values))
+    """Bytes on a device by part, while training, and the most of any phase."""
+    parts = {**memory.parts, "peak": memory.peak}
+    return one_row(title, {name: f"{value / GIB:,.2f}" for name, value in parts.items()})
+
+
+def one_row(title: str, columns: dict[str, str]) -> Table:
+    """Headings over values."""
+    table = plain_table(title, list(columns))
+    table.add_row(*columns.values())
+    return table
+
+
+def plain_table(title: str, headings: list[str]) -> Table:
+    """An empty table of numbers that fits 80 columns."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
 def print_report(plan: Plan, console: Console) -> None:
     """Everything that a plan says, in a few tables."""
-    memory, gpu, cluster = plan.memory, plan.cluster.gpu, plan.cluster
+    memory, gpu = plan.memory, plan.cluster.gpu
     console.print(memory_table(memory, "memory a GPU, GiB"))
     largest = max(memory.phases, key=lambda name: memory.phases[name])
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     console.print(
-        f"{verdict}: the most is in the {largest}, {memory.peak / GIB:,.1f} GiB; with 5% lost between blocks "
-        f"and 2 GiB for CUDA and NCCL {memory.needed() / GIB:,.1f} of {gpu.memory / GIB:,.1f} GiB",
+        f"{verdict}: {memory.needed() / GIB:,.1f} of {gpu.memory / GIB:,.1f} GiB, with 5% lost between "
+        f"blocks and 2 GiB for CUDA and NCCL; the most is allocated in: {largest}",
         style="bold" if plan.fits else "bold red",
     )
     console.print(host_line(plan))
-    console.print()
     console.print(time_table(plan))
     console.print(traffic_table(plan))
+    console.print()
     if plan.num_probes:
         console.print(probe_line(plan))
-    console.print(
-        f"run: {plan.num_steps:,} steps, {plan.num_steps * plan.job.tokens_per_step / 1e9:,.3g}B tokens, "
-        f"{plan.days:,.2f} days, {plan.gpu_hours:,.0f} GPU-hours on {cluster.num_gpus:,} {gpu.name} in "
-        f"{cluster.num_nodes:,} node{'s' if cluster.num_nodes > 1 else ''}",
-        style="bold",
+    console.print(summary(plan), style="bold")
+
+
+def summary(plan: Plan) -> str:
+    """What a run is, needs and takes, in a line."""
+    num_tokens = plan.num_steps * plan.job.tokens_per_step
+    gpu, memory = plan.cluster.gpu, plan.memory.needed()
+    return (
+        f"{plan.num_steps:,} steps, {num_tokens / 1e9:,.3g}B tokens on {plan.cluster.num_gpus:,} {gpu.name}: "
+        f"{memory / GIB:,.1f} of {gpu.memory / GIB:,.1f} GiB, {plan.step_seconds:.2f} s a step, "
+        f"{plan.tokens_per_second:,.0f} tokens/s, MFU {plan.mfu:.1%}, {plan.days:,.2f} days, "
+        f"{plan.gpu_hours:,.0f} GPU-hours"
     )
 
 
@@ -65,7 +92,6 @@ def probe_line(plan: Plan) -> str:
 
 def time_table(plan: Plan) -> Table:
     """A step by what it spends its time on, and its speed."""
-    table = Table(title="a step, seconds", title_justify="left")
     compute = plan.compute
     columns = {
         "forward": f"{compute.forward:.3f}",
@@ -78,19 +104,14 @@ def time_table(plan: Plan) -> Table:
         "a GPU": f"{plan.tokens_per_second / plan.cluster.num_gpus:,.0f}",
         "MFU": f"{plan.mfu:.1%}",
     }
-    for heading in columns:
-        table.add_column(heading, justify="right")
-    table.add_row(*columns.values())
-    return table
+    return one_row("\na step, seconds", columns)
 
 
 def traffic_table(plan: Plan) -> Table:
     """What a GPU sends in a step, by what for and over which link."""
-    network = plan.cluster.network.name
-    table = Table(title="sent by a GPU in a step, GB", title_justify="left")
-    table.add_column("what")
-    for heading in ("in its node", f"out of it ({network})", "seconds", "hides behind"):
-        table.add_column(heading, justify="right")
+    headings = ["what", "in its node", plan.cluster.network.name, "seconds", "hides behind"]
+    table = plain_table("\nsent by a GPU in a step, GB", headings)
+    table.columns[0].justify = "left"
     for each in plan.traffic:
         inside, between = f"{each.inside / GB:,.2f}", f"{each.between / GB:,.2f}"
         table.add_row(each.name, inside, between, f"{each.seconds:.3f}", each.hides_behind or "nothing")
@@ -108,35 +129,26 @@ def print_suggestion(suggested: Plan | None, given: Plan | None, console: Consol
             style="bold",
         )
         return
-    text = " ".join(f"{name}={value}" for name, value in overrides(suggested).items())
+    text = as_arguments(suggested)
     if given is not None and overrides(given) == overrides(suggested):
         console.print("\nsuggested: the layout as it is")
         return
-    console.print(f"\nsuggested: {text.replace('True', 'true').replace('False', 'false')}")
+    console.print(f"\nsuggested: {text}")
     console.print(
         f"    {suggested.step_seconds:.3f} s a step, {suggested.tokens_per_second:,.0f} tokens/s, MFU "
         f"{suggested.mfu:.1%}, {suggested.memory.needed() / GIB:,.1f} GiB"
     )
 
 
+def as_arguments(plan: Plan) -> str:
+    """The layout of a plan as one writes it on the command line."""
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in overrides(plan).items())
+
+
 def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
     """The suggested layout for each number of GPUs, and what the run then takes."""
-    table = Table(title="the suggested layout on other numbers of GPUs", title_justify="left")
-    headings = (
-        "GPUs",
-        "micro",
-        "ZeRO",
-        "TP",
-        "SP",
-        "recompute",
-        "step, s",
-        "tokens/s",
-        "MFU",
-        "days",
-        "GPU-hours",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    headings = ["GPUs", "micro", "ZeRO", "TP", "SP", "AC", "step, s", "tokens/s", "MFU", "days", "GPU-hours"]
+    table = plain_table("\nthe suggested layout on other numbers of GPUs", headings)
     for number in num_gpus:
         plan = plans.get(number)
         if plan is None:
@@ -144,7 +156,7 @@ def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
             continue
         micro, *layout, checkpointing = overrides(plan).values()
         table.add_row(
-            *(f"{number:,}", str(micro), *map(str, layout), "yes" if checkpointing else "no"),
+            *(f"{number:,}", f"{micro}", *map(str, layout), "yes" if checkpointing else "no"),
             *(f"{plan.step_seconds:.3f}", f"{plan.tokens_per_second:,.0f}", f"{plan.mfu:.1%}"),
             *(f"{plan.days:,.2f}", f"{plan.gpu_hours:,.0f}"),
         )

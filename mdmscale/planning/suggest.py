@@ -40,6 +40,7 @@ def layouts(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterator[
     What only one stage has is left out for the others; a model with adapters is not split.
     """
     tensors = SHARING if config.model.lora is None else (1,)
+    stages = (0, 1, 2, 3) if config.model.dtype == "fp32" else (1, 2, 3)  # 0 would sum gradients in bf16
     sequences = SHARING if config.model.attention == "sdpa" else (1,)
     for tensor, sequence in product(tensors, sequences):
         ranks, rest = divmod(cluster.num_gpus, tensor * sequence)
@@ -48,7 +49,7 @@ def layouts(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterator[
         if rest or not is_near or indivisible(shape, sharing) or config.train.global_batch_size % ranks:
             continue
         for micro in micro_batches(config.train.global_batch_size // ranks):
-            for stage, checkpointing in product((0, 1, 2, 3), (False, True)):
+            for stage, checkpointing in product(stages, (False, True)):
                 parallel = at_stage(sharing, stage)
                 if ranks * sequence % parallel.hpz_partition_size:
                     continue

@@ -72,11 +72,11 @@ def test_checkpointed_activations(small_job: Callable[..., Job], dtype: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("chunk", [32, 512], ids=["small chunk", "large chunk"])
+@pytest.mark.parametrize("chunk", [64, 512], ids=["small chunk", "large chunk"])
 def test_head(small_job: Callable[..., Job], dtype: str, chunk: int) -> None:
     """The most that the head holds while it makes its gradients, all positions being masked."""
     job = small_job(
-        model={"dtype": dtype, "head_chunk_size": chunk, "vocab_size": 4096}, train={"micro_batch_size": 16}
+        model={"dtype": dtype, "head_chunk_size": chunk, "vocab_size": 4096}, train={"micro_batch_size": 8}
     )
     width, masked = DTYPES[dtype], int(job.tokens)
     linear = torch.nn.Linear(job.shape.hidden, job.shape.vocab, bias=False, dtype=width)

@@ -18,15 +18,23 @@ from mdmscale.planning.shape import planned_shape
 SQUARE = {"hidden_size": 320, "intermediate_size": 320, "num_key_value_heads": 4, "num_hidden_layers": 6}
 
 
+ENGINES = [*product(("fp32", "bf16"), range(4))]
+
+
 @pytest.mark.distributed
-def test_states_of_every_stage(small_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engines", [[("bf16", 1), ("bf16", 3)], pytest.param(ENGINES, marks=pytest.mark.slow)], ids=["two", "all"]
+)
+def test_states_by_stage(
+    small_config: Callable[..., RunConfig], tmp_path: Path, engines: list[tuple[str, int]]
+) -> None:
     configs = [
         small_config(
             model=SQUARE | {"dtype": dtype},
             parallel={"zero_stage": stage},
             train={"global_batch_size": 4, "micro_batch_size": 1},
         )
-        for dtype, stage in product(("fp32", "bf16"), range(4))
+        for dtype, stage in engines
     ]
     path = tmp_path / "configs.json"
     path.write_text(json.dumps([config.model_dump() for config in configs]))
