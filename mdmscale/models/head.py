@@ -121,6 +121,7 @@ def _cross_entropy_gradient(
     logits = F.linear(hidden, weight).float()
     if group is None:
         gradient = F.log_softmax(logits, dim=-1)
+        del logits  # or two of that size would be held from here on
         losses = -gradient.gather(1, targets[:, None]).squeeze(1)
         gradient.exp_()
         gradient.scatter_add_(1, targets[:, None], torch.full_like(losses, -1.0)[:, None])
