@@ -18,9 +18,10 @@ FP32 = 4
 class Memory:
     """Bytes.
 
-    weights to buffers: on the device, while training. probe and step: what P-POTS's forwards and the
-    optimizer step need in place of activations, head and buffers. host: what one rank keeps in host memory;
-    loading: what it holds there while the model is loaded.
+    weights to buffers: on the device, while training. The head is done before a checkpointed layer is
+    rebuilt, so activations count of that layer what it needs beyond the head. probe and step: what P-POTS's
+    forwards and the optimizer step need in place of activations, head and buffers. host: what one rank keeps
+    in host memory; loading: what it holds there while the model is loaded.
     """
 
     weights: float
@@ -76,12 +77,13 @@ def memory_of(job: Job) -> Memory:
         host, weights = host + weights, 0.0
     if parallel.hpz_partition_size > 1:
         weights += job.num_parameters * job.width / parallel.hpz_partition_size
+    head = head_bytes(job, job.tokens, with_gradients=True)
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        activations=activation_bytes(job),
-        head=head_bytes(job, job.tokens, with_gradients=True),
+        activations=activation_bytes(job) + max(0.0, rebuilt_bytes(job) - head),
+        head=head,
         buffers=buffer_bytes(job),
         probe=probe_bytes(job),
         step=step_bytes(job),
@@ -142,13 +144,22 @@ def pair_bytes(job: Job) -> float:
 
 
 def activation_bytes(job: Job) -> float:
-    """All layers' saved tensors and the last norm's; with checkpointing each layer's input and one layer."""
+    """What is kept when forward is done: all layers' saved tensors and the last norm's.
+
+    With checkpointing each layer's input alone.
+    """
+    is_rebuilt = job.config.model.activation_checkpointing
+    layer = job.width * job.shape.hidden if is_rebuilt else layer_bytes(job)
     last_norm = (FP32 + job.width) * job.shape.hidden
-    if job.config.model.activation_checkpointing:
-        kept = job.shape.layers * job.width * job.shape.hidden + layer_bytes(job)
-    else:
-        kept = job.shape.layers * layer_bytes(job)
-    return job.tokens * (kept + last_norm)
+    return job.tokens * (job.shape.layers * layer + last_norm)
+
+
+def rebuilt_bytes(job: Job) -> float:
+    """With checkpointing: one layer made anew in backward, and gradients of its widest part."""
+    if not job.config.model.activation_checkpointing:
+        return 0.0
+    gradients = job.width * (job.shape.inner / job.parallel.tensor + job.shape.hidden)
+    return job.tokens * (layer_bytes(job) + gradients)
 
 
 def head_bytes(job: Job, num_masked: float, with_gradients: bool) -> float:
