@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_ranks, tiny_values
+from planning.conftest import SMALL
+from transformers import AutoModelForCausalLM
 
+from mdmscale.config import RunConfig
 from mdmscale.metrics import read_metrics
+from mdmscale.models.backbone import scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead, naive_masked_cross_entropy
+from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.planning.job import make_job
+from mdmscale.planning.memory import memory_of
+from mdmscale.planning.shape import planned_shape
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,3 +53,30 @@ def test_a_bf16_run_trains_and_exports(corpus: Path, tmp_path: Path, stage: int)
     losses = [record["loss"] for record in read_metrics(tmp_path / "tiny")]
     assert sum(losses[-10:]) < sum(losses[:10])
     assert (tmp_path / "tiny" / "hf" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "rebuilt"])
+def test_a_plans_memory_is_the_devices(checkpointing: bool) -> None:
+    """What forward and backward allocate beside weights and gradients, within 10%."""
+    model = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8, "vocab_size": 8192}
+    values = SMALL | {
+        "model": SMALL["model"] | model | {"activation_checkpointing": checkpointing},
+        "data": SMALL["data"] | {"sequence_length": 512},
+    }
+    config = RunConfig.model_validate(values)
+    job = make_job(config, planned_shape(config.model)[0], 1)
+    backbone = AutoModelForCausalLM.from_config(scratch_config(config.model, 0), dtype=torch.bfloat16)
+    if checkpointing:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    network = MaskedDiffusionModel(backbone, False, config.model.head_chunk_size).train().cuda()
+    token_ids = torch.zeros(job.layout.rows_per_forward, job.length, dtype=torch.int64, device="cuda")
+    positions = torch.arange(token_ids.numel(), device="cuda")
+    weights = torch.ones(len(positions), device="cuda")
+    network(token_ids, None, positions, token_ids.flatten(), weights).loss.backward()  # makes the gradients
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    network(token_ids, None, positions, token_ids.flatten(), weights).loss.backward()
+    memory = memory_of(job)
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(
+        memory.activations + memory.head, rel=0.1
+    )

@@ -124,7 +124,7 @@ def parse_tokens(text: str | None) -> float | None:
 def resized(cluster: Cluster, num_gpus: int) -> Cluster:
     """The same machines, but so many GPUs."""
     per_node = min(num_gpus, cluster.gpus_per_node if cluster.num_nodes > 1 else GPUS_PER_NODE)
-    return Cluster(cluster.gpu, cluster.network, num_gpus, max(1, num_gpus // per_node))
+    return Cluster(cluster.gpu, cluster.network, num_gpus, -(-num_gpus // per_node))
 
 
 def draw(plans: dict[int, Plan], path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -95,7 +96,9 @@ def test_speeds_are_near_torchtitans(
     """Tokens/s a GPU, within 15% of docs/performance.md of torchtitan, FSDP with the same global batch."""
     speed = plan(*arguments, activation_checkpointing=checkpointing)
     slowest, fastest = published
-    assert 0.85 * slowest < speed.tokens_per_second / speed.cluster.num_gpus < 1.15 * fastest
+    planned = speed.tokens_per_second / speed.cluster.num_gpus
+    assert 0.85 * slowest < planned < 1.15 * fastest
+    assert f"{fastest:,} | {planned:,.0f} |" in (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
 
 
 def test_attention_is_counted_in_full_and_grows_with_the_length(small_job: Callable[..., Job]) -> None:

@@ -1,5 +1,6 @@
 """The shipped configs fit the hardware that they name, and their headers say what the planner says."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -35,3 +36,21 @@ def test_the_header_is_the_plan(
     assert f"configs/{path.name}" in command
     assert main(command) == 0, "it fits"
     assert figures in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides"),
+    [
+        *((f"| {stage} |", [f"parallel.zero_stage={stage}"]) for stage in range(4)),
+        ("| 3 with `model.activation_checkpointing` |", ["model.activation_checkpointing=true"]),
+    ],
+)
+def test_the_table_of_stages_is_the_planners(
+    row: str, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/scaling.md's table for LLaDA-8B on 64 H100."""
+    config = str(ROOT / "configs" / "8b_mirror.yaml")
+    main(["--config", config, "--gpus", "64", "--json", "model.activation_checkpointing=false", *overrides])
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    figures = f"{row} {plan['memory']['needed'] / 2**30:.0f} | {plan['tokens_per_second']:,.0f} |"
+    assert figures in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
