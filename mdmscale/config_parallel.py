@@ -8,6 +8,9 @@ from mdmscale.config_section import Section, key
 
 Offload = Literal["none", "cpu"]
 
+# Elements: enough to hide a reduction's start-up, and little beside an 80 GB device, twice with overlap.
+CUDA_BUCKET_SIZE = 200_000_000
+
 
 class ParallelSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = key(

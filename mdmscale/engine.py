@@ -6,19 +6,17 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.utils import is_model_parallel_parameter
 from deepspeed.utils import groups
 from torch import nn
 
 from mdmscale.config import RunConfig
-from mdmscale.config_parallel import ParallelSection
+from mdmscale.config_parallel import CUDA_BUCKET_SIZE, ParallelSection
 from mdmscale.distributed import Ranks
 from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout
 from mdmscale.mesh import ModelParallelUnit
 from mdmscale.optim import make_optimizer
-
-# Elements: enough to hide a reduction's start-up, and little beside an 80 GB device, twice with overlap.
-CUDA_BUCKET_SIZE = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,13 @@ class Engine:
 
 def gradient_norm(parameters: list[nn.Parameter], tensor_group: dist.ProcessGroup | None) -> torch.Tensor:
     """The norm of the whole model's gradient, of which tensor ranks hold parts and copies."""
+    parts: list[torch.Tensor] = []
+    copies: list[torch.Tensor] = []
+    for each in parameters:
+        if each.grad is not None:
+            (parts if is_model_parallel_parameter(each) else copies).append(each.grad)
     if tensor_group is None:
-        return nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-    parts = [each.grad for each in parameters if each.grad is not None and hasattr(each, "model_parallel")]
-    copies = [
-        each.grad for each in parameters if each.grad is not None and not hasattr(each, "model_parallel")
-    ]
+        return nn.utils.get_total_norm(copies)
     square = nn.utils.get_total_norm(parts).square()
     dist.all_reduce(square, group=tensor_group)
     return (square + nn.utils.get_total_norm(copies).square()).sqrt()

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mdmscale.config import DiffusionSection, EvalSection
+from mdmscale.config import EvalSection
+from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import collate
 from mdmscale.data.slicing import WHOLE, Slicer

@@ -28,6 +28,7 @@ from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.flops import FlopCount, count_flops
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.sequence_parallel import split_sequences
+from mdmscale.models.shape import shape_of_config
 from mdmscale.models.tensor_parallel import check_divides, split_model
 from mdmscale.optim import named_groups, set_options
 
@@ -147,7 +148,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         engine,
         loader,
         slicer,
-        count_flops(backbone.model.config, is_frozen=backbone.lora is not None),
+        count_flops(shape_of_config(backbone.model.config), is_frozen=backbone.lora is not None),
         step=0,
         consumed_tokens=0,
         t_sampler=make_t_sampler(config),

@@ -80,13 +80,16 @@ class Watchdog:
             if report is not None and not self._over.is_set():
                 self._end(report)
 
-    def _heartbeat(self) -> dict[str, Any]:
-        still = 0.0 if self._pauses else time.monotonic() - self._moved
-        return {"host": socket.gethostname(), "pid": os.getpid(), "step": self.step, "still": round(still, 1)}
-
     def _write_heartbeat(self) -> None:
         """Fresh by its count of seconds, as clocks of other hosts may differ."""
-        values = {**self._heartbeat(), "alive": round(time.monotonic(), 1)}
+        now = time.monotonic()
+        values = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "step": self.step,
+            "still": 0.0 if self._pauses else round(now - self._moved, 1),
+            "alive": round(now, 1),
+        }
         _write(self.logs / "heartbeats" / f"{self.ranks.rank}.json", values)
 
     def _find_stall(self, started: float) -> dict[str, Any] | None:

@@ -118,6 +118,11 @@ def ranks(process_group: None) -> "Iterator[Ranks]":
         yield initialise()
 
 
+def without_ranks() -> dict[str, str]:
+    """This process's environment, without what a launcher puts there."""
+    return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+
+
 def start_ranks(num_ranks: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start `script` on real gloo ranks through torchrun, in a process group of its own, on a free port."""
     command = [
@@ -128,7 +133,7 @@ def start_ranks(num_ranks: int, script: Path, *arguments: str) -> subprocess.Pop
         "--nproc-per-node",
         str(num_ranks),
     ]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment = without_ranks()
     return subprocess.Popen(
         [*command, str(script), *arguments],
         cwd=ROOT,

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 import re
 import shutil
 import socket
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, WORKERS, kill_group, run_script, tiny_values
+from conftest import ROOT, WORKERS, kill_group, run_script, tiny_values, without_ranks
 
 from mdmscale import errors
 from mdmscale.cli import train_main
@@ -248,7 +247,7 @@ def run_deepspeed(*arguments: str, timeout: float = 400) -> tuple[int, str]:
     folder = Path(sys.executable).parent
     launcher = shutil.which("deepspeed", path=str(folder))
     assert launcher, f"no deepspeed in {folder}"
-    ours = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    ours = without_ranks()
     process = subprocess.Popen(
         [launcher, "--num_gpus", "2", "--master_port", port, str(LAUNCHER), *arguments],
         cwd=ROOT,

@@ -16,7 +16,7 @@ from mdmscale.models.head import MaskedCrossEntropyHead, naive_masked_cross_entr
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.planning.job import make_job
 from mdmscale.planning.memory import memory_of
-from mdmscale.planning.shape import planned_shape
+from mdmscale.planning.planned import planned_shape
 
 pytestmark = [
     pytest.mark.gpu,

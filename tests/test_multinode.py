@@ -1,7 +1,6 @@
 """launchers/multinode.sh: two hosts with addresses of their own, and what it refuses."""
 
 import json
-import os
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, without_ranks
 
 from mdmscale.metrics import read_metrics
 
@@ -52,10 +51,9 @@ def hosts(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(
         [str(SCRIPT), *arguments],
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env={**without_ranks(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

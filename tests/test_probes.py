@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mdmscale.config import DiffusionSection, EvalSection, ModelSection, PPotsSection
+from mdmscale.config import EvalSection, ModelSection
+from mdmscale.config_diffusion import DiffusionSection, PPotsSection
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdmscale.config import DiffusionSection
+from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.data.collate import collate
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.baseline import EmaBaseline

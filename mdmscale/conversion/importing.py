@@ -32,7 +32,8 @@ from mdmscale.conversion.tokenizer_files import (
 from mdmscale.conversion.weight_files import WeightFolder, check_expected
 from mdmscale.conversion.weight_writer import MAX_SHARD_BYTES, write_weights
 from mdmscale.errors import UserError
-from mdmscale.models.backbone import DTYPES, ROW_MULTIPLE, open_windows, round_up
+from mdmscale.models.backbone import DTYPES, open_windows
+from mdmscale.models.shape import ROW_MULTIPLE, round_up
 
 # DiffuLLaMA trained an ordinary token of LLaMA-2 as its mask.
 DIFFULLAMA_MASK = 811

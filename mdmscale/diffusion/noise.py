@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from mdmscale.config import DiffusionSection, ISADSection, SyRMSection
+from mdmscale.config_diffusion import DiffusionSection, ISADSection, SyRMSection
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.masking import copy_rates, draw_masks, position_rates, syrm_eligible
 from mdmscale.diffusion.objective import position_weight

@@ -6,7 +6,6 @@ from; with anything else the command refuses to go on. At the end rank 0 makes t
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,29 +88,27 @@ class PartialOutput:
 
 
 def cut_torn_line(file: Path) -> None:
-    """Take off a last line that an interruption left without its end."""
-    if not file.exists():
+    """Take off a last line that an interruption left without its end; else only the last byte is read."""
+    if not file.exists() or not file.stat().st_size:
         return
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with file.open("r+b") as stream:
-            stream.truncate(whole)
+    with file.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        if stream.read(1) != b"\n":
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     """The whole lines of a partial file."""
-    return list(_parsed(file))
-
-
-def _parsed(file: Path) -> Iterator[dict[str, Any]]:
+    lines = []
     with file.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             if line.endswith("\n"):
                 try:
-                    yield json.loads(line)
+                    lines.append(json.loads(line))
                 except ValueError:
                     raise UserError(f"{file}: is damaged; remove it, or give --overwrite") from None
+    return lines
 
 
 def _dump(values: dict[str, Any]) -> str:

@@ -122,5 +122,4 @@ class _Group:
     def leave(self) -> None:
         from mdmscale.distributed import finalise
 
-        self.wait()  # gloo may abort a rank whose peers have left
         finalise()

@@ -14,12 +14,11 @@ from mdmscale.config import ModelSection
 from mdmscale.data.tokenizer import load_tokenizer
 from mdmscale.errors import UserError
 from mdmscale.models.lora import add_lora
+from mdmscale.models.shape import ROW_MULTIPLE, round_up, shape_of_keys
 
 logger = logging.getLogger(__name__)
 
 MASK_TOKEN = "<|mask|>"
-# Embedding rows are padded to it: GEMMs like round shapes, and tensor parallelism needs them.
-ROW_MULTIPLE = 64
 ARCHITECTURE_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -121,20 +120,19 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
 
 def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
     """A config of the architecture keys alone."""
-    hidden, heads = options.hidden_size, options.num_attention_heads
-    assert hidden and heads  # RunConfig requires them
+    shape = shape_of_keys(options, options.vocab_size or round_up(num_tokens, ROW_MULTIPLE))
     values: dict[str, Any] = {
-        "vocab_size": options.vocab_size or round_up(num_tokens, ROW_MULTIPLE),
-        "hidden_size": hidden,
-        "intermediate_size": options.intermediate_size or round_up(hidden * 8 // 3, 64),
-        "num_hidden_layers": options.num_hidden_layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": options.num_key_value_heads or heads,
-        "head_dim": options.head_dim or hidden // heads,
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.inner,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_heads,
+        "head_dim": shape.head_dim,
         "max_position_embeddings": options.max_position_embeddings,
         "rms_norm_eps": options.rms_norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": options.rope_theta},
-        "tie_word_embeddings": options.tie_word_embeddings,
+        "tie_word_embeddings": shape.is_tied,
         "initializer_range": options.initializer_range,
         "is_causal": False,
     }
@@ -228,7 +226,3 @@ def _set_mean_row(model: PreTrainedModel, token_id: int) -> None:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -7,9 +7,13 @@ head works at masked positions only.
 """
 
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import PretrainedConfig
+from mdmscale.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    import torch
 
 # Dense bf16 peaks by the data sheets, in operations a second; the first name found in the device's counts.
 PEAKS = {
@@ -40,29 +44,25 @@ class FlopCount:
         return self.per_token * num_tokens + self.per_pair * num_pairs + self.per_masked * num_masked
 
 
-def count_flops(config: PretrainedConfig, is_frozen: bool = False) -> FlopCount:
+def count_flops(shape: ModelShape, is_frozen: bool = False) -> FlopCount:
     """Training FLOPs of a llama-like decoder; `is_frozen`: only adapters are trained, which are left out.
 
-    A layer's matrices hold h (q + 2 k) + q h + 3 h m weights, with the widths h of the residual stream, q and
-    k of all query and key heads, and m of the MLP; scores and weighted values take 2 q operations a pair
-    each.
+    Scores and weighted values of attention take 2 operations each, a pair and element of the query width.
     """
     passes = 2 if is_frozen else 3  # forward, the input's gradient, the weight's
-    hidden, head_dim = config.hidden_size, getattr(config, "head_dim", None)
-    head_dim = head_dim or hidden // config.num_attention_heads
-    query, key = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
-    weights = hidden * (query + 2 * key) + query * hidden + 3 * hidden * config.intermediate_size
-    layers = config.num_hidden_layers
     return FlopCount(
-        per_token=passes * 2 * weights * layers,
-        per_pair=3 * 4 * query * layers,
-        per_masked=passes * 2 * hidden * config.vocab_size,
+        per_token=passes * 2 * shape.layer_matrices * shape.layers,
+        per_pair=3 * 4 * shape.query * shape.layers,
+        per_masked=passes * 2 * shape.embedding,
     )
 
 
-def peak_flops(device: torch.device) -> float | None:
+@cache
+def peak_flops(device: "torch.device") -> float | None:
     """The device's dense bf16 peak in operations a second; None where it is not known."""
     if device.type != "cuda":
         return None
+    import torch
+
     name = torch.cuda.get_device_name(device)
     return next((peak for known, peak in PEAKS.items() if known.lower() in name.lower()), None)

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from mdmscale.distributed import Ranks
 
 NAME = "mdmscale_ulysses"
+HEADS, TOKENS = 1, 2  # dimensions
 
 
 def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
@@ -36,11 +37,12 @@ def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
         heads, key_heads = query.shape[1], key.shape[1]
         if key_heads % ranks.sequence:  # too few to share out
             key, value = (each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value))
-        query, key, value = (_ToHeads.apply(each, ranks.sequence_group) for each in (query, key, value))
+        group = ranks.sequence_group
+        query, key, value = (_Exchange.apply(each, HEADS, TOKENS, group) for each in (query, key, value))
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
         )  # [rows, heads / ranks, length, width]
-        attended = _ToSlices.apply(attended, ranks.sequence_group)  # [rows, heads, slice, width]
+        attended = _Exchange.apply(attended, TOKENS, HEADS, group)  # [rows, heads, slice, width]
         return attended.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(NAME, attend)
@@ -56,27 +58,14 @@ def _exchange(tensor: torch.Tensor, scattered: int, gathered: int, group: Any) -
     return torch.cat(list(received), dim=gathered)
 
 
-class _ToHeads(torch.autograd.Function):
-    """[rows, heads, slice, width] -> [rows, heads / ranks, length, width]."""
+class _Exchange(torch.autograd.Function):
+    """`_exchange`, whose gradient goes the way back."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, group: Any) -> torch.Tensor:
-        ctx.group = group
-        return _exchange(tensor, scattered=1, gathered=2, group=group)
+    def forward(ctx: Any, tensor: torch.Tensor, scattered: int, gathered: int, group: Any) -> torch.Tensor:
+        ctx.way_back = (gathered, scattered, group)
+        return _exchange(tensor, scattered, gathered, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        return _exchange(gradient, scattered=2, gathered=1, group=ctx.group), None
-
-
-class _ToSlices(torch.autograd.Function):
-    """[rows, heads / ranks, length, width] -> [rows, heads, slice, width]."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, group: Any) -> torch.Tensor:
-        ctx.group = group
-        return _exchange(tensor, scattered=2, gathered=1, group=group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        return _exchange(gradient, scattered=1, gathered=2, group=ctx.group), None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        return _exchange(gradient, *ctx.way_back), None, None, None

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from mdmscale.distributed import Ranks
 from mdmscale.errors import UserError
+from mdmscale.models.shape import indivisible, shape_of_config
 
 BY_OUTPUT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
 BY_INPUT = ("o_proj", "down_proj")
@@ -38,20 +39,7 @@ def check_divides(config: PretrainedConfig, tensor: int, sequence: int) -> None:
     Raises:
         UserError: naming each size that does not.
     """
-    sizes = {
-        "num_attention_heads": (config.num_attention_heads, tensor * sequence),
-        "num_key_value_heads": (config.num_key_value_heads, tensor),
-        "intermediate_size": (config.intermediate_size, tensor),
-        "vocab_size": (config.vocab_size, tensor),
-    }
-    problems = [
-        f"parallel.tensor = {tensor}"
-        + (f" x parallel.sequence = {sequence}" if ranks != tensor else "")
-        + f" does not divide the model's {name} = {size}; choose a divisor"
-        for name, (size, ranks) in sizes.items()
-        if size % ranks
-    ]
-    if problems:
+    if problems := indivisible(shape_of_config(config), tensor, sequence):
         raise UserError(*problems)
 
 
@@ -63,7 +51,8 @@ def split_model(model: PreTrainedModel, ranks: Ranks) -> None:
         dimension = split_dimension(name)
         if dimension is not None:
             parameter.data = local_part(parameter.data, dimension, ranks).clone()
-            parameter.model_parallel = True  # type: ignore[attr-defined]  # DeepSpeed's sign for norms: every rank has other elements
+            # DeepSpeed's sign, for norms, that every rank has other elements.
+            parameter.model_parallel = True  # type: ignore[attr-defined]
         elif name.split(".")[-2] in HEAD_NORMS:
             parameter.register_hook(lambda gradient: _summed(gradient.clone(), ranks.tensor_group))
     model.model.embed_tokens = VocabularyParallelEmbedding.replacing(model.model.embed_tokens, ranks)

@@ -12,7 +12,7 @@ from mdmscale.errors import UserError
 from mdmscale.planning import report
 from mdmscale.planning.hardware import GPUS, GPUS_PER_NODE, NETWORKS, Cluster, make_cluster
 from mdmscale.planning.plan import Plan, make_plan
-from mdmscale.planning.shape import planned_shape
+from mdmscale.planning.planned import planned_shape
 from mdmscale.planning.suggest import scan, suggest
 
 SCANNED = tuple(2**power for power in range(13))  # 1 to 4,096 GPUs

@@ -7,8 +7,9 @@ are ports, so all of them carry it.
 
 from dataclasses import dataclass
 
+from mdmscale.config_parallel import CUDA_BUCKET_SIZE
 from mdmscale.planning.hardware import Cluster
-from mdmscale.planning.job import BUCKET_SIZE, Job
+from mdmscale.planning.job import Job
 
 LINK_SUSTAINED = 0.8  # share of a link's rate that large collectives reach
 LATENCY, LATENCY_A_NODE = 20e-6, 3e-6  # of a collective
@@ -83,7 +84,7 @@ def zero_traffic(job: Job, cluster: Cluster) -> list[Traffic]:
     parallel, stage = job.parallel, job.parallel.zero_stage
     group = Group(job.shards, parallel.tensor, cluster)
     gradients, weights = job.num_trained * job.width, job.num_trained * job.width
-    buckets = -(-job.num_trained // (parallel.bucket_size or BUCKET_SIZE))
+    buckets = -(-job.num_trained // (parallel.bucket_size or CUDA_BUCKET_SIZE))
     is_hidden = parallel.overlap_comm is not False
     behind = "backward" if is_hidden else None
     if stage == 0:

@@ -7,6 +7,7 @@ token meets every other of its row, with no half of it left out.
 
 from dataclasses import dataclass
 
+from mdmscale.models.flops import count_flops
 from mdmscale.planning.hardware import Gpu
 from mdmscale.planning.job import Job
 
@@ -38,17 +39,9 @@ def forward_flops(job: Job) -> float:
 
 
 def model_flops(job: Job) -> float:
-    """Operations that a step of the whole job must do, which MFU counts: recomputation adds nothing.
-
-    Backward does a forward's twice, for inputs and weights, but attention has no weights to leave out where
-    adapters alone are trained.
-    """
-    shape = job.shape
+    """Operations that a step of the whole job must do, which MFU counts: recomputation adds nothing."""
     tokens = job.tokens_per_step * job.config.diffusion.copies
-    matrices = (2 if job.is_frozen else 3) * 2 * shape.layers * shape.layer_matrices
-    attention = 3 * 4 * shape.layers * shape.query * job.length
-    head = (2 if job.is_frozen else 3) * 2 * shape.embedding * job.masked_share
-    return tokens * (matrices + attention + head)
+    return count_flops(job.shape, job.is_frozen).of(tokens, tokens * job.length, tokens * job.masked_share)
 
 
 def forward_seconds(job: Job, gpu: Gpu, tokens: float) -> float:

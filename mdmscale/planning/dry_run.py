@@ -7,8 +7,8 @@ from mdmscale.config import RunConfig
 from mdmscale.config_loading import dump_config
 from mdmscale.planning.job import Job, make_job
 from mdmscale.planning.memory import memory_of
+from mdmscale.planning.planned import planned_shape
 from mdmscale.planning.report import memory_table
-from mdmscale.planning.shape import planned_shape
 
 
 def print_dry_run(config: RunConfig, num_ranks: int) -> None:

@@ -8,6 +8,7 @@ nvidia-smi reports it. torchtitan's figures are those of docs/performance.md in 
 from dataclasses import dataclass
 
 from mdmscale.errors import UserError
+from mdmscale.models.flops import PEAKS
 
 GB, TFLOPS, MIB, GIB = 1e9, 1e12, 2**20, 2**30
 
@@ -45,18 +46,18 @@ ON_H100 = "torchtitan: Llama-3.1-8B, 8 H100 at 500 W, FSDP, 5,762 tokens/s a GPU
 ON_A100 = "torchtitan: Llama-3-70B, 64 A100, FSDP, full recomputation, 331 tokens/s a GPU"
 GUESS = "a guess, from GPUs of its kind"
 _GPUS = (
-    ("a100-40g", 40960, 312, 19.5, 1555, 300, 25, 0.65, ON_A100),
-    ("a100-80g", 81920, 312, 19.5, 2039, 300, 25, 0.65, ON_A100),
-    ("h100-80g", 81559, 989, 67, 3350, 450, 50, 0.43, ON_H100),
-    ("h800-80g", 81559, 989, 67, 3350, 200, 50, 0.43, ON_H100),
-    ("h200-141g", 143771, 989, 67, 4800, 450, 50, 0.43, ON_H100),
-    ("b200", 183359, 2250, 80, 7700, 900, 50, 0.40, GUESS),
-    ("l40s", 46068, 362, 91.6, 864, 25, 25, 0.45, GUESS),
-    ("rtx4090", 24564, 165, 82.6, 1008, 20, 25, 0.60, GUESS),
+    ("a100-40g", 40960, "A100", 19.5, 1555, 300, 25, 0.65, ON_A100),
+    ("a100-80g", 81920, "A100", 19.5, 2039, 300, 25, 0.65, ON_A100),
+    ("h100-80g", 81559, "H100", 67, 3350, 450, 50, 0.43, ON_H100),
+    ("h800-80g", 81559, "H800", 67, 3350, 200, 50, 0.43, ON_H100),
+    ("h200-141g", 143771, "H200", 67, 4800, 450, 50, 0.43, ON_H100),
+    ("b200", 183359, "B200", 80, 7700, 900, 50, 0.40, GUESS),
+    ("l40s", 46068, "L40S", 91.6, 864, 25, 25, 0.45, GUESS),
+    ("rtx4090", 24564, "RTX 4090", 82.6, 1008, 20, 25, 0.60, GUESS),
 )
 GPUS = {
-    name: Gpu(name, mib * MIB, bf16 * TFLOPS, fp32 * TFLOPS, memory * GB, link * GB, host * GB, share, anchor)
-    for name, mib, bf16, fp32, memory, link, host, share, anchor in _GPUS
+    name: Gpu(name, mib * MIB, PEAKS[chip], fp32 * TFLOPS, memory * GB, link * GB, host * GB, share, anchor)
+    for name, mib, chip, fp32, memory, link, host, share, anchor in _GPUS
 }
 NETWORKS = {
     network.name: network

@@ -6,11 +6,10 @@ from mdmscale.config import RunConfig
 from mdmscale.config_parallel import ParallelSection
 from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout, make_layout
-from mdmscale.planning.shape import ModelShape
+from mdmscale.models.shape import ModelShape, indivisible
 
-# What mdmscale/engine.py and DeepSpeed choose on CUDA, in elements.
-BUCKET_SIZE = 200_000_000
-LIVE_PARAMETERS = 1_050_000_000  # ZeRO-3: gathered ones that it keeps, and those it fetches ahead
+# What ZeRO-3 keeps of gathered parameters and fetches ahead, in elements: DeepSpeed's defaults.
+LIVE_PARAMETERS = 1_050_000_000
 
 
 @dataclass(frozen=True)
@@ -103,24 +102,6 @@ def make_job(config: RunConfig, shape: ModelShape, num_ranks: int) -> Job:
             f"{num_ranks} ranks are no multiple of parallel.tensor = {parallel.tensor} x parallel.sequence = "
             f"{parallel.sequence} = {sharing}; {-(-num_ranks // sharing) * sharing} are"
         )
-    if problems := indivisible(shape, parallel):
+    if problems := indivisible(shape, parallel.tensor, parallel.sequence):
         raise UserError(*problems)
     return Job(config, shape, make_layout(config, num_ranks), num_ranks)
-
-
-def indivisible(shape: ModelShape, parallel: ParallelSection) -> list[str]:
-    """The sizes of the model that the ranks which share it do not divide, each as a problem."""
-    tensor, both = parallel.tensor, parallel.tensor * parallel.sequence
-    sizes = (
-        ("num_attention_heads", shape.heads, both),
-        ("num_key_value_heads", shape.key_heads, tensor),
-        ("intermediate_size", shape.inner, tensor),
-        ("vocab_size", shape.vocab, tensor),
-    )
-    return [
-        f"parallel.tensor = {tensor}"
-        + (f" x parallel.sequence = {parallel.sequence}" if ranks != tensor else "")
-        + f" does not divide the model's {name} = {size}; choose a divisor"
-        for name, size, ranks in sizes
-        if size % ranks
-    ]

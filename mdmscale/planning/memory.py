@@ -6,8 +6,9 @@ tensors that the layers of transformers save for backward; tests hold both again
 
 from dataclasses import dataclass
 
+from mdmscale.config_parallel import CUDA_BUCKET_SIZE
 from mdmscale.planning.hardware import GIB, Gpu
-from mdmscale.planning.job import BUCKET_SIZE, LIVE_PARAMETERS, Job
+from mdmscale.planning.job import LIVE_PARAMETERS, Job
 
 # CUDA context, NCCL, cuBLAS; and what the allocator loses between blocks.
 RESERVED, FRAGMENTATION = 2 * GIB, 0.05
@@ -183,7 +184,7 @@ def head_bytes(job: Job, num_masked: float, with_gradients: bool) -> float:
 def buffer_bytes(job: Job) -> float:
     """Buckets of gradients on their way, and ZeRO-3's gathered parameters."""
     parallel = job.parallel
-    stage, bucket = parallel.zero_stage, float(parallel.bucket_size or BUCKET_SIZE)
+    stage, bucket = parallel.zero_stage, float(parallel.bucket_size or CUDA_BUCKET_SIZE)
     copies = 1 if parallel.overlap_comm is False else 2
     if stage == 0 or (stage == 1 and job.width == 2 and parallel.offload_optimizer == "none"):
         return 0.0  # gradients are reduced after backward, when activations are gone

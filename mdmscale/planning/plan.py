@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from mdmscale.config import RunConfig
 from mdmscale.diffusion.p_pots import probe_edges
+from mdmscale.models.shape import ModelShape
 from mdmscale.planning.communication import Traffic, traffic_of
 from mdmscale.planning.compute import Compute, compute_of, forward_seconds, model_flops
 from mdmscale.planning.hardware import Cluster
 from mdmscale.planning.job import Job, make_job
 from mdmscale.planning.memory import Memory, memory_of
-from mdmscale.planning.shape import ModelShape
 
 # Of a pass's time, the share that can hide communication; of communication, the share that never hides.
 HIDING, NEVER_HIDDEN = 0.7, 0.1

@@ -5,10 +5,9 @@ from itertools import product
 
 from mdmscale.config import RunConfig
 from mdmscale.config_parallel import ParallelSection
+from mdmscale.models.shape import ModelShape, indivisible
 from mdmscale.planning.hardware import Cluster
-from mdmscale.planning.job import indivisible
 from mdmscale.planning.plan import Plan, make_plan
-from mdmscale.planning.shape import ModelShape
 
 SHARING = (1, 2, 4, 8)
 WITHIN = 1.02  # layouts this near to the fastest are as good, and the simplest of them is taken
@@ -46,7 +45,9 @@ def layouts(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterator[
         ranks, rest = divmod(cluster.num_gpus, tensor * sequence)
         sharing = config.parallel.model_copy(update={"tensor": tensor, "sequence": sequence})
         is_near = tensor == 1 or cluster.gpus_per_node % tensor == 0
-        if rest or not is_near or indivisible(shape, sharing) or config.train.global_batch_size % ranks:
+        if rest or not is_near or config.train.global_batch_size % ranks:
+            continue
+        if indivisible(shape, tensor, sequence):
             continue
         for micro in micro_batches(config.train.global_batch_size // ranks):
             for stage, checkpointing in product(stages, (False, True)):

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdmscale.config import DiffusionSection, RunConfig
+from mdmscale.config import RunConfig
+from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.config_loading import load_config
 from mdmscale.errors import UserError
 

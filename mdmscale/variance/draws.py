@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mdmscale.config import DiffusionSection
+from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import collate
 from mdmscale.data.source import Sample

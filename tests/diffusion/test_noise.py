@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from mdmscale.config import DiffusionSection
+from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.data.source import Sample
 from mdmscale.data.tokenizer import load_tokenizer
 from mdmscale.diffusion.noise import make_noise, noise_sample

@@ -7,7 +7,7 @@ import pytest
 
 from mdmscale.config import RunConfig
 from mdmscale.planning.job import Job, make_job
-from mdmscale.planning.shape import planned_shape
+from mdmscale.planning.planned import planned_shape
 
 SMALL: dict[str, dict[str, Any]] = {
     "run": {"name": "small"},

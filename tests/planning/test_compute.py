@@ -16,7 +16,7 @@ from mdmscale.planning.compute import forward_flops, model_flops
 from mdmscale.planning.hardware import make_cluster
 from mdmscale.planning.job import Job
 from mdmscale.planning.plan import Plan, make_plan
-from mdmscale.planning.shape import planned_shape
+from mdmscale.planning.planned import planned_shape
 
 LLAMA_8B = {
     "vocab_size": 128256,

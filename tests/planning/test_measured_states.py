@@ -13,7 +13,7 @@ from mdmscale.config import RunConfig
 from mdmscale.distributed import Ranks
 from mdmscale.planning.job import make_job
 from mdmscale.planning.memory import memory_of
-from mdmscale.planning.shape import planned_shape
+from mdmscale.planning.planned import planned_shape
 
 # Matrices above the 100,000 elements that ZeRO-3 keeps whole, and each a small part of the model, as ZeRO-2
 # keeps one whole at the border between ranks.

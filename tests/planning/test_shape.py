@@ -12,7 +12,7 @@ from mdmscale.config import ModelSection
 from mdmscale.errors import UserError
 from mdmscale.models.backbone import scratch_config
 from mdmscale.models.lora import add_lora
-from mdmscale.planning.shape import planned_shape
+from mdmscale.planning.planned import planned_shape
 
 KEYS: dict[str, Any] = {
     "tokenizer": "nowhere",

@@ -9,7 +9,7 @@ from mdmscale.config import RunConfig
 from mdmscale.config_loading import load_config
 from mdmscale.planning.hardware import make_cluster
 from mdmscale.planning.plan import make_plan
-from mdmscale.planning.shape import planned_shape
+from mdmscale.planning.planned import planned_shape
 from mdmscale.planning.suggest import at_stage, layouts, suggest
 
 Configs = Callable[..., RunConfig]

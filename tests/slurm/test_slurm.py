@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_values
+from conftest import ROOT, tiny_values, without_ranks
 
 from mdmscale.metrics import read_metrics
 
@@ -34,8 +34,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = min(probe.getsockname()[1], 65_000)
-    environment = {**os.environ, "SLURM_TEST_PORT": str(port), "SLURM_CONF": str(folder / "slurm.conf")}
-    environment = {name: value for name, value in environment.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment = {**without_ranks(), "SLURM_TEST_PORT": str(port), "SLURM_CONF": str(folder / "slurm.conf")}
     environment["TORCH_EXTENSIONS_DIR"] = str(build_folder())
     environment["VENV"] = sys.prefix
     try:

@@ -1,14 +1,16 @@
-"""The sizes of a model that a plan needs, from the architecture keys alone: no weights, no torch.
+"""The sizes of a llama-like model, from the architecture keys or a Hugging Face config: no weights, no torch.
 
 Legend: hidden = width of the residual stream; query, key = widths of all query and all key heads; inner =
 width of the MLP.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mdmscale.config import LoraSection, ModelSection
+
+# Embedding rows and MLP widths are padded to it: GEMMs like round shapes, and tensor parallelism needs them.
+ROW_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -82,35 +84,15 @@ class ModelShape:
         return self.layers * lora.rank * sum(sizes)
 
 
-def planned_shape(options: ModelSection) -> tuple[ModelShape, str]:
-    """The model's shape, and a note on where it is from.
-
-    A model.path that is no folder here is planned from the architecture keys where they are given, else
-    looked up on the hub. A tokenizer is opened only where it decides the vocabulary.
-
-    Raises:
-        UserError: for a folder that is no model's, or that differs from the keys.
-    """
-    keys = (options.vocab_size, options.hidden_size, options.num_hidden_layers, options.num_attention_heads)
-    if all(keys) and (options.path is None or not Path(options.path).is_dir()):
-        note = "" if options.path is None else f" (from the architecture keys, {options.path} not being here)"
-        return shape_of_keys(options), note
-    from mdmscale.models.backbone import model_config, num_scratch_tokens, run_tokenizer  # imports torch
-
-    num_tokens = num_scratch_tokens(run_tokenizer(options)) if options.path is None else 0
-    return shape_of_config(model_config(options, num_tokens)), ""
-
-
-def shape_of_keys(options: ModelSection) -> ModelShape:
+def shape_of_keys(options: ModelSection, vocab_size: int) -> ModelShape:
     """The shape that the keys of `model` describe, with the defaults of a model from scratch."""
-    vocab, hidden, layers = options.vocab_size, options.hidden_size, options.num_hidden_layers
-    heads = options.num_attention_heads
-    assert vocab and hidden and layers and heads
+    hidden, layers, heads = options.hidden_size, options.num_hidden_layers, options.num_attention_heads
+    assert hidden and layers and heads
     return ModelShape(
         family=options.architecture,
-        vocab=vocab,
+        vocab=vocab_size,
         hidden=hidden,
-        inner=options.intermediate_size or -(-(hidden * 8 // 3) // 64) * 64,
+        inner=options.intermediate_size or round_up(hidden * 8 // 3, ROW_MULTIPLE),
         layers=layers,
         heads=heads,
         key_heads=options.num_key_value_heads or heads,
@@ -133,3 +115,24 @@ def shape_of_config(config: Any) -> ModelShape:
         is_tied=config.tie_word_embeddings,
         has_biases=getattr(config, "attention_bias", False),
     )
+
+
+def indivisible(shape: ModelShape, tensor: int, sequence: int) -> list[str]:
+    """The sizes of a model that do not divide among ranks which share it, each as a problem."""
+    sizes = (
+        ("num_attention_heads", shape.heads, tensor * sequence),
+        ("num_key_value_heads", shape.key_heads, tensor),
+        ("intermediate_size", shape.inner, tensor),
+        ("vocab_size", shape.vocab, tensor),
+    )
+    return [
+        f"parallel.tensor = {tensor}"
+        + (f" x parallel.sequence = {sequence}" if ranks != tensor else "")
+        + f" does not divide the model's {name} = {size}; choose a divisor"
+        for name, size, ranks in sizes
+        if size % ranks
+    ]
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
