@@ -131,6 +131,9 @@ class TrainSection(Section):
     steps: int = key(..., "optimizer steps in all", ge=1)
     global_batch_size: int = key(..., "samples a step over all ranks (a MIRROR pair is one sample)", ge=1)
     micro_batch_size: int = key(1, "samples in one forward on one rank", ge=1)
+    packing: bool | None = key(
+        None, "lay the samples of a forward end to end instead of padding them; null: for sft, under sdpa"
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -234,6 +237,11 @@ class RunConfig(Section):
             problems.append(
                 f"data.sequence_length = {self.data.sequence_length} exceeds "
                 f"model.max_position_embeddings = {self.model.max_position_embeddings}"
+            )
+        if self.train.packing and self.model.attention != "sdpa":
+            problems.append(
+                f"train.packing = true keeps samples apart in sdpa, but model.attention is "
+                f"{self.model.attention}; set it to sdpa, or packing to false"
             )
         if problems:
             raise ValueError("\n".join(problems))

@@ -15,6 +15,7 @@ class BatchLayout:
     accumulation: int
     copies: int = 1  # rows a sample takes: 2 for a pair
     forwards: int = 1  # a micro-batch takes: 2 where the rows of a pair take turns
+    packs: bool = False  # rows of different lengths lie end to end instead of padded
 
     @property
     def global_batch_size(self) -> int:
@@ -62,11 +63,14 @@ def make_layout(config: RunConfig, world_size: int) -> BatchLayout:
             f"train.micro_batch_size = {train.micro_batch_size} = {per_turn}; "
             f"{train.global_batch_size // per_turn * per_turn or per_turn} would be"
         )
-    copies = config.diffusion.copies
+    copies, packs = config.diffusion.copies, train.packing
+    if packs is None:
+        packs = config.data.kind == "sft" and config.model.attention == "sdpa"
     return BatchLayout(
         num_ranks,
         train.micro_batch_size,
         train.global_batch_size // per_turn,
         copies,
         copies if config.diffusion.pair_forward == "sequential" else 1,
+        packs,
     )

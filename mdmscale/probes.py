@@ -13,8 +13,7 @@ import torch
 from mdmscale.config import EvalSection
 from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.data.batch import Batch
-from mdmscale.data.collate import collate
-from mdmscale.data.slicing import WHOLE, Slicer
+from mdmscale.data.collate import Collator
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.objective import per_sample
@@ -30,11 +29,10 @@ def measure_p_pots(
     engine: torch.nn.Module,
     source: SampleSource,
     noise: Noise,
-    mask_token_id: int,
+    collate: Collator,
     first_index: int,
     seed: int,
     ranks: Ranks,
-    slicer: Slicer = WHOLE,
 ) -> ProbeStatistics:
     """Draw the training estimator (a pair where that is in use) on the probe's grid of t.
 
@@ -53,7 +51,7 @@ def measure_p_pots(
         draws = range(item * options.num_masks, (item + 1) * options.num_masks)
         uniforms = [mask_uniforms(seed, draw, len(sample.token_ids), Stream.PROBE) for draw in draws]
         noised = [noise_sample(sample, t[t_place], 1.0, each, noise) for each in uniforms]
-        return _forward(engine, slicer(collate(noised, mask_token_id)), ranks.device)  # [2, num_masks]
+        return _forward(engine, collate(noised), ranks.device)  # [2, num_masks]
 
     results = _share_out(measure, options.num_x0 * len(t), (2, options.num_masks), ranks)
     grid = results.reshape(options.num_x0, len(t), 2, options.num_masks)
@@ -65,10 +63,9 @@ def evaluate(
     source: SampleSource,
     options: EvalSection,
     eps: float,
-    mask_token_id: int,
+    collate: Collator,
     rows_per_forward: int,
     ranks: Ranks,
-    slicer: Slicer = WHOLE,
 ) -> float:
     """The MDM loss on held-out data, in nats a token: mean over samples and a fixed grid of t, fixed masks.
 
@@ -87,7 +84,7 @@ def evaluate(
 
     def measure(item: int) -> np.ndarray:
         indices = range(item * rows_per_forward, min((item + 1) * rows_per_forward, num_draws))
-        batch = slicer(collate([draw(index) for index in indices], mask_token_id))
+        batch = collate([draw(index) for index in indices])
         return np.array([_forward(engine, batch, ranks.device)[0].sum()])
 
     sums = _share_out(measure, -(-num_draws // rows_per_forward), (1,), ranks)

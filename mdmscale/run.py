@@ -9,6 +9,7 @@ from transformers.utils import logging as hf_logging
 from mdmscale import checkpoint
 from mdmscale.config import RunConfig
 from mdmscale.config_loading import dump_config
+from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.opening import open_run_data, undone_on_refusal
 from mdmscale.data.slicing import Slicer
@@ -27,6 +28,7 @@ from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.flops import FlopCount, count_flops
 from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.models.packed_attention import attend_in_rows
 from mdmscale.models.sequence_parallel import split_sequences
 from mdmscale.models.shape import shape_of_config
 from mdmscale.models.tensor_parallel import check_divides, split_model
@@ -57,7 +59,7 @@ class Run:
     noise: Noise
     engine: Engine
     loader: TrainLoader
-    slicer: Slicer
+    collate: Collator
     flops: FlopCount
 
     step: int  # optimizer steps taken
@@ -126,16 +128,17 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     on_first_rank(ranks, lambda: _write_config(config, folder))
     num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
-    # A slicer sees to the shift itself, as the state before a slice's first position is another rank's.
-    slicer = Slicer(ranks.sequence_rank, ranks.sequence, backbone.logit_shift)
-    shifts_here = backbone.logit_shift and ranks.sequence == 1
-    model = MaskedDiffusionModel(backbone.model, shifts_here, config.model.head_chunk_size)
+    slicer = Slicer(ranks.sequence_rank, ranks.sequence)
+    collate = Collator(backbone.mask_token_id, backbone.logit_shift, layout.packs, slicer)
+    model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size)
+    if layout.packs:
+        attend_in_rows(backbone.model)
     split_model(backbone.model, ranks)
     split_sequences(backbone.model, ranks)
     if config.model.activation_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     engine = initialise_engine(model.train(), config, layout, ranks)
-    loader = TrainLoader(source, config, layout, ranks.data_rank, noise, backbone.mask_token_id, slicer)
+    loader = TrainLoader(source, config, layout, ranks.data_rank, noise, collate)
     edges = probe_edges(config.diffusion.p_pots)
     run = Run(
         config,
@@ -147,7 +150,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         noise,
         engine,
         loader,
-        slicer,
+        collate,
         count_flops(shape_of_config(backbone.model.config), is_frozen=backbone.lora is not None),
         step=0,
         consumed_tokens=0,

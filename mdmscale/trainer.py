@@ -214,11 +214,10 @@ def measure(run: Run) -> ProbeStatistics:
         run.engine.deepspeed,
         run.source,
         run.noise,
-        run.backbone.mask_token_id,
+        run.collate,
         run.consumed_samples,
         run.config.run.seed,
         run.ranks,
-        run.slicer,
     )
 
 
@@ -243,10 +242,9 @@ def run_evaluation(run: Run) -> dict[str, float]:
         run.source,
         options,
         run.config.diffusion.eps,
-        run.backbone.mask_token_id,
+        run.collate,
         run.layout.rows_per_forward,
         run.ranks,
-        run.slicer,
     )
     if not run.config.diffusion.ema_decay:
         return {"eval_loss": loss}

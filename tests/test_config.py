@@ -10,6 +10,7 @@ import yaml
 
 from mdmscale.config_loading import describe_keys, dump_config, load_config, validate
 from mdmscale.errors import UserError
+from mdmscale.layout import make_layout
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -54,6 +55,15 @@ def test_numbers_as_people_write_them(config_file: Path, text: str, number: floa
     config_file.write_text(COMPLETE.replace("1e-4", text))
     assert load_config(config_file).optimizer.lr == number
     assert load_config(config_file, [f"optimizer.weight_decay={text}"]).optimizer.weight_decay == number
+
+
+def test_sft_is_packed_where_attention_can_keep_samples_apart(config_file: Path) -> None:
+    def packs(*overrides: str) -> bool:
+        return make_layout(load_config(config_file, list(overrides)), 1).packs
+
+    sft = ("data.kind=sft", "data.path=x.jsonl")
+    assert not packs() and packs("train.packing=true")
+    assert packs(*sft) and not packs(*sft, "train.packing=false") and not packs(*sft, "model.attention=eager")
 
 
 @pytest.mark.parametrize("text", ["no", "on", "2024-01-31", "x1e5", "e4", "1e"])

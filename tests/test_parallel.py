@@ -25,6 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen3": {"model": {"architecture": "qwen3"}},  # norms of single heads
     "qwen2": {"model": {"architecture": "qwen2", "tie_word_embeddings": False, "logit_shift": True}},
     "annealed": {"model": {"attention_annealing_steps": 12, "activation_checkpointing": True}},
+    "packed": {"diffusion": {"strata": 4}, "train": {"packing": True}},  # plain without its padding
     "turns": {
         "diffusion": {"t_sampler": "stratified", "normalization": "token", "pair_forward": "sequential"}
     },
@@ -37,12 +38,13 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
     ("plain", {"zero_stage": 2, **CPU}),
     ("qwen3", {"zero_stage": 0, **TENSOR}),
     ("qwen2", {"zero_stage": 1, **SEQUENCE}),
+    ("packed", {"zero_stage": 2, **SEQUENCE}),
 ]
 SLOW: dict[int, list[tuple[str, dict[str, Any]]]] = {
     2: [
         *(("plain", {"zero_stage": stage, **TENSOR}) for stage in (0, 2, 3)),
         *(("plain", {"zero_stage": stage, **SEQUENCE}) for stage in (0, 1, 2)),
-        *((kind, {"zero_stage": 3, **TENSOR}) for kind in ("qwen3", "qwen2", "annealed", "turns")),
+        *((kind, {"zero_stage": 3, **TENSOR}) for kind in ("qwen3", "qwen2", "annealed", "packed", "turns")),
         *((kind, {"zero_stage": 3, **SEQUENCE}) for kind in ("qwen3", "qwen2", "annealed", "turns")),
         ("plain", {"zero_stage": 1, **CPU}),
         ("plain", {"zero_stage": 3, **CPU, "offload_parameters": "cpu"}),
@@ -98,12 +100,16 @@ def slow_runs(runs: Path, corpus: Path) -> Path:
     return runs
 
 
+def alone(runs: Path, kind: str) -> Path:
+    """The run of one rank."""
+    return runs / name_of(kind, 1, {"zero_stage": 0})
+
+
 def series(run: Path, key: str) -> np.ndarray:
     return np.array([record[key] for record in read_metrics(run) if key in record])
 
 
-def assert_same_run(runs: Path, kind: str, ranks: int, parallel: dict[str, Any]) -> None:
-    reference, run = (runs / name_of(kind, *layout) for layout in ((1, {"zero_stage": 0}), (ranks, parallel)))
+def assert_same_run(run: Path, reference: Path) -> None:
     assert len(series(run, "loss")) == 20
     for key in ("loss", "loss_controlled", "eval_loss"):
         np.testing.assert_allclose(series(run, key), series(reference, key), rtol=1e-5)
@@ -118,7 +124,11 @@ def assert_same_run(runs: Path, kind: str, ranks: int, parallel: dict[str, Any])
 
 @pytest.mark.parametrize(("kind", "parallel"), QUICK, ids=str)
 def test_sharing_changes_nothing(runs: Path, kind: str, parallel: dict[str, Any]) -> None:
-    assert_same_run(runs, kind, 2, parallel)
+    assert_same_run(runs / name_of(kind, 2, parallel), alone(runs, kind))
+
+
+def test_packing_changes_nothing(runs: Path) -> None:
+    assert_same_run(alone(runs, "packed"), alone(runs, "plain"))
 
 
 @pytest.mark.slow
@@ -130,7 +140,7 @@ def test_sharing_changes_nothing(runs: Path, kind: str, parallel: dict[str, Any]
 def test_sharing_changes_nothing_anywhere(
     slow_runs: Path, ranks: int, kind: str, parallel: dict[str, Any]
 ) -> None:
-    assert_same_run(slow_runs, kind, ranks, parallel)
+    assert_same_run(slow_runs / name_of(kind, ranks, parallel), alone(slow_runs, kind))
 
 
 def test_a_checkpoint_of_tensor_ranks_reads_as_whole(runs: Path) -> None:
@@ -212,6 +222,10 @@ def config_with(corpus: Path, **changes: dict[str, Any]) -> RunConfig:
         (
             {"parallel": {"sequence": 2}, "model": {"attention": "eager"}},
             "parallel.sequence = 2 exchanges slices around sdpa",
+        ),
+        (
+            {"train": {"packing": True}, "model": {"attention": "eager"}},
+            "train.packing = true keeps samples apart in sdpa, but model.attention is eager",
         ),
         (
             {"parallel": {"tensor": 2}, "model": {"path": "folder", "lora": {}}},

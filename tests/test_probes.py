@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mdmscale.config import EvalSection, ModelSection
 from mdmscale.config_diffusion import DiffusionSection, PPotsSection
+from mdmscale.data.collate import Collator
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
@@ -51,7 +52,7 @@ def backbone(corpus: Path) -> Backbone:
 @pytest.fixture
 def model(backbone: Backbone, ranks: Ranks) -> MaskedDiffusionModel:
     """What stands in for DeepSpeed's engine: the probes only call it and switch its mode."""
-    return MaskedDiffusionModel(backbone.model, logit_shift=False, head_chunk_size=5).to(ranks.device).train()
+    return MaskedDiffusionModel(backbone.model, head_chunk_size=5).to(ranks.device).train()
 
 
 def naive_logits(backbone: Backbone, token_ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
@@ -83,6 +84,10 @@ def naive_evaluation(backbone: Backbone, source: PairSource, num_samples: int, n
     return float(np.mean(losses))
 
 
+def collate(backbone: Backbone) -> Collator:
+    return Collator(backbone.mask_token_id)
+
+
 def run_evaluation(
     model: MaskedDiffusionModel,
     backbone: Backbone,
@@ -91,7 +96,7 @@ def run_evaluation(
     rows: int = 3,
 ) -> float:
     options = EvalSection(samples=samples, num_t=3)
-    return evaluate(model, PairSource(), options, EPS, backbone.mask_token_id, rows, ranks)
+    return evaluate(model, PairSource(), options, EPS, collate(backbone), rows, ranks)
 
 
 @pytest.mark.parametrize(("samples", "used"), [(1, 1), (2, 2), (4, 4), (64, 5)])
@@ -160,7 +165,7 @@ def test_a_probe_measures_the_estimator_that_training_uses(
 ) -> None:
     diffusion = P_POTS[name]
     options = diffusion.p_pots
-    measured = measure_p_pots(model, PairSource(), Noise(diffusion), backbone.mask_token_id, 40, SEED, ranks)
+    measured = measure_p_pots(model, PairSource(), Noise(diffusion), collate(backbone), 40, SEED, ranks)
     losses, squared_norms = naive_statistics(backbone, diffusion, first_index=40)
     assert np.allclose(measured.t, (np.arange(options.num_t) + 0.5) / options.num_t)
     assert measured.losses.shape == (options.num_x0, options.num_t, options.num_masks)
@@ -174,7 +179,7 @@ def test_the_table_is_probed_at_the_midpoints_of_its_own_cells(
 ) -> None:
     options = PPotsSection(fit="table", num_x0=2, num_t=8, num_masks=2)
     diffusion = DiffusionSection(eps=EPS, p_pots=options)
-    measured = measure_p_pots(model, PairSource(), Noise(diffusion), backbone.mask_token_id, 0, SEED, ranks)
+    measured = measure_p_pots(model, PairSource(), Noise(diffusion), collate(backbone), 0, SEED, ranks)
     assert measured.t[0] == pytest.approx(0.0025) and measured.t[-1] == pytest.approx(0.95)
     assert measured.losses.shape == (2, len(measured.t), 2)
 
@@ -184,9 +189,7 @@ def test_passes_are_repeatable_and_leave_the_global_generators_alone(
 ) -> None:
     def both() -> tuple[float, np.ndarray]:
         diffusion = P_POTS["mirror"]
-        statistics = measure_p_pots(
-            model, PairSource(), Noise(diffusion), backbone.mask_token_id, 0, SEED, ranks
-        )
+        statistics = measure_p_pots(model, PairSource(), Noise(diffusion), collate(backbone), 0, SEED, ranks)
         return run_evaluation(model, backbone, ranks), statistics.losses
 
     state = torch.random.get_rng_state()
@@ -212,7 +215,7 @@ def test_no_gradient_is_left_and_the_mode_is_restored(
     try:
         model.train(training)
         run_evaluation(model, backbone, ranks)
-        measure_p_pots(model, PairSource(), Noise(P_POTS["mirror"]), backbone.mask_token_id, 0, SEED, ranks)
+        measure_p_pots(model, PairSource(), Noise(P_POTS["mirror"]), collate(backbone), 0, SEED, ranks)
         assert model.training is backbone.model.training is training
     finally:
         hook.remove()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mdmscale.config_diffusion import DiffusionSection
-from mdmscale.data.collate import collate
+from mdmscale.data.collate import Collator
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
@@ -35,7 +35,7 @@ def test_sums_are_those_of_a_loop(samples: list[NoisedSample], turns: int, ranks
     sums = StepSums(baseline, SCALE, Ranks(0, 1, torch.device("cpu")))
     for part in (samples[:2], samples[2:]):
         rows = [part] if turns == 1 else [[sample.copy(number) for sample in part] for number in range(2)]
-        batches = [collate(row, mask_token_id=0) for row in rows]
+        batches = [Collator(0)(row) for row in rows]
         sums.add([(batch, batch.targets.float(), batch.targets.float() ** 2) for batch in batches])
     totals = sums.reduce(stop=True)
 

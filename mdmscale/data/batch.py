@@ -12,13 +12,15 @@ class Batch:
     """Masked rows and what their masked positions should be.
 
     A sample takes `copies` adjacent rows (2 for a pair in one forward). rows = num_samples * copies; masked =
-    masked positions in all rows; length = that of the longest sample.
+    masked positions in all rows; length = that of the longest sample. Packed rows lie end to end in one:
+    rows = 1, and length = the sum of theirs.
     """
 
     input_ids: torch.Tensor  # int64 [rows, length], the mask token where masked
     attention_mask: torch.Tensor | None  # int64 [rows, length], 0 at padding; None where there is none;
-    # while attention is annealed bool [rows, 1, length, length], the pairs that are open
-    positions: torch.Tensor  # int64 [masked], into the flattened rows
+    # while attention is annealed bool [rows, 1, length, length], the pairs that are open; in packed rows
+    # bool [1, 1, longest, longest], the same in each
+    positions: torch.Tensor  # int64 [masked], into the flattened rows, what a token is predicted from
     targets: torch.Tensor  # int64 [masked], the clean tokens
     weights: torch.Tensor  # float32 [masked], what a cross-entropy adds to its sample's loss
     sample_of: torch.Tensor  # int64 [masked], the sample in the micro-batch that a position belongs to
@@ -27,7 +29,8 @@ class Batch:
     num_tokens: int  # clean tokens, padding not counted
     num_eligible: int  # tokens that may be masked
     num_pairs: int  # sum of the samples' squared lengths: what attention takes
-    position_ids: torch.Tensor | None = None  # int64 [1, length] of a slice of longer rows; None: from 0 on
+    position_ids: torch.Tensor | None = None  # int64 [1, length] of slices and packed rows; None: from 0 on
+    row_lengths: tuple[int, ...] | None = None  # of packed rows
 
     def to(self, device: torch.device) -> Self:
         """The batch with its tensors on `device`."""
@@ -44,7 +47,15 @@ class Batch:
         return len(self.t)
 
     @property
-    def model_inputs(self) -> dict[str, torch.Tensor | None]:
+    def model_inputs(self) -> dict[str, Any]:
         """The arguments of MaskedDiffusionModel.forward."""
-        names = ("input_ids", "attention_mask", "positions", "targets", "weights", "position_ids")
+        names = (
+            "input_ids",
+            "attention_mask",
+            "positions",
+            "targets",
+            "weights",
+            "position_ids",
+            "row_lengths",
+        )
         return {name: getattr(self, name) for name in names}

@@ -1,25 +1,16 @@
 """Samples and their noise for each step, made into this rank's micro-batches."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from mdmscale.config import RunConfig
 from mdmscale.data.batch import Batch
-from mdmscale.data.collate import collate
-from mdmscale.data.slicing import WHOLE, Slicer
+from mdmscale.data.collate import Collator
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.diffusion.uniforms import mask_uniforms
 from mdmscale.layout import BatchLayout
-from mdmscale.models.annealing import annealed_mask, open_pairs
-
-
-def annealed(batch: Batch, pairs: np.ndarray) -> Batch:
-    """The batch with only some pairs of positions open to attention."""
-    mask = annealed_mask(batch.attention_mask, pairs, *batch.input_ids.shape)
-    return replace(batch, attention_mask=mask)
+from mdmscale.models.annealing import open_pairs
 
 
 class TrainLoader:
@@ -32,16 +23,14 @@ class TrainLoader:
         layout: BatchLayout,
         rank: int,
         noise: Noise,
-        mask_token_id: int,
-        slicer: Slicer = WHOLE,
+        collate: Collator,
     ):
         self.source = source
         self.layout = layout
         self.rank = rank  # among the data-parallel ones
-        self.slicer = slicer
         self.seed = config.run.seed
         self.noise = noise
-        self.mask_token_id = mask_token_id
+        self.collate = collate
         self.annealing_steps = config.model.attention_annealing_steps
         self.longest = config.data.sequence_length
 
@@ -50,21 +39,20 @@ class TrainLoader:
 
         One forward with all rows; where the rows of a pair take turns, two with one row a sample.
         """
-        micro_batches = [
-            self.forwards_of([self.noised(index, t_sampler) for index in indices])
-            for indices in self.layout.sample_indices(step, self.rank)
-        ]
+        pairs = None
         if step < self.annealing_steps:
             pairs = open_pairs(self.seed, step, self.annealing_steps, self.longest)
-            micro_batches = [[annealed(batch, pairs) for batch in forwards] for forwards in micro_batches]
-        return [[self.slicer(batch) for batch in forwards] for forwards in micro_batches]
-
-    def forwards_of(self, samples: list[NoisedSample]) -> list[Batch]:
-        """The forwards of one micro-batch."""
-        if self.layout.forwards == 1:
-            return [collate(samples, self.mask_token_id)]
         return [
-            collate([sample.copy(number) for sample in samples], self.mask_token_id)
+            self.forwards_of([self.noised(index, t_sampler) for index in indices], pairs)
+            for indices in self.layout.sample_indices(step, self.rank)
+        ]
+
+    def forwards_of(self, samples: list[NoisedSample], pairs: np.ndarray | None = None) -> list[Batch]:
+        """The forwards of one micro-batch, in which attention sees `pairs` of positions (None: all)."""
+        if self.layout.forwards == 1:
+            return [self.collate(samples, pairs)]
+        return [
+            self.collate([sample.copy(number) for sample in samples], pairs)
             for number in range(self.layout.forwards)
         ]
 

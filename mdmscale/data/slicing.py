@@ -10,15 +10,13 @@ from mdmscale.data.batch import Batch
 
 @dataclass(frozen=True)
 class Slicer:
-    """Cuts slice `place` of `ranks` out of each row.
+    """Cuts slice `place` of `ranks` out of each row; packed rows are one.
 
-    A masked position belongs to the slice that holds the hidden state it is predicted from: its own, or with
-    `logit_shift` the one before it.
+    A masked position belongs to the slice that holds the hidden state it is predicted from.
     """
 
     place: int
     ranks: int
-    logit_shift: bool
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch of this slice; the numbers of samples and tokens stay those of the whole."""
@@ -28,15 +26,20 @@ class Slicer:
         padding = -length % self.ranks
         width = (length + padding) // self.ranks
         first = self.place * width
+        position_ids = torch.arange(length)[None] if batch.position_ids is None else batch.position_ids
+        attention_mask, row_lengths = batch.attention_mask, batch.row_lengths
+        if row_lengths is None:
+            attention_mask = whole_mask(attention_mask, rows, length, padding)
+        elif padding:
+            row_lengths = (*row_lengths, padding)
         columns, row = batch.positions % length, batch.positions // length  # [masked]
-        if self.logit_shift:
-            columns = (columns - 1).clamp(min=0)
         is_here = (columns >= first) & (columns < first + width)  # [masked]
         return replace(
             batch,
             input_ids=F.pad(batch.input_ids, (0, padding))[:, first : first + width].contiguous(),
-            position_ids=torch.arange(first, first + width)[None],
-            attention_mask=whole_mask(batch.attention_mask, rows, length, padding),
+            position_ids=F.pad(position_ids, (0, padding))[:, first : first + width].contiguous(),
+            attention_mask=attention_mask,
+            row_lengths=row_lengths,
             positions=(row * width + columns - first)[is_here],
             targets=batch.targets[is_here],
             weights=batch.weights[is_here],
@@ -44,7 +47,7 @@ class Slicer:
         )
 
 
-WHOLE = Slicer(0, 1, logit_shift=False)
+WHOLE = Slicer(0, 1)
 
 
 def whole_mask(

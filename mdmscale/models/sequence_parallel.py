@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from mdmscale.distributed import Ranks
+from mdmscale.models.packed_attention import attention
 
 NAME = "mdmscale_ulysses"
 HEADS, TOKENS = 1, 2  # dimensions
@@ -30,7 +30,8 @@ def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
         query: torch.Tensor,  # [rows, heads, slice, width]
         key: torch.Tensor,  # [rows, key heads, slice, width]
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,  # bool [rows, 1, 1 or length, length]
+        attention_mask: torch.Tensor | None,  # bool [rows, 1, 1 or length, length], or pairs of packed rows
+        row_lengths: tuple[int, ...] | None = None,
         scaling: float | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
@@ -39,9 +40,8 @@ def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
             key, value = (each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value))
         group = ranks.sequence_group
         query, key, value = (_Exchange.apply(each, HEADS, TOKENS, group) for each in (query, key, value))
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
-        )  # [rows, heads / ranks, length, width]
+        attended = attention(query, key, value, attention_mask, row_lengths, scaling)
+        # now [rows, heads / ranks, length, width]
         attended = _Exchange.apply(attended, TOKENS, HEADS, group)  # [rows, heads, slice, width]
         return attended.transpose(1, 2).contiguous(), None
 

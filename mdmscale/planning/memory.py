@@ -124,8 +124,8 @@ def layer_bytes(job: Job) -> float:
     attention = width * (2 * query + 2 * (query if is_repeated else key)) + pairs
     if options.attention != "eager":
         attention += FP32 * heads
-    if job.parallel.sequence > 1:
-        attention += width * query  # the output as slices, beside that of whole rows
+    if job.parallel.sequence > 1 or (job.layout.packs and job.rows_may_be_padded):
+        attention += width * query  # the output as slices, or all rows', beside that of whole rows
     if shape.has_head_norms:
         attention += (FP32 + width) * (query + key) + FP32 * (heads + shape.key_heads / tensor)
     adapters = 0.0 if options.lora is None else width * options.lora.rank * len(shape.linears)
@@ -138,6 +138,8 @@ def pair_bytes(job: Job) -> float:
     if options.attention == "eager":
         scores = FP32 + (job.width if job.width < FP32 else 0)
         return job.shape.heads / job.parallel.tensor * job.length * scores
+    if job.layout.packs:
+        return 0.0  # a mask of annealed pairs is shared by all rows and layers
     is_masked = options.attention_annealing_steps > 0 or (
         job.rows_may_be_padded and job.parallel.sequence == 1 and options.attention == "sdpa"
     )

@@ -16,6 +16,7 @@ from mdmscale.config_loading import load_config
 from mdmscale.errors import UserError
 
 if TYPE_CHECKING:
+    from mdmscale.data.collate import Collator
     from mdmscale.data.source import SampleSource
     from mdmscale.diffusion.density import DensityTable
     from mdmscale.distributed import Ranks
@@ -131,12 +132,12 @@ def run_report(arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks")
     from mdmscale.variance.methods import coefficients, methods
 
     started = time.monotonic()
-    model, mask_token_id, source = open_parts(arguments, config, ranks)
+    model, collate, source = open_parts(arguments, config, ranks)
     options = config.diffusion
     # A target's density is fitted before parameters are frozen for the gradients that are measured.
-    densities = probe_densities(model, source, options, mask_token_id, config.run.seed, ranks)
+    densities = probe_densities(model, source, options, collate, config.run.seed, ranks)
     pattern, parameters = on_every_rank(ranks, lambda: choose_parameters(model, arguments.parameters))
-    drawer = Drawer(model, parameters, options, TABLE_EDGES, mask_token_id, ranks.device)
+    drawer = Drawer(model, parameters, options, TABLE_EDGES, collate, ranks.device)
     with bar(ranks) as progress:
         measured = measure(drawer, source, arguments.seed, budget(arguments), ranks, progress)
 
@@ -172,10 +173,11 @@ def run_report(arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks")
 
 def open_parts(
     arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks"
-) -> "tuple[MaskedDiffusionModel, int, SampleSource]":
-    """The checkpoint's model in eval mode, its mask token, and the config's data."""
+) -> "tuple[MaskedDiffusionModel, Collator, SampleSource]":
+    """The checkpoint's model in eval mode, what lays out its rows, and the config's data."""
     from transformers.utils import logging as hf_logging
 
+    from mdmscale.data.collate import Collator
     from mdmscale.data.opening import open_run_data
     from mdmscale.distributed import on_every_rank, on_first_rank
     from mdmscale.generation.loading import find_model_folder
@@ -191,15 +193,16 @@ def open_parts(
     encoded = unfinished(arguments.output)
     on_first_rank(ranks, lambda: shutil.rmtree(encoded, ignore_errors=True))
     source = open_run_data(config, backbone, encoded, ranks)
-    model = MaskedDiffusionModel(backbone.model, backbone.logit_shift, config.model.head_chunk_size)
-    return model.to(ranks.device).eval(), backbone.mask_token_id, source
+    model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size)
+    collate = Collator(backbone.mask_token_id, backbone.logit_shift)
+    return model.to(ranks.device).eval(), collate, source
 
 
 def probe_densities(
     model: "MaskedDiffusionModel",
     source: "SampleSource",
     options: DiffusionSection,
-    mask_token_id: int,
+    collate: "Collator",
     seed: int,
     ranks: "Ranks",
 ) -> "dict[str, DensityTable]":
@@ -213,7 +216,7 @@ def probe_densities(
     densities = {}
     for masking in ("bernoulli", "mirror", "complement"):
         noise = Noise(options.model_copy(update={"masking": masking, "isad": None, "syrm": None}))
-        statistics = measure_p_pots(model, source, noise, mask_token_id, FIRST_PROBED, seed, ranks)
+        statistics = measure_p_pots(model, source, noise, collate, FIRST_PROBED, seed, ranks)
         for target in ("paper", "loss", "gradient"):
             moment = statistics.second_moment(target)
             fit = partial(fit_density, moment, options.p_pots)

@@ -14,7 +14,7 @@ import torch
 
 from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.data.batch import Batch
-from mdmscale.data.collate import collate
+from mdmscale.data.collate import Collator
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.objective import per_sample
@@ -58,11 +58,11 @@ class Drawer:
         parameters: list[torch.nn.Parameter],
         options: DiffusionSection,
         edges: np.ndarray,
-        mask_token_id: int,
+        collate: Collator,
         device: torch.device,
     ) -> None:
         self.model, self.parameters = model, parameters
-        self.edges, self.mask_token_id, self.device = edges, mask_token_id, device
+        self.edges, self.collate, self.device = edges, collate, device
         self.noises = {
             masking: Noise(options.model_copy(update={"masking": masking, "isad": None, "syrm": None}))
             for masking in ("bernoulli", "mirror", "complement")
@@ -108,7 +108,7 @@ class Drawer:
 
     def _measure(self, noised: NoisedSample) -> tuple[float, torch.Tensor, float]:
         """The loss of one draw, its gradient [params] and its squared logit-gradient norm."""
-        batch = collate([noised], self.mask_token_id).to(self.device)
+        batch = self.collate([noised]).to(self.device)
         loss, _, squared_norms = self.model(**batch.model_inputs)
         gradients = torch.autograd.grad(loss, self.parameters)
         flat = torch.cat([gradient.float().flatten() for gradient in gradients])
@@ -121,6 +121,6 @@ class Drawer:
             noise_sample(sample, t, 1.0, random.random(len(sample.token_ids)), self.noises["bernoulli"])
             for t in random.random(PLAIN)
         ]
-        batch: Batch = collate(draws, self.mask_token_id).to(self.device)
+        batch: Batch = self.collate(draws).to(self.device)
         _, losses, _ = self.model(**batch.model_inputs)
         return per_sample((batch.weights * losses).double(), batch.sample_of, PLAIN).cpu().numpy()

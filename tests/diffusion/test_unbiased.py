@@ -11,7 +11,7 @@ from numpy.polynomial.legendre import leggauss
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mdmscale.config_diffusion import DiffusionSection
-from mdmscale.data.collate import collate
+from mdmscale.data.collate import Collator
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.masking import copy_rates, position_rates
@@ -51,14 +51,12 @@ def model() -> MaskedDiffusionModel:
         is_causal=False,
     )
     config.initializer_range = 0.5
-    return MaskedDiffusionModel(
-        LlamaForCausalLM(config).double().eval(), logit_shift=False, head_chunk_size=5
-    )
+    return MaskedDiffusionModel(LlamaForCausalLM(config).double().eval(), head_chunk_size=5)
 
 
 def batch_loss(model: MaskedDiffusionModel, sample: NoisedSample) -> float:
     """The training path: one noised sample to its loss."""
-    batch = collate([sample], MASK_ID)
+    batch = Collator(MASK_ID)([sample])
     _, losses, _ = model(**batch.model_inputs)
     return float(per_sample(batch.weights.double() * losses, batch.sample_of, 1)[0])
 
@@ -69,7 +67,7 @@ def cross_entropies(model: MaskedDiffusionModel) -> CrossEntropies:
     table = {}
     for bits in product([False, True], repeat=LENGTH):
         mask = np.array(bits)[None]
-        batch = collate([NoisedSample(TOKENS, mask, mask.astype(float), LENGTH, 0.5, 1.0)], MASK_ID)
+        batch = Collator(MASK_ID)([NoisedSample(TOKENS, mask, mask.astype(float), LENGTH, 0.5, 1.0)])
         values = np.zeros(LENGTH)
         values[mask[0]] = model(**batch.model_inputs)[1].double().numpy()
         table[bits] = values

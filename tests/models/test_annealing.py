@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mdmscale.config import ModelSection, RunConfig
+from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.noise import Noise
@@ -52,7 +53,7 @@ def test_every_layout_sees_the_same_pairs_and_none_once_it_is_over(tiny: dict[st
     sampler = make_t_sampler(config)
 
     def masks(layout: BatchLayout, rank: int, step: int) -> list[torch.Tensor | None]:
-        loader = TrainLoader(Source(), config, layout, rank, Noise(config.diffusion), mask_token_id=3)
+        loader = TrainLoader(Source(), config, layout, rank, Noise(config.diffusion), Collator(3))
         return [batch.attention_mask for (batch,) in loader.micro_batches(step, sampler)]
 
     (whole,) = masks(BatchLayout(1, 8, 1), 0, step=2)

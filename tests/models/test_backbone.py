@@ -59,7 +59,7 @@ def test_padding_changes_nothing(corpus: Path, family: str) -> None:
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_export_opens_with_plain_transformers(corpus: Path, tmp_path: Path, family: str, tied: bool) -> None:
     backbone = build(corpus, architecture=family, tie_word_embeddings=tied, logit_shift=True)
-    MaskedDiffusionModel(backbone.model, logit_shift=True, head_chunk_size=4)
+    MaskedDiffusionModel(backbone.model, head_chunk_size=4)
     backbone.model.save_pretrained(tmp_path / "hf")
     backbone.tokenizer.save_pretrained(tmp_path / "hf")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()

@@ -20,18 +20,15 @@ def options(corpus: Path) -> ModelSection:
     )
 
 
-@pytest.mark.parametrize("logit_shift", [False, True])
-def test_reads_the_hidden_state_that_predicts_each_position(options: ModelSection, logit_shift: bool) -> None:
+def test_reads_the_hidden_states_at_the_positions(options: ModelSection) -> None:
     backbone = build_backbone(options, eps=1e-3, seed=0)
-    model = MaskedDiffusionModel(backbone.model, logit_shift, head_chunk_size=3)
+    model = MaskedDiffusionModel(backbone.model, head_chunk_size=3)
     ids = torch.arange(20, 32).reshape(2, 6)
     positions = torch.tensor([0, 3, 6, 7, 11])
     targets, weights = torch.tensor([5, 6, 7, 8, 9]), torch.ones(5)
     output = model(ids, None, positions, targets, weights)
 
-    rows, columns = positions // 6, positions % 6
-    sources = (columns - 1).clamp(min=0) if logit_shift else columns
-    hidden = backbone.model.model(ids).last_hidden_state[rows, sources]
+    hidden = backbone.model.model(ids).last_hidden_state[positions // 6, positions % 6]
     naive = naive_masked_cross_entropy(hidden, backbone.model.lm_head.weight, targets, weights)
     torch.testing.assert_close(output.losses, naive.losses)
 
@@ -40,7 +37,7 @@ def test_activation_checkpointing_changes_no_gradient(options: ModelSection) -> 
     gradients = []
     for enabled in (False, True):
         backbone = build_backbone(options, eps=1e-3, seed=0)
-        model = MaskedDiffusionModel(backbone.model, False, head_chunk_size=3).train()
+        model = MaskedDiffusionModel(backbone.model, head_chunk_size=3).train()
         if enabled:
             backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
         ids = torch.arange(20, 32).reshape(2, 6)

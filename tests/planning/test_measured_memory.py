@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from mdmscale.models.backbone import DTYPES, scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead
 from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.models.packed_attention import attend_in_rows
 from mdmscale.planning.job import Job
 from mdmscale.planning.memory import activation_bytes, head_bytes, memory_of
 
@@ -61,6 +62,24 @@ def test_activations(small_job: Callable[..., Job], dtype: str, sections: dict[s
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_activations_of_packed_rows(small_job: Callable[..., Job], dtype: str) -> None:
+    """Rows of different lengths end to end, as many tokens as the longest would have."""
+    job = small_job(
+        model={"dtype": dtype, "num_key_value_heads": 2},
+        data={"random_length_fraction": 0.5},
+        train={"micro_batch_size": 4, "packing": True},
+    )
+    model = build(job)
+    attend_in_rows(model)
+    lengths = (job.length - 8, job.length, job.length, job.length + 8)
+    token_ids = torch.randint(0, job.shape.vocab, (1, sum(lengths)))
+    position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
+    with Saved(model.parameters()) as saved:
+        model.model(input_ids=token_ids, position_ids=position_ids, row_lengths=lengths, use_cache=False)
+    assert saved.num_bytes == pytest.approx(activation_bytes(job), rel=WITHIN)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_checkpointed_activations(small_job: Callable[..., Job], dtype: str) -> None:
     """Each layer's input when forward is done."""
     job = small_job(model={"dtype": dtype, "num_hidden_layers": 6, "activation_checkpointing": True})
@@ -79,7 +98,7 @@ def test_forward_and_backward(
     """The most that is alive at once beside weights and gradients; whether layers or the head need more."""
     keys = {"dtype": dtype, "num_hidden_layers": 4, "head_chunk_size": 96, "vocab_size": vocab}
     job = small_job(model=keys | {"activation_checkpointing": checkpointing}, train={"micro_batch_size": 2})
-    model = MaskedDiffusionModel(build(job), False, 96).train()
+    model = MaskedDiffusionModel(build(job), 96).train()
     token_ids, _ = rows_of(job)
     positions = torch.arange(token_ids.numel())
 

@@ -29,7 +29,7 @@ def measure(config: RunConfig, ranks: Ranks) -> dict[str, int]:
     older = everything()  # of engines before; held, so that their addresses stay theirs
     dtype = DTYPES[config.model.dtype]
     backbone = AutoModelForCausalLM.from_config(scratch_config(config.model, 0), dtype=dtype)
-    model = MaskedDiffusionModel(backbone, False, config.model.head_chunk_size).train()
+    model = MaskedDiffusionModel(backbone, config.model.head_chunk_size).train()
     engine = initialise_engine(model, config, make_layout(config, ranks.world_size), ranks)
     backward(engine, config, is_last=False)
     backward(engine, config, is_last=True)
