@@ -2,9 +2,10 @@
 
 Collectives can't tell: while one rank stands still all others wait in one, for hours if nothing ends them. So
 a thread of every rank keeps a file fresh, `logs/heartbeats/<rank>.json`, with the step and the time since the
-main thread last moved. Rank 0 reads all of them, the others that of rank 0. Whoever finds a file that is not
-kept fresh (the process is dead or stopped), or a main thread that has not moved for the timeout, writes what
-it found to `logs/stall.json` and ends; all others find that and end too, each leaving its threads' stacks.
+main thread last moved. Rank 0 reads all of them: a file that is not kept fresh tells that the process is dead
+or stopped, an old move that its main thread stands still. The others only see whether rank 0's is fresh. Who
+finds a stall writes it to `logs/stall.json` and ends; all others find that and end too, each leaving its
+threads' stacks.
 """
 
 import faulthandler
@@ -93,20 +94,24 @@ class Watchdog:
         _write(self.logs / "heartbeats" / f"{self.ranks.rank}.json", values)
 
     def _find_stall(self, started: float) -> dict[str, Any] | None:
-        """The first rank that does not move: of those that are not alive, else the one furthest behind."""
+        """A rank that is not alive; else, for rank 0 to tell, the one that all that stand still wait for.
+
+        They stopped within moments of it, so one that is still for the timeout makes all suspects that are
+        still for half of it, and the furthest behind is named.
+        """
         watched = range(self.ranks.world_size) if self.ranks.is_first else [0]
-        behind = []
+        still = []
         for rank in watched:
             heartbeat, stale = self._last_heartbeat(rank, started)
             step = heartbeat.get("step")
             if stale > self.timeout:
                 state = f"gives no sign of life for {stale:.0f} s"
                 return {"rank": rank, "host": heartbeat.get("host"), "step": step, "state": state}
-            if heartbeat.get("still", 0.0) > self.timeout:
-                behind.append((step, -heartbeat["still"], rank, heartbeat))
-        if not behind:
+            if heartbeat.get("still", 0.0) > self.timeout / 2:
+                still.append((step, -heartbeat["still"], rank, heartbeat))
+        if not self.ranks.is_first or all(-seconds <= self.timeout for _, seconds, *_ in still):
             return None
-        step, _, rank, heartbeat = min(behind)
+        step, _, rank, heartbeat = min(still)
         state = f"has not moved for {heartbeat['still']:.0f} s"
         return {"rank": rank, "host": heartbeat["host"], "step": step, "state": state}
 

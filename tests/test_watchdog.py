@@ -89,6 +89,23 @@ def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(tiny: dict[str, A
     assert "train_and_hang.py" in stacks
 
 
+def test_of_ranks_that_stand_still_the_one_behind_is_named(tmp_path: Path) -> None:
+    """Also where it moved last of all, and so has not been still for the whole timeout yet."""
+    heartbeats = tmp_path / "logs" / "heartbeats"
+    heartbeats.mkdir(parents=True)
+    for rank, (step, still) in enumerate([(9, 6.1), (8, 5.9), (9, 6.3), (7, 0.2)]):
+        values = {"host": "h", "pid": 1, "step": step, "still": still, "alive": 1.0}
+        (heartbeats / f"{rank}.json").write_text(json.dumps(values))
+
+    def found_by(rank: int) -> dict[str, Any] | None:
+        watchdog = Watchdog(tmp_path, Ranks(rank, 4, torch.device("cpu")), TIMEOUT)
+        return watchdog._find_stall(time.monotonic())
+
+    report = found_by(0)
+    assert report is not None and (report["rank"], report["step"]) == (1, 8)
+    assert found_by(2) is None, "that is for rank 0 to tell"
+
+
 def alone(folder: Path, timeout: float) -> Watchdog:
     return Watchdog(folder, Ranks(0, 1, torch.device("cpu")), timeout)
 

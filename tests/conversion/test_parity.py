@@ -36,8 +36,10 @@ def mdm_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
     """Log-probabilities [rows, length, vocab] that training sees, read off the losses of every target."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     shift, vocab = model.config.mdm["logit_shift"], model.config.vocab_size
-    mdm = MaskedDiffusionModel(model, logit_shift=shift, head_chunk_size=64)
-    positions = torch.arange(ids.numel()).repeat_interleave(vocab)
+    mdm = MaskedDiffusionModel(model, head_chunk_size=64)
+    places = torch.arange(ids.numel())
+    predicted_from = places - (places % ids.shape[1] > 0).long() if shift else places
+    positions = predicted_from.repeat_interleave(vocab)
     targets = torch.arange(vocab).repeat(ids.numel())
     with torch.no_grad():
         output = mdm(ids, None, positions, targets, torch.ones(len(targets)))
