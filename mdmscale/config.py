@@ -65,7 +65,9 @@ class ModelSection(Section):
         None, "id of the mask token; null takes the model's or tokenizer's, else adds one", ge=0
     )
     activation_checkpointing: bool = key(False, "recompute each layer in backward: less memory, more time")
-    head_chunk_size: int = key(1024, "masked positions projected to the vocabulary at a time", ge=1)
+    head_chunk_size: int | None = key(
+        None, "masked positions projected to the vocabulary at a time; null: as many as take half a GiB", ge=1
+    )
 
     attention_annealing_steps: int = key(
         0, "steps over which a causal model's attention is opened to later positions; 0: open at once", ge=0

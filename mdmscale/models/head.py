@@ -1,8 +1,8 @@
 """The output head: cross-entropy at masked positions only, in chunks, with its gradient in the forward pass.
 
 Legend: masked = number of masked positions in the micro-batch, hidden = width, vocab = rows of the head's
-weight (under tensor parallelism this rank's). No [rows, length, vocab] tensor exists; the largest temporary
-is [chunk, vocab] in fp32.
+weight (under tensor parallelism this rank's). No [rows, length, vocab] tensor exists: the largest temporary
+is one fp32 [chunk, vocab], in which logits become probabilities and these the gradient.
 """
 
 from typing import Any, NamedTuple
@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
+
+from mdmscale.models.shape import head_chunk
 
 
 class HeadOutput(NamedTuple):
@@ -31,13 +33,17 @@ class MaskedCrossEntropyHead(nn.Linear):
     The loss is part of the module's forward, so that ZeRO-3 gathers the weight around it.
     """
 
-    chunk_size: int
+    chunk_size: int | None
     first_row: int = 0  # of the vocabulary, where ranks have rows of it each
     group: dist.ProcessGroup | None = None  # those ranks
 
     @classmethod
-    def replacing(cls, linear: nn.Linear, chunk_size: int) -> "MaskedCrossEntropyHead":
-        """A head that shares `linear`'s weight (and so keeps a tie with the input embedding)."""
+    def replacing(cls, linear: nn.Linear, chunk_size: int | None) -> "MaskedCrossEntropyHead":
+        """A head that shares `linear`'s weight (and so keeps a tie with the input embedding).
+
+        Args:
+            chunk_size: masked positions projected at a time; None: as many as shape.head_chunk says.
+        """
         if linear.bias is not None:
             raise ValueError("the head has a bias; only heads without one are supported")
         head = cls(linear.in_features, linear.out_features, bias=False, device="meta")
@@ -58,7 +64,7 @@ class MaskedCrossEntropyHead(nn.Linear):
                 self.weight,
                 targets - self.first_row,
                 weights,
-                self.chunk_size,
+                self.chunk_size or head_chunk(len(self.weight)),
                 needs_gradient,
                 self.group,
             )
@@ -88,13 +94,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
         for start in range(0, len(targets), chunk_size):
             at = slice(start, start + chunk_size)
-            gradient, losses[at] = _cross_entropy_gradient(hidden[at], weight, targets[at], group)
-            squared_norms[at] = gradient.square().sum(dim=-1)
-            gradient = gradient.mul_(weights[at, None]).to(hidden.dtype)
+            gradient, scale, losses[at] = _cross_entropy_gradient(hidden[at], weight, targets[at], group)
+            squared_norms[at] = (torch.linalg.vector_norm(gradient, dim=-1) * scale).square()
+            gradient = gradient.mul_((weights[at] * scale)[:, None]).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[at] = gradient @ weight
-            if grad_weight is not None:
+            if grad_weight is not None and weight.dtype == grad_weight.dtype:
+                torch.addmm(grad_weight, gradient.T, hidden[at], out=grad_weight)
+            elif grad_weight is not None:
                 grad_weight += gradient.T @ hidden[at]
+            del gradient  # or it would be held beside the next chunk's logits
         if group is not None:
             dist.all_reduce(squared_norms, group=group)
             if grad_hidden is not None:
@@ -112,32 +121,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def _cross_entropy_gradient(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, group: dist.ProcessGroup | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """d CE / d logits = softmax - onehot, fp32 [chunk, vocab], and CE, fp32 [chunk].
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """d CE / d logits = softmax - onehot as fp32 [chunk, vocab] times a scale [chunk], and CE, fp32 [chunk].
 
-    With a `group`, over the vocabulary of all its ranks; the gradient is that of this rank's rows, and
-    targets count from their first.
+    The scale, 1 / sum of exponentials, is left to the caller, who multiplies by weights anyway. With a
+    `group`, over the vocabulary of all its ranks; the gradient is that of this rank's rows, and targets count
+    from their first.
     """
     logits = F.linear(hidden, weight).float()
-    if group is None:
-        gradient = F.log_softmax(logits, dim=-1)
-        del logits  # or two of that size would be held from here on
-        losses = -gradient.gather(1, targets[:, None]).squeeze(1)
-        gradient.exp_()
-        gradient.scatter_add_(1, targets[:, None], torch.full_like(losses, -1.0)[:, None])
-        return gradient, losses
     largest = logits.amax(dim=-1)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+    if group is not None:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
     logits -= largest[:, None]
     is_here = (targets >= 0) & (targets < len(weight))
     here = torch.where(is_here, targets, 0)[:, None]
     of_target = logits.gather(1, here).squeeze(1) * is_here
     gradient = logits.exp_()
     sums = torch.stack([gradient.sum(dim=-1), of_target])  # [2, chunk]
-    dist.all_reduce(sums, group=group)
-    gradient /= sums[0, :, None]
-    gradient.scatter_add_(1, here, -is_here.float()[:, None])
-    return gradient, sums[0].log() - sums[1]
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    gradient.scatter_add_(1, here, -(is_here * sums[0])[:, None])
+    return gradient, 1 / sums[0], sums[0].log() - sums[1]
 
 
 def naive_masked_cross_entropy(

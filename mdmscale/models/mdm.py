@@ -13,10 +13,10 @@ class MaskedDiffusionModel(nn.Module):
 
     Args:
         backbone: a Hugging Face model with `.model` (decoder) and `.lm_head`.
-        head_chunk_size: masked positions projected to the vocabulary at a time.
+        head_chunk_size: masked positions projected to the vocabulary at a time; None: see shape.head_chunk.
     """
 
-    def __init__(self, backbone: PreTrainedModel, head_chunk_size: int) -> None:
+    def __init__(self, backbone: PreTrainedModel, head_chunk_size: int | None) -> None:
         super().__init__()
         backbone.lm_head = MaskedCrossEntropyHead.replacing(backbone.lm_head, head_chunk_size)
         self.backbone = backbone

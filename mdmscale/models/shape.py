@@ -11,6 +11,7 @@ from mdmscale.config import LoraSection, ModelSection
 
 # Embedding rows and MLP widths are padded to it: GEMMs like round shapes, and tensor parallelism needs them.
 ROW_MULTIPLE = 64
+HEAD_LOGITS = 1 << 27  # in a chunk
 
 
 @dataclass(frozen=True)
@@ -136,3 +137,11 @@ def indivisible(shape: ModelShape, tensor: int, sequence: int) -> list[str]:
 
 def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+def head_chunk(vocab: int) -> int:
+    """Masked positions that the head projects at a time to `vocab` rows: logits of half a GiB in fp32.
+
+    Many enough for products at full speed, few enough to be small beside the gradient of a large head.
+    """
+    return max(1, HEAD_LOGITS // vocab)

@@ -77,7 +77,7 @@ def head_seconds(job: Job, gpu: Gpu) -> float:
     masked = job.tokens * job.masked_share
     products = (2 if job.is_frozen else 3) * 2 * masked * shape.embedding / tensor / rate(job, gpu)
     softmax = 46 * masked * shape.vocab / tensor
-    chunks = -(-masked // job.config.model.head_chunk_size)
+    chunks = -(-masked // job.head_chunk)
     summed = 0 if job.is_frozen else chunks * shape.embedding / tensor * (2 * job.width + 8)
     return products + (softmax + summed) / (gpu.bandwidth * BANDWIDTH_SUSTAINED)
 

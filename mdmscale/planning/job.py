@@ -6,7 +6,7 @@ from mdmscale.config import RunConfig
 from mdmscale.config_parallel import ParallelSection
 from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout, make_layout
-from mdmscale.models.shape import ModelShape, indivisible
+from mdmscale.models.shape import ModelShape, head_chunk, indivisible
 
 # What ZeRO-3 keeps of gathered parameters and fetches ahead, in elements: DeepSpeed's defaults.
 LIVE_PARAMETERS = 1_050_000_000
@@ -81,6 +81,11 @@ class Job:
         """Whether a micro-batch can hold samples of different lengths: attention then gets a mask."""
         data = self.config.data
         return self.layout.micro_batch_size > 1 and (data.kind == "sft" or data.random_length_fraction > 0)
+
+    @property
+    def head_chunk(self) -> int:
+        """Masked positions that the head projects at a time."""
+        return self.config.model.head_chunk_size or head_chunk(self.shape.vocab // self.parallel.tensor)
 
     @property
     def masked_share(self) -> float:

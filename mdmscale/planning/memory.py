@@ -168,19 +168,21 @@ def rebuilt_bytes(job: Job) -> float:
 def head_bytes(job: Job, num_masked: float, with_gradients: bool) -> float:
     """The most that the head holds at once, with all of `num_masked` positions masked.
 
-    The gradient of its weight in fp32, masked hidden vectors and their gradients, and of a chunk either two
-    fp32 [chunk, vocab], beside the gradient of the chunk before, or that of its own and its product.
+    The gradient of its weight in fp32, masked hidden vectors and their gradients, and of a chunk an fp32
+    [chunk, vocab], of bf16 beside its rounded twin, or that twin and its product with hidden vectors.
     """
     width, vocab = job.width, job.shape.vocab / job.parallel.tensor
-    chunk = min(job.config.model.head_chunk_size, num_masked)
-    logits = chunk * vocab * (2 * FP32 + (width if num_masked > chunk else 0))
+    chunk = min(job.head_chunk, num_masked)
+    is_bf16 = width < FP32
+    logits = chunk * vocab * (FP32 + (width if is_bf16 else 0))
     hidden = width * num_masked * job.shape.hidden
     if not with_gradients:
         return logits + hidden
     if job.is_frozen:
         return logits + 2 * hidden
     weight = vocab * job.shape.hidden
-    return FP32 * weight + max(logits, width * chunk * vocab + width * weight) + 2 * hidden
+    product = width * (chunk * vocab + weight) if is_bf16 else 0.0  # fp32 adds it to the sum as it is made
+    return FP32 * weight + max(logits, product) + 2 * hidden
 
 
 def buffer_bytes(job: Job) -> float:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from planning.allocated import Peak
 from torch import nn
 
 from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead, naive_masked_cross_entropy
+from mdmscale.models.shape import head_chunk
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 
@@ -78,6 +80,37 @@ def test_no_temporary_is_larger_than_a_chunk() -> None:
     with Watch():
         MaskedCrossEntropyHead.replacing(linear, 8)(hidden, targets, weights).loss.backward()
     assert 0 < largest <= max(512 * 24, 50 * 24, 8 * 50)
+
+
+def test_a_chunks_logits_become_its_gradient_in_place() -> None:
+    """Of fp32 [chunk, vocab] one is alive at a time, across chunks too."""
+    hidden, linear, targets, weights = inputs(96, torch.float32)
+    head = MaskedCrossEntropyHead.replacing(linear, 32)
+    with Peak() as peak, torch.no_grad():
+        head(hidden, targets, weights)
+    logits = 32 * 50 * 4
+    assert logits < peak.most < 1.5 * logits
+
+
+def test_large_logits_cost_no_precision() -> None:
+    hidden, linear, targets, weights = inputs(20, torch.float32)
+    linear.weight.data *= 300
+    head = MaskedCrossEntropyHead.replacing(linear, 8)
+    fast, naive = (
+        head(hidden, targets, weights),
+        naive_masked_cross_entropy(hidden, linear.weight, targets, weights),
+    )
+    assert naive.losses.max() > 500
+    for mine, twin in zip(fast, naive, strict=True):
+        torch.testing.assert_close(mine, twin, rtol=1e-5, atol=1e-5)
+
+
+def test_the_chunk_follows_the_vocabulary() -> None:
+    hidden, linear, targets, weights = inputs(7, torch.float32)
+    by_itself = MaskedCrossEntropyHead.replacing(linear, None)(hidden, targets, weights)
+    given = MaskedCrossEntropyHead.replacing(linear, 7)(hidden, targets, weights)
+    assert torch.equal(by_itself.losses, given.losses)
+    assert head_chunk(126_464) == 1061 and head_chunk(1 << 30) == 1
 
 
 def test_frozen_weight_and_no_grad() -> None:
