@@ -51,10 +51,10 @@ class Collator:
         attention_mask = None
         if not packs and len(rows) < input_ids.size:
             attention_mask = torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))
-        if pairs is not None and packs:
-            attention_mask = torch.from_numpy(pairs)[None, None]
-        elif pairs is not None:
-            attention_mask = annealed_mask(attention_mask, pairs, *shape)
+        if pairs is not None:
+            attention_mask = (
+                torch.from_numpy(pairs)[None, None] if packs else annealed_mask(attention_mask, pairs, *shape)
+            )
         return Batch(
             input_ids=torch.from_numpy(input_ids),
             attention_mask=attention_mask,

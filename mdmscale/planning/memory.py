@@ -138,10 +138,9 @@ def pair_bytes(job: Job) -> float:
     if options.attention == "eager":
         scores = FP32 + (job.width if job.width < FP32 else 0)
         return job.shape.heads / job.parallel.tensor * job.length * scores
-    if job.layout.packs:
-        return 0.0  # a mask of annealed pairs is shared by all rows and layers
+    is_padded = job.rows_may_be_padded and not job.layout.packs
     is_masked = options.attention_annealing_steps > 0 or (
-        job.rows_may_be_padded and job.parallel.sequence == 1 and options.attention == "sdpa"
+        is_padded and job.parallel.sequence == 1 and options.attention == "sdpa"
     )
     return job.width * job.length * job.parallel.sequence if is_masked else 0.0
 

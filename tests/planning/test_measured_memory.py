@@ -62,20 +62,28 @@ def test_activations(small_job: Callable[..., Job], dtype: str, sections: dict[s
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_activations_of_packed_rows(small_job: Callable[..., Job], dtype: str) -> None:
+@pytest.mark.parametrize("annealing_steps", [0, 10], ids=["open", "annealed"])
+def test_activations_of_packed_rows(small_job: Callable[..., Job], dtype: str, annealing_steps: int) -> None:
     """Rows of different lengths end to end, as many tokens as the longest would have."""
     job = small_job(
-        model={"dtype": dtype, "num_key_value_heads": 2},
+        model={"dtype": dtype, "num_key_value_heads": 2, "attention_annealing_steps": annealing_steps},
         data={"random_length_fraction": 0.5},
         train={"micro_batch_size": 4, "packing": True},
     )
     model = build(job)
     attend_in_rows(model)
-    lengths = (job.length - 8, job.length, job.length, job.length + 8)
+    lengths = (job.length - 8, job.length - 4, job.length + 4, job.length + 8)
+    pairs = torch.ones(1, 1, max(lengths), max(lengths), dtype=torch.bool) if annealing_steps else None
     token_ids = torch.randint(0, job.shape.vocab, (1, sum(lengths)))
     position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
     with Saved(model.parameters()) as saved:
-        model.model(input_ids=token_ids, position_ids=position_ids, row_lengths=lengths, use_cache=False)
+        model.model(
+            input_ids=token_ids,
+            attention_mask=pairs,
+            position_ids=position_ids,
+            row_lengths=lengths,
+            use_cache=False,
+        )
     assert saved.num_bytes == pytest.approx(activation_bytes(job), rel=WITHIN)
 
 
