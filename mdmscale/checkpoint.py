@@ -26,6 +26,7 @@ from mdmscale.config import RunConfig
 from mdmscale.data.source import SampleSource
 from mdmscale.distributed import Ranks, on_first_rank
 from mdmscale.errors import UserError
+from mdmscale.nvme import mapped
 
 PREFIX = "step-"
 UNFINISHED = ".unfinished-"
@@ -84,7 +85,8 @@ def save(
     target = folder / f"{PREFIX}{state.step:08d}"
     unfinished = folder / f"{UNFINISHED}{target.name}"
     on_first_rank(ranks, lambda: _fresh_folder(folder, unfinished))
-    engine.save_checkpoint(str(unfinished), tag=ENGINE_FOLDER, save_latest=False)
+    with mapped(engine.optimizer):
+        engine.save_checkpoint(str(unfinished), tag=ENGINE_FOLDER, save_latest=False)
     if ranks.is_first:
         write_model(unfinished / MODEL_FOLDER)
         (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1))

@@ -250,8 +250,19 @@ class RunConfig(Section):
         return self
 
     def _parallel_problems(self) -> list[str]:
-        """What ranks that share a model or a sequence cannot do."""
+        """What ranks that share a model or a sequence cannot do, and what disks cannot hold."""
         tensor, sequence, problems = self.parallel.tensor, self.parallel.sequence, []
+        if self.parallel.offload_parameters == "nvme":
+            if self.model.dtype != "bf16":
+                problems.append(
+                    f"parallel.offload_parameters = nvme: DeepSpeed keeps parameters on disk in 16 bits; set "
+                    f"model.dtype to bf16, not {self.model.dtype}"
+                )
+            if self.model.lora is not None:
+                problems.append(
+                    "parallel.offload_parameters = nvme and model.lora: checkpoints would lack the frozen "
+                    "model; set offload_parameters to cpu"
+                )
         if tensor > 1 and self.model.lora is not None:
             problems.append(
                 f"parallel.tensor = {tensor} and model.lora: adapters are not split; set tensor to 1"

@@ -17,6 +17,7 @@ from mdmscale.conversion.deepspeed_files import MASTER, MOMENTS
 from mdmscale.distributed import Ranks
 from mdmscale.errors import UserError
 from mdmscale.models.tensor_parallel import local_part, split_dimension
+from mdmscale.nvme import mapped, zero_moment
 
 
 def load_other_layout(engine: Any, folder: Path, ranks: Ranks) -> None:
@@ -28,16 +29,17 @@ def load_other_layout(engine: Any, folder: Path, ranks: Ranks) -> None:
     checkpoint = DeepSpeedCheckpoint(folder)
     parameters = dict(engine.module.named_parameters())
     _check_same_model(parameters, checkpoint, ranks)
-    _make_moments(engine)
-    for name, parameter in parameters.items():
+    with mapped(engine.optimizer):
+        _make_moments(engine)
+        for name, parameter in parameters.items():
 
-        def part(whole: torch.Tensor, name: str = name) -> torch.Tensor:
-            return local_part(whole, split_dimension(name), ranks)
+            def part(whole: torch.Tensor, name: str = name) -> torch.Tensor:
+                return local_part(whole, split_dimension(name), ranks)
 
-        _set_weight(engine, parameter, part(checkpoint.weight(name)), ranks)
-        if parameter.requires_grad:
-            values = {kind: part(checkpoint.optimizer_value(name, kind)) for kind in (MASTER, *MOMENTS)}
-            _set_optimizer(engine, parameter, values)
+            _set_weight(engine, parameter, part(checkpoint.weight(name)), ranks)
+            if parameter.requires_grad:
+                values = {kind: part(checkpoint.optimizer_value(name, kind)) for kind in (MASTER, *MOMENTS)}
+                _set_optimizer(engine, parameter, values)
     step = torch.tensor(float(checkpoint.optimizer_step))
     for state in _adam(engine).state.values():
         state["step"] = step.clone()  # a tensor of its own: AdamW counts in place
@@ -54,7 +56,7 @@ def _make_moments(engine: Any) -> None:
         (getattr(optimizer, name) for name in SHARDS if hasattr(optimizer, name)), []
     )
     for shard in shards:
-        _adam(engine).state[shard].update({kind: torch.zeros_like(shard) for kind in MOMENTS})
+        _adam(engine).state[shard].update({kind: zero_moment(optimizer, shard, kind) for kind in MOMENTS})
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
         optimizer._lazy_init_hp_params_optimizer_state()
 

@@ -10,6 +10,7 @@ from deepspeed.runtime.utils import is_model_parallel_parameter
 from deepspeed.utils import groups
 from torch import nn
 
+from mdmscale import nvme
 from mdmscale.config import RunConfig
 from mdmscale.config_parallel import CUDA_BUCKET_SIZE, ParallelSection
 from mdmscale.distributed import Ranks
@@ -111,7 +112,7 @@ def zero_options(options: ParallelSection, on_cuda: bool) -> dict[str, Any]:
         ("offload_optimizer", options.offload_optimizer),
         ("offload_param", options.offload_parameters),
     ):
-        if place != "none":
+        if place == "cpu":
             values[key] = {"device": place, "pin_memory": on_cuda}
     if options.hpz_partition_size > 1:
         values["zero_hpz_partition_size"] = options.hpz_partition_size
@@ -141,10 +142,15 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
     """Hand the model (on the CPU) to DeepSpeed, which moves, casts and shards it as the config says."""
     groups.mpu = None  # DeepSpeed keeps that of an earlier engine in this process
     on_cuda = ranks.device.type == "cuda"
+    options = deepspeed_config(config, layout, on_cuda)
+    if config.parallel.swaps:
+        num_shards = ranks.world_size // ranks.tensor
+        largest = max(-(-parameter.numel() // num_shards) for parameter in model.parameters())
+        options["zero_optimization"] |= nvme.offload_options(config, ranks.rank, largest)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=make_optimizer(model, config.optimizer, fused=config.parallel.offload_optimizer == "cpu"),
-        config=deepspeed_config(config, layout, on_cuda),
+        optimizer=make_optimizer(model, config.optimizer, fused=config.parallel.offload_optimizer != "none"),
+        config=options,
         mpu=ModelParallelUnit(ranks) if ranks.tensor > 1 else None,
         dist_init_required=False,
     )

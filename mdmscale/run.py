@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging as hf_logging
 
-from mdmscale import checkpoint
+from mdmscale import checkpoint, nvme
 from mdmscale.config import RunConfig
 from mdmscale.config_loading import dump_config
 from mdmscale.data.collate import Collator
@@ -111,6 +111,8 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     hf_logging.disable_progress_bar()  # each rank would show its own
     layout = make_layout(config, ranks.world_size)
     check_hardware(config.parallel, ranks.device.type == "cuda")
+    if config.parallel.swaps:
+        on_every_rank(ranks, lambda: nvme.prepare(config, ranks.rank))
     folder = Path(config.run.output_dir) / config.run.name
     resumed = find_start(config, folder, ranks)
     backbone = on_every_rank(
@@ -190,7 +192,8 @@ def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
 def restore(run: Run, start: Start) -> None:
     """Put a checkpoint's weights, optimizer state, position and p(t) into a run that was set up."""
     state, now = start.state, run.state()
-    if all(getattr(state, name) == getattr(now, name) for name in LAYOUT):
+    same_layout = all(getattr(state, name) == getattr(now, name) for name in LAYOUT)
+    if same_layout and not run.config.parallel.swaps:
         checkpoint.load_engine(run.engine.deepspeed, start.path)
     else:
         load_other_layout(run.engine.deepspeed, start.path, run.ranks)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mdmscale import checkpoint, export
+from mdmscale import checkpoint, export, nvme
 from mdmscale.config import EXPORT_FOLDER, RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.diffusion.density import DensityTable
@@ -55,6 +55,7 @@ def train(config: RunConfig) -> Outcome:
     run = set_up(config, ranks)
     started, first_step, stopped = time.monotonic(), run.step, False
     with (
+        nvme.removed_at_end(config, ranks.rank),
         StopRequest(run.folder) as stop,
         Watchdog(run.folder, ranks, config.run.stall_timeout) as watchdog,
         MetricsWriter(run.folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,

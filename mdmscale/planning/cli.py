@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mdmscale.config import RunConfig
 from mdmscale.config_loading import load_config
 from mdmscale.errors import UserError
 from mdmscale.planning import report
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         plan = make_plan(config, shape, cluster, token_budget)
     except UserError as error:
-        raise UserError(*error.problems, *as_hint(suggested)) from None
+        raise UserError(*error.problems, *as_hint(suggested, config)) from None
     plans: dict[int, Plan] = {}
     if arguments.scan or arguments.figure:
         clusters = {number: resized(cluster, number) for number in SCANNED}
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         console = Console(highlight=False)
         console.print(f"model: {shape.num_parameters:,} parameters{note}\n")
         report.print_report(plan, console)
-        report.print_suggestion(suggested, plan, console)
+        report.print_suggestion(suggested, config, console)
         if arguments.scan:
             console.print(report.scan_table(plans, list(SCANNED)))
             console.print(f"-: no layout of {config.train.global_batch_size} samples fits or divides")
@@ -100,11 +101,11 @@ def as_json(plan: Plan, suggested: Plan | None, plans: dict[int, Plan]) -> dict[
     }
 
 
-def as_hint(suggested: Plan | None) -> list[str]:
+def as_hint(suggested: Plan | None, config: RunConfig) -> list[str]:
     """What would run on these GPUs, as one line."""
     if suggested is None:
         return []
-    return [f"on {suggested.cluster.num_gpus} GPUs this would do: {report.as_arguments(suggested)}"]
+    return [f"on {suggested.cluster.num_gpus} GPUs this would do: {report.as_arguments(suggested, config)}"]
 
 
 def parse_tokens(text: str | None) -> float | None:

@@ -16,6 +16,7 @@ LAUNCH_SECONDS = 0.25e-3  # a layer and pass: about 40 kernels of transformers' 
 STEP_BYTES = 44  # an element of AdamW: weight, moments and gradient read and written, with temporaries
 HOST_BANDWIDTH = 100e9  # bytes a second that a node's processors move in an offloaded step
 HOST_STEP_BYTES = 28
+DISK_BANDWIDTH = 5e9  # bytes a second of a node's NVMe disks: one good disk; a guess
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class Compute:
     backward: float  # with recomputation
     head: float
     optimizer: float
+    disk: float  # reading and writing what is offloaded to nvme
 
     @property
     def seconds(self) -> float:
-        return self.forward + self.backward + self.head + self.optimizer
+        return self.forward + self.backward + self.head + self.optimizer + self.disk
 
 
 def forward_flops(job: Job) -> float:
@@ -91,6 +93,16 @@ def optimizer_seconds(job: Job, gpu: Gpu, gpus_per_node: int) -> float:
     return moved + elements * gpus_per_node * HOST_STEP_BYTES / HOST_BANDWIDTH
 
 
+def disk_seconds(job: Job, gpus_per_node: int) -> float:
+    """Masters, moments and gradients go both ways once a step, parameters one way in each pass."""
+    if not job.parallel.swaps:
+        return 0.0
+    moved = job.num_trained / job.shards * 2 * 16
+    if job.parallel.offload_parameters == "nvme":
+        moved += job.num_parameters / job.shards * job.width * (2 * job.forwards + 1)
+    return moved * gpus_per_node / DISK_BANDWIDTH
+
+
 def compute_of(job: Job, gpu: Gpu, gpus_per_node: int) -> Compute:
     """The seconds of a step on one rank."""
     forward = forward_seconds(job, gpu, job.tokens)
@@ -100,4 +112,5 @@ def compute_of(job: Job, gpu: Gpu, gpus_per_node: int) -> Compute:
         backward=job.forwards * passes * forward,
         head=job.forwards * head_seconds(job, gpu),
         optimizer=optimizer_seconds(job, gpu, gpus_per_node),
+        disk=disk_seconds(job, gpus_per_node),
     )

@@ -6,7 +6,12 @@ tensors that the layers of transformers save for backward; tests hold both again
 
 from dataclasses import dataclass
 
-from mdmscale.config_parallel import CUDA_BUCKET_SIZE
+from mdmscale.config_parallel import (
+    CUDA_BUCKET_SIZE,
+    SWAPPED_GROUP_BUFFERS,
+    SWAPPED_GROUP_SIZE,
+    SWAPPED_PARAMETERS,
+)
 from mdmscale.planning.hardware import GIB, Gpu
 from mdmscale.planning.job import LIVE_PARAMETERS, Job
 
@@ -22,7 +27,7 @@ class Memory:
     weights to buffers: on the device, while training. The head is done before a checkpointed layer is
     rebuilt, so activations count of that layer what it needs beyond the head. probe and step: what P-POTS's
     forwards and the optimizer step need in place of activations, head and buffers. host: what one rank keeps
-    in host memory; loading: what it holds there while the model is loaded.
+    in host memory; loading: what it holds there while the model is loaded; disk: what it keeps in files.
     """
 
     weights: float
@@ -35,6 +40,7 @@ class Memory:
     step: float
     host: float
     loading: float
+    disk: float
 
     @property
     def parts(self) -> dict[str, float]:
@@ -70,12 +76,16 @@ def memory_of(job: Job) -> Memory:
     stage, shards = parallel.zero_stage, job.shards
     weights = job.num_parameters * job.width / (shards if stage == 3 else 1)
     gradients, optimizer = state_bytes(job)
-    host = 0.0
-    if parallel.offload_optimizer == "cpu":
-        host += optimizer + job.num_trained * FP32 / shards
+    host = disk = 0.0
+    if parallel.offload_optimizer != "none":
+        summed = job.num_trained * FP32 / shards  # gradients
+        host += summed + (optimizer if parallel.offload_optimizer == "cpu" else swap_buffer_bytes(job))
+        disk += optimizer + summed if parallel.swaps else 0.0
         optimizer, gradients = 0.0, job.num_trained * job.width if stage == 1 else 0.0
     if parallel.offload_parameters == "cpu":
         host, weights = host + weights, 0.0
+    elif parallel.offload_parameters == "nvme":
+        disk, weights = disk + weights, 0.0
     if parallel.hpz_partition_size > 1:
         weights += job.num_parameters * job.width / parallel.hpz_partition_size
     head = head_bytes(job, job.tokens, with_gradients=True)
@@ -90,6 +100,17 @@ def memory_of(job: Job) -> Memory:
         step=step_bytes(job),
         host=host,
         loading=job.shape.num_parameters * job.width,
+        disk=disk,
+    )
+
+
+def swap_buffer_bytes(job: Job) -> float:
+    """What passes through host memory on its way from and to the disk: groups of masters, and parameters."""
+    largest = job.shape.embedding / job.shards  # elements of a rank, of the largest parameter
+    group = min(SWAPPED_GROUP_SIZE + largest, job.num_trained / job.shards)
+    parameters = SWAPPED_PARAMETERS * (SWAPPED_GROUP_SIZE + largest) * job.width
+    return SWAPPED_GROUP_BUFFERS * FP32 * group + (
+        parameters if job.parallel.offload_parameters == "nvme" else 0.0
     )
 
 
@@ -211,7 +232,7 @@ def probe_bytes(job: Job) -> float:
 
 def step_bytes(job: Job) -> float:
     """AdamW's temporaries: the fp32 gradient and a root of the second moment; ZeRO-3 steps in groups."""
-    if job.parallel.offload_optimizer == "cpu":
+    if job.parallel.offload_optimizer != "none":
         return 0.0
     stage = job.parallel.zero_stage
     elements = job.num_trained / (job.shards if stage > 0 else 1)

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mdmscale.config import RunConfig
 from mdmscale.planning.hardware import GB, GIB
 from mdmscale.planning.memory import Memory
 from mdmscale.planning.plan import Plan
@@ -79,6 +80,8 @@ def host_line(plan: Plan) -> str:
     line = f"host memory a node: {ranks * plan.memory.loading / GIB:,.0f} GiB while the model is loaded"
     if plan.memory.host:
         line += f", {ranks * plan.memory.host / GIB:,.0f} GiB for what is offloaded"
+    if plan.memory.disk:
+        line += f"; on its disk {ranks * plan.memory.disk / GIB:,.0f} GiB"
     return line
 
 
@@ -98,6 +101,7 @@ def time_table(plan: Plan) -> Table:
         "backward": f"{compute.backward:.3f}",
         "head": f"{compute.head:.3f}",
         "optimizer": f"{compute.optimizer:.3f}",
+        **({"disk": f"{compute.disk:.3f}"} if compute.disk else {}),
         "waiting": f"{plan.exposed:.3f}",
         "step": f"{plan.step_seconds:.3f}",
         "tokens/s": f"{plan.tokens_per_second:,.0f}",
@@ -120,8 +124,8 @@ def traffic_table(plan: Plan) -> Table:
     return table
 
 
-def print_suggestion(suggested: Plan | None, given: Plan | None, console: Console) -> None:
-    """The suggested layout as overrides, beside the given one's speed."""
+def print_suggestion(suggested: Plan | None, config: RunConfig, console: Console) -> None:
+    """The suggested layout as overrides of `config`, and its speed."""
     if suggested is None:
         console.print(
             "\nno layout of this batch fits these GPUs: take more of them, shorter samples, "
@@ -129,20 +133,25 @@ def print_suggestion(suggested: Plan | None, given: Plan | None, console: Consol
             style="bold",
         )
         return
-    text = as_arguments(suggested)
-    if given is not None and overrides(given) == overrides(suggested):
+    if overrides(suggested.job.config) == overrides(config):
         console.print("\nsuggested: the layout as it is")
         return
-    console.print(f"\nsuggested: {text}")
+    console.print(f"\nsuggested: {as_arguments(suggested, config)}")
     console.print(
         f"    {suggested.step_seconds:.3f} s a step, {suggested.tokens_per_second:,.0f} tokens/s, MFU "
         f"{suggested.mfu:.1%}, {suggested.memory.needed() / GIB:,.1f} GiB"
     )
 
 
-def as_arguments(plan: Plan) -> str:
-    """The layout of a plan as one writes it on the command line."""
-    return " ".join(f"{name}={json.dumps(value)}" for name, value in overrides(plan).items())
+def as_arguments(plan: Plan, config: RunConfig) -> str:
+    """The layout of a plan as one writes it on the command line, after `config`."""
+    suggested = plan.job.config
+    others = {
+        f"parallel.{name}": value  # what another stage does not have
+        for name, value in suggested.parallel.model_dump().items()
+        if value != getattr(config.parallel, name)
+    }
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in (overrides(suggested) | others).items())
 
 
 def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
@@ -154,7 +163,7 @@ def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
         if plan is None:
             table.add_row(f"{number:,}", *["-"] * (len(headings) - 1))
             continue
-        micro, *layout, checkpointing = overrides(plan).values()
+        micro, *layout, checkpointing = overrides(plan.job.config).values()
         table.add_row(
             *(f"{number:,}", f"{micro}", *map(str, layout), "yes" if checkpointing else "no"),
             *(f"{plan.step_seconds:.3f}", f"{plan.tokens_per_second:,.0f}", f"{plan.mfu:.1%}"),
@@ -170,11 +179,12 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "num_gpus": plan.cluster.num_gpus,
         "num_nodes": plan.cluster.num_nodes,
         "network": plan.cluster.network.name,
-        "layout": overrides(plan),
+        "layout": overrides(plan.job.config),
         "parameters": plan.job.shape.num_parameters,
         "memory": {**plan.memory.parts, "peak": plan.memory.peak, "needed": plan.memory.needed()},
         "phases": plan.memory.phases,
         "host_memory_a_rank": {"offloaded": plan.memory.host, "loading": plan.memory.loading},
+        "disk_a_rank": plan.memory.disk,
         "device_memory": plan.cluster.gpu.memory,
         "fits": plan.fits,
         "step_seconds": plan.step_seconds,

@@ -69,6 +69,8 @@ def at_stage(parallel: ParallelSection, stage: int) -> ParallelSection:
     if stage < 3:
         values |= {"offload_parameters": "none", "hpz_partition_size": 1}
         values |= {"quantized_weights": False, "quantized_gradients": False}
+        if parallel.swaps:
+            values |= {"offload_optimizer": "cpu", "nvme_path": None}
     if stage == 0:
         values |= {"offload_optimizer": "none", "overlap_comm": None, "bucket_size": None}
     if parallel.tensor > 1:
@@ -82,9 +84,8 @@ def micro_batches(most: int) -> Iterator[int]:
     yield from sorted(sizes | ({most} if most < 256 else set()))
 
 
-def overrides(plan: Plan) -> dict[str, object]:
-    """What makes a config this plan's, as section.key -> value."""
-    config = plan.job.config
+def overrides(config: RunConfig) -> dict[str, object]:
+    """What `layouts` choose between, as section.key -> value."""
     return {
         "train.micro_batch_size": config.train.micro_batch_size,
         "parallel.zero_stage": config.parallel.zero_stage,

@@ -69,6 +69,15 @@ def test_offload_moves_to_the_host(small_job: Jobs) -> None:
     assert host.activations == whole.activations
 
 
+def test_offload_to_disks_leaves_gradients_and_buffers(small_job: Jobs) -> None:
+    nvme = {"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": "/disk"}
+    whole, swapped = (memory_of(small_job(2, parallel=each)) for each in ({"zero_stage": 3}, nvme))
+    assert swapped.states == 0
+    assert swapped.disk == whole.states, "gradients are written beside what they step"
+    assert swapped.host > whole.gradients
+    assert swapped.activations == whole.activations
+
+
 def test_near_ranks_keep_a_second_copy(small_job: Jobs) -> None:
     plain = memory_of(small_job(8, parallel={"zero_stage": 3}))
     near = memory_of(small_job(8, parallel={"zero_stage": 3, "hpz_partition_size": 4}))

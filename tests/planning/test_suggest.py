@@ -7,9 +7,11 @@ from conftest import ROOT
 
 from mdmscale.config import RunConfig
 from mdmscale.config_loading import load_config
+from mdmscale.config_parallel import ParallelSection
 from mdmscale.planning.hardware import make_cluster
 from mdmscale.planning.plan import make_plan
 from mdmscale.planning.planned import planned_shape
+from mdmscale.planning.report import as_arguments
 from mdmscale.planning.suggest import at_stage, layouts, suggest
 
 Configs = Callable[..., RunConfig]
@@ -67,6 +69,15 @@ def test_a_stage_has_no_options_of_another(small_config: Configs) -> None:
     assert at_stage(parallel, 0).offload_optimizer == "none"
 
 
+def test_other_stages_do_not_swap() -> None:
+    nvme = ParallelSection.model_validate(
+        {"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme", "nvme_path": "/disk"}
+    )
+    for stage in (0, 1, 2):  # nor is what they have refused
+        ParallelSection.model_validate(at_stage(nvme, stage).model_dump())
+    assert at_stage(nvme, 3) == nvme
+
+
 @pytest.mark.parametrize("masking", ["bernoulli", "mirror"])
 def test_probes_are_a_share_of_the_run(small_config: Configs, masking: str) -> None:
     options = {"t_sampler": "p_pots", "masking": masking, "p_pots": {"probe_steps": [0, 5, 50]}}
@@ -76,3 +87,14 @@ def test_probes_are_a_share_of_the_run(small_config: Configs, masking: str) -> N
     assert plan.probe_forwards == 10 * 16
     assert plan.run_seconds == pytest.approx(10 * plan.step_seconds + 2 * plan.probe_seconds)
     assert plan.probe_share == pytest.approx(2 * plan.probe_seconds / plan.run_seconds)
+
+
+def test_what_is_printed_is_what_was_planned() -> None:
+    """The suggestion as arguments, options that only the given stage has put back among them."""
+    path = ROOT / "configs" / "8b_mirror.yaml"
+    nvme = ["parallel.zero_stage=3", "parallel.offload_optimizer=nvme", "parallel.nvme_path=/disk"]
+    config = load_config(path, nvme)
+    shape, cluster = planned_shape(config.model)[0], make_cluster("h100-80g", "ndr400", 1, None)
+    best = suggest(config, shape, cluster)
+    assert best is not None and best.job.config.parallel.zero_stage < 3
+    assert load_config(path, [*nvme, *as_arguments(best, config).split()]) == best.job.config

@@ -1,0 +1,121 @@
+"""Optimizer state and parameters on a node's NVMe disk: what DeepSpeed is told, and how runs go on from it.
+
+DeepSpeed swaps sub-groups of its ZeRO-3 shards between files and host memory as they take their step. Its own
+checkpoints of such a run cannot be loaded again: they lack the optimizer's count of steps and the sub-groups
+too small to be swapped. Here the swap files are mapped into memory while a checkpoint is written or read, so
+that it is the same as any other run's: it resumes bit for bit, on other ranks, and with or without NVMe.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mdmscale.config import RunConfig
+from mdmscale.config_parallel import SWAPPED_GROUP_BUFFERS, SWAPPED_GROUP_SIZE, SWAPPED_PARAMETERS
+from mdmscale.errors import UserError
+
+
+def swap_folder(config: RunConfig, rank: int) -> Path:
+    """Where a rank's swap files lie: one folder for each run folder, so that jobs may share a disk."""
+    assert config.parallel.nvme_path is not None  # config_parallel.py
+    run = Path(config.run.output_dir, config.run.name).resolve()
+    digest = hashlib.sha256(str(run).encode()).hexdigest()[:8]
+    return Path(config.parallel.nvme_path) / f"{run.name}-{digest}" / f"rank-{rank}"
+
+
+def prepare(config: RunConfig, rank: int) -> None:
+    """Check that DeepSpeed can swap, and make room for a rank's files; those of a killed run go.
+
+    Raises:
+        UserError: naming what to install, or the folder that cannot be written to.
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            "parallel.offload_optimizer = nvme: DeepSpeed's asynchronous I/O needs libaio with headers and "
+            "a C++ compiler; install libaio-dev (Debian, Ubuntu) or libaio-devel (Red Hat)"
+        )
+    folder = swap_folder(config, rank)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"parallel.nvme_path = {config.parallel.nvme_path!r}: {error}") from None
+
+
+@contextmanager
+def removed_at_end(config: RunConfig, rank: int) -> Iterator[None]:
+    """Leave nothing on the disk."""
+    try:
+        yield
+    finally:
+        if config.parallel.swaps:
+            folder = swap_folder(config, rank)
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # other ranks of this node have not ended yet
+                folder.parent.rmdir()
+
+
+def offload_options(config: RunConfig, rank: int, largest: int) -> dict[str, Any]:
+    """What zero_optimization gains. `largest`: elements of a rank's shard of the largest parameter."""
+    path = str(swap_folder(config, rank))
+    options: dict[str, Any] = {
+        "offload_optimizer": {"device": "nvme", "nvme_path": path, "buffer_count": SWAPPED_GROUP_BUFFERS},
+        "sub_group_size": SWAPPED_GROUP_SIZE,
+    }
+    if config.parallel.offload_parameters == "nvme":
+        options["offload_param"] = {
+            "device": "nvme",
+            "nvme_path": path,
+            "buffer_count": SWAPPED_PARAMETERS,
+            "buffer_size": SWAPPED_GROUP_SIZE + largest,  # a sub-group comes through one
+            "max_in_cpu": 0,
+        }
+        # Its reading ahead takes a parameter that is used twice for two, as the head's is, and fails.
+        options["stage3_prefetch_bucket_size"] = 0
+    return options
+
+
+@contextmanager
+def mapped(optimizer: Any) -> Iterator[None]:
+    """DeepSpeed's ZeRO-3 `optimizer` as if nothing were swapped: its shards are mapped files.
+
+    Does nothing for an optimizer that does not swap.
+    """
+    if not getattr(optimizer, "swap_optimizer", False):
+        yield
+        return
+    swapper = optimizer.optimizer_swapper
+    for swapped in swapper.swap_params_info.values():
+        for each in swapped.tensors:
+            each.compute_tensor.data = _map_file(swapper, each.swap_path, swapped.numel())
+    optimizer.swap_optimizer = False  # else DeepSpeed would swap on its own, and copy the files as they are
+    try:
+        yield
+    finally:
+        optimizer.swap_optimizer = True
+        for shard in optimizer.fp32_partitioned_groups_flat:
+            swapper._get_param_swap_info(shard)  # takes note of moments that were made meanwhile
+        for swapped in swapper.swap_params_info.values():
+            swapped.release_memory()
+
+
+def zero_moment(optimizer: Any, shard: torch.Tensor, kind: str) -> torch.Tensor:
+    """Zeros for one of Adam's moments of a `mapped` shard: in a file of its own if the shard is in one."""
+    swapper = getattr(optimizer, "optimizer_swapper", None)
+    if swapper is None or shard.ds_id not in swapper.swap_params_info:  # type: ignore[attr-defined]
+        return torch.zeros_like(shard)
+    path = Path(swapper.swap_folder) / f"{kind}-{shard.ds_id}.tensor.swp"  # type: ignore[attr-defined]
+    return _map_file(swapper, path, shard.numel()).zero_()  # as DeepSpeed names it
+
+
+def _map_file(swapper: Any, path: str | Path, num_elements: int) -> torch.Tensor:
+    """The values of a file, which is made where there is none; as long as DeepSpeed will read of it."""
+    length = swapper._io_aligned_numel(num_elements)
+    return torch.from_file(str(path), shared=True, size=length, dtype=swapper.dtype)[:num_elements]

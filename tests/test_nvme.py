@@ -1,0 +1,181 @@
+"""Optimizer state and parameters on disk: the same runs, whose checkpoints are like any other's."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import WORKERS, run_ranks, tiny_values
+from deepspeed.ops.op_builder import AsyncIOBuilder
+from safetensors.torch import load_file
+
+from mdmscale import nvme
+from mdmscale.config import RunConfig
+from mdmscale.errors import UserError
+from mdmscale.metrics import read_metrics
+
+swaps = pytest.mark.skipif(
+    not AsyncIOBuilder().is_compatible(verbose=False), reason="libaio's headers are not installed"
+)
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "memory": {"zero_stage": 3, "offload_optimizer": "cpu"},
+    "optimizer": {"zero_stage": 3, "offload_optimizer": "nvme"},
+    "both": {"zero_stage": 3, "offload_optimizer": "nvme", "offload_parameters": "nvme"},
+}
+LAYOUTS["tensor"] = {**LAYOUTS["both"], "tensor": 2}
+
+
+def values_of(corpus: Path, folder: Path, name: str, dtype: str, layout: str) -> dict[str, Any]:
+    values = tiny_values(corpus, folder)
+    values["run"]["name"] = name
+    # Embeddings and head are 4 MiB each; each rank's halves are swapped, what is smaller stays in memory.
+    values["model"] |= {"hidden_size": 128, "vocab_size": 8192, "tie_word_embeddings": False, "dtype": dtype}
+    values["checkpoint"] = {"every": 10, "keep": 0}
+    values["parallel"] = dict(LAYOUTS[layout])
+    if layout != "memory":
+        values["parallel"]["nvme_path"] = str(folder / "disk")
+    return values
+
+
+def train(folder: Path, batch: list[dict[str, Any]]) -> None:
+    file = folder / "batch.json"
+    file.write_text(json.dumps(batch))
+    run_ranks(2, WORKERS / "train_many.py", str(file))
+
+
+def losses(run: Path) -> np.ndarray:
+    return np.array([record["loss"] for record in read_metrics(run)])
+
+
+WHOLE = [
+    ("fp32", "memory"),
+    ("fp32", "optimizer"),
+    ("bf16", "memory"),
+    ("bf16", "optimizer"),
+    ("bf16", "both"),
+]
+# How a run's first half is trained, and its second.
+RESUMED = [
+    ("fp32", "optimizer", "optimizer"),
+    ("bf16", "both", "both"),
+    ("fp32", "optimizer", "memory"),
+    ("fp32", "memory", "optimizer"),
+    ("bf16", "memory", "both"),
+    ("bf16", "both", "tensor"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every layout uninterrupted, and every pair of them with the second going on from half of the first."""
+    folder = tmp_path_factory.mktemp("nvme")
+    train(folder, [values_of(corpus, folder, f"{dtype}-{layout}", dtype, layout) for dtype, layout in WHOLE])
+    second_halves = []
+    for dtype, first, second in RESUMED:
+        name = f"{dtype}-{first}-{second}"
+        shutil.copytree(folder / f"{dtype}-{first}", folder / name)
+        shutil.rmtree(folder / name / "checkpoints" / "step-00000020")
+        second_halves.append(values_of(corpus, folder, name, dtype, second))
+    train(folder, second_halves)
+    return folder
+
+
+def assert_same(run: Path, reference: Path, exactly: bool) -> None:
+    assert len(losses(run)) == 20
+    tolerance = 0.0 if exactly else 1e-5 if "fp32" in run.name else 1e-3
+    np.testing.assert_allclose(losses(run), losses(reference), rtol=tolerance)
+    weights, expected = (load_file(each / "hf" / "model.safetensors") for each in (run, reference))
+    for name, weight in weights.items():
+        distance = (weight.float() - expected[name].float()).abs().max()
+        assert distance <= tolerance * 10, name  # steps are about lr = 3e-3
+
+
+@swaps
+@pytest.mark.slow  # DeepSpeed compiles its asynchronous I/O at the first use
+@pytest.mark.distributed
+@pytest.mark.parametrize(("dtype", "layout"), [each for each in WHOLE if each[1] != "memory"])
+def test_disks_change_nothing(runs: Path, dtype: str, layout: str) -> None:
+    assert_same(runs / f"{dtype}-{layout}", runs / f"{dtype}-memory", exactly=True)
+
+
+@swaps
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("dtype", "first", "second"), RESUMED)
+def test_runs_go_on(runs: Path, dtype: str, first: str, second: str) -> None:
+    assert_same(runs / f"{dtype}-{first}-{second}", runs / f"{dtype}-{first}", exactly="tensor" not in second)
+
+
+@swaps
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_nothing_is_left_on_the_disk(runs: Path) -> None:
+    assert list((runs / "disk").iterdir()) == []
+
+
+def config_with(corpus: Path, folder: Path, **parallel: Any) -> RunConfig:
+    values = values_of(corpus, folder, "run", "bf16", "both")
+    values["parallel"] |= parallel
+    return RunConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        (
+            {"zero_stage": 2, "offload_parameters": "none"},
+            "offload_optimizer = nvme needs zero_stage 3, not 2",
+        ),
+        ({"offload_optimizer": "cpu"}, "offload_parameters = nvme with offload_optimizer = cpu"),
+        ({"nvme_path": None}, "nvme_path is not set"),
+        ({"offload_optimizer": "none", "offload_parameters": "none"}, "nothing is offloaded to nvme"),
+        ({"offload_optimizer": "disk"}, "Input should be 'none', 'cpu' or 'nvme'"),
+    ],
+)
+def test_what_cannot_be_swapped_is_refused(
+    corpus: Path, tmp_path: Path, parallel: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_with(corpus, tmp_path, **parallel)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"dtype": "fp32"}, "set model.dtype to bf16, not fp32"),
+        ({"path": "folder", "lora": {}}, "checkpoints would lack the frozen model"),
+    ],
+)
+def test_models_that_cannot_be_swapped_are_refused(
+    corpus: Path, tmp_path: Path, model: dict[str, Any], message: str
+) -> None:
+    values = values_of(corpus, tmp_path, "run", "bf16", "both")
+    values["model"] |= model
+    with pytest.raises(ValueError, match=message):
+        RunConfig.model_validate(values)
+
+
+@swaps
+def test_a_disk_that_cannot_be_written_to_is_refused(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = config_with(corpus, tmp_path, nvme_path=str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"parallel.nvme_path = .*file.*Not a directory"):
+        nvme.prepare(config, rank=0)
+
+
+@swaps
+def test_leftovers_of_a_killed_run_go(corpus: Path, tmp_path: Path) -> None:
+    config = config_with(corpus, tmp_path)
+    leftover = nvme.swap_folder(config, 0) / "zero_stage_3" / "leftover.swp"
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
+    nvme.prepare(config, rank=0)
+    assert not leftover.exists()
+
+
+def test_runs_of_one_name_have_folders_of_their_own(corpus: Path, tmp_path: Path) -> None:
+    one, other = (config_with(corpus, tmp_path / name, nvme_path="/disk") for name in ("one", "other"))
+    assert nvme.swap_folder(one, 0) != nvme.swap_folder(other, 0)
+    assert nvme.swap_folder(one, 0) != nvme.swap_folder(one, 1)
