@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mdmscale.models.shape import head_chunk
@@ -89,8 +90,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         squared_norms = torch.empty_like(losses)
         wants_hidden, wants_weight = (needs_gradient and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        # fp32 sums over chunks: in bf16 small contributions of late chunks would be lost.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_weight: torch.Tensor | None = None
 
         for start in range(0, len(targets), chunk_size):
             at = slice(start, start + chunk_size)
@@ -99,24 +99,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient = gradient.mul_((weights[at] * scale)[:, None]).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[at] = gradient @ weight
-            if grad_weight is not None and weight.dtype == grad_weight.dtype:
-                torch.addmm(grad_weight, gradient.T, hidden[at], out=grad_weight)
-            elif grad_weight is not None:
-                grad_weight += gradient.T @ hidden[at]
+            if wants_weight:
+                grad_weight = _add_product(grad_weight, gradient.T, hidden[at])
             del gradient  # or it would be held beside the next chunk's logits
         if group is not None:
             dist.all_reduce(squared_norms, group=group)
             if grad_hidden is not None:
                 dist.all_reduce(grad_hidden, group=group)
 
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        if wants_weight:
+            grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
+        ctx.gradients = (grad_hidden, grad_weight)
         ctx.mark_non_differentiable(losses, squared_norms)
         return (weights * losses).sum(), losses, squared_norms
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        grads = [None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors]
-        return (*grads, None, None, None, None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("the head's gradients are scaled in place and gone after one backward")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [None if each is None else each.mul_(grad_loss.to(each.dtype)) for each in gradients]
+        return (*scaled, None, None, None, None, None)
+
+
+def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """total + left @ right as an fp32 sum, in place: in bf16 small parts of late chunks would be lost."""
+    if total is None:
+        return (left @ right).float()
+    if left.dtype == total.dtype:
+        return torch.addmm(total, left, right, out=total)
+    return total.add_(left @ right)
 
 
 def _cross_entropy_gradient(
