@@ -144,6 +144,12 @@ def _stability(argv: list[str]) -> int:
     return main(argv)
 
 
+def _bench(argv: list[str]) -> int:
+    from mdmscale.bench.cli import main
+
+    return main(argv)
+
+
 def _generate(argv: list[str]) -> int:
     from mdmscale.generation.cli import main
 
@@ -172,6 +178,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "variance": (_variance, "where a checkpoint's training variance comes from, and what removes it"),
     "stability": (_stability, "train methods under several seeds at equal rows and compare them"),
     "plan": (_plan, "memory, step time, communication and cost of a config on a cluster"),
+    "bench": (_bench, "time and memory of ways to compute the loss, on this machine"),
     "generate": (_generate, "sample text from a trained model"),
 }
 

@@ -91,17 +91,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = (needs_gradient and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight: torch.Tensor | None = None
+        buffer = None
+        if hidden.dtype == torch.float32:  # on the CPU touching new memory takes a third of a product's time
+            buffer = hidden.new_empty(min(chunk_size, len(targets)), len(weight))
 
         for start in range(0, len(targets), chunk_size):
             at = slice(start, start + chunk_size)
-            gradient, scale, losses[at] = _cross_entropy_gradient(hidden[at], weight, targets[at], group)
+            gradient = _project(hidden[at], weight, buffer)
+            scale, losses[at] = _cross_entropy_gradient(gradient, targets[at], group)
             squared_norms[at] = (torch.linalg.vector_norm(gradient, dim=-1) * scale).square()
             gradient = gradient.mul_((weights[at] * scale)[:, None]).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[at] = gradient @ weight
             if wants_weight:
                 grad_weight = _add_product(grad_weight, gradient.T, hidden[at])
-            del gradient  # or it would be held beside the next chunk's logits
+            del gradient  # or one in bf16 would be held beside the next chunk's logits
         if group is not None:
             dist.all_reduce(squared_norms, group=group)
             if grad_hidden is not None:
@@ -132,21 +136,27 @@ def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Te
     return total.add_(left @ right)
 
 
-def _cross_entropy_gradient(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, group: dist.ProcessGroup | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """d CE / d logits = softmax - onehot as fp32 [chunk, vocab] times a scale [chunk], and CE, fp32 [chunk].
+def _project(hidden: torch.Tensor, weight: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor:
+    """The logits of hidden [chunk, hidden] in fp32, in the first rows of a buffer where there is one."""
+    if buffer is None:
+        return F.linear(hidden, weight).float()
+    return torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
 
-    The scale, 1 / sum of exponentials, is left to the caller, who multiplies by weights anyway. With a
-    `group`, over the vocabulary of all its ranks; the gradient is that of this rank's rows, and targets count
-    from their first.
+
+def _cross_entropy_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn fp32 logits [chunk, vocab] into d CE / d logits = softmax - onehot, but for a scale [chunk].
+
+    Returns the scale, 1 / sum of exponentials, which is left to the caller, who multiplies by weights anyway,
+    and CE, fp32 [chunk]. With a `group`, over the vocabulary of all its ranks; the gradient is that of this
+    rank's rows, and targets count from their first.
     """
-    logits = F.linear(hidden, weight).float()
     largest = logits.amax(dim=-1)
     if group is not None:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
     logits -= largest[:, None]
-    is_here = (targets >= 0) & (targets < len(weight))
+    is_here = (targets >= 0) & (targets < logits.shape[-1])
     here = torch.where(is_here, targets, 0)[:, None]
     of_target = logits.gather(1, here).squeeze(1) * is_here
     gradient = logits.exp_()
@@ -154,7 +164,7 @@ def _cross_entropy_gradient(
     if group is not None:
         dist.all_reduce(sums, group=group)
     gradient.scatter_add_(1, here, -(is_here * sums[0])[:, None])
-    return gradient, 1 / sums[0], sums[0].log() - sums[1]
+    return 1 / sums[0], sums[0].log() - sums[1]
 
 
 def naive_masked_cross_entropy(

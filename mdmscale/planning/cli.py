@@ -5,8 +5,6 @@ import json
 import re
 from pathlib import Path
 
-from rich.console import Console
-
 from mdmscale.config import RunConfig
 from mdmscale.config_loading import load_config
 from mdmscale.errors import UserError
@@ -15,6 +13,7 @@ from mdmscale.planning.hardware import GPUS, GPUS_PER_NODE, NETWORKS, Cluster, m
 from mdmscale.planning.plan import Plan, make_plan
 from mdmscale.planning.planned import planned_shape
 from mdmscale.planning.suggest import scan, suggest
+from mdmscale.tables import make_console
 
 SCANNED = tuple(2**power for power in range(13))  # 1 to 4,096 GPUs
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(as_json(plan, suggested, plans), indent=1))
     else:
-        console = Console(highlight=False)
+        console = make_console()
         console.print(f"model: {shape.num_parameters:,} parameters{note}\n")
         report.print_report(plan, console)
         report.print_suggestion(suggested, config, console)

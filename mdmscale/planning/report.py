@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -13,6 +12,7 @@ from mdmscale.planning.hardware import GB, GIB
 from mdmscale.planning.memory import Memory
 from mdmscale.planning.plan import Plan
 from mdmscale.planning.suggest import overrides
+from mdmscale.tables import plain_table
 
 
 def memory_table(memory: Memory, title: str) -> Table:
@@ -25,21 +25,6 @@ def one_row(title: str, columns: dict[str, str]) -> Table:
     """Headings over values."""
     table = plain_table(title, list(columns))
     table.add_row(*columns.values())
-    return table
-
-
-def plain_table(title: str, headings: list[str]) -> Table:
-    """An empty table of numbers that fits 80 columns."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        show_edge=False,
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

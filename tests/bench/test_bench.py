@@ -1,0 +1,152 @@
+"""The benchmark: its paths are ways to one loss, what it counts is true, and its command works."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_script
+
+from mdmscale.bench.cli import main
+from mdmscale.bench.measure import Bench, peak_above
+from mdmscale.bench.parts import measure_parts, shape_of
+from mdmscale.bench.paths import COMPARISONS, PATHS
+from mdmscale.bench.report import comparisons
+from mdmscale.bench.work import Sizes, make_model, make_samples
+from mdmscale.errors import UserError
+from mdmscale.models.flops import count_flops
+
+TINY = ["--vocab", "64", "--hidden", "16", "--layers", "2", "--heads", "2", "--length", "32", "--batch", "3"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def sizes() -> Sizes:
+    return Sizes(64, 16, 2, 2, 1, 32, 3, "fp32", CPU)
+
+
+def gradients(bench: Bench) -> list[torch.Tensor]:
+    bench.step()
+    return [each.grad.clone() for each in bench.model.parameters() if each.grad is not None]
+
+
+@pytest.mark.parametrize(
+    "names", [("full", "indexed", "masked"), ("pair-passes", "pair"), ("padded-indexed", "padded", "packed")]
+)
+def test_paths_are_ways_to_one_loss(sizes: Sizes, names: tuple[str, ...]) -> None:
+    """The same loss, clean tokens and gradient; a slower path is not one that does other work."""
+    model = make_model(sizes)
+    benches = [Bench(model, PATHS[name], sizes) for name in names]
+    losses = [float(bench.step()) for bench in benches]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+    assert len({(bench.result.num_tokens, bench.result.num_masked) for bench in benches}) == 1
+    expected = gradients(benches[0])
+    for bench in benches[1:]:
+        for one, other in zip(gradients(bench), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_every_path_is_compared() -> None:
+    assert {name for slower, faster, _ in COMPARISONS for name in (slower, faster)} == PATHS.keys()
+
+
+def test_lengths_are_spread_ten_to_one(sizes: Sizes) -> None:
+    lengths = [len(sample.token_ids) for sample in make_samples(sizes, "bernoulli", are_spread=True)]
+    assert (min(lengths), max(lengths)) == (3, 32)
+
+
+def test_what_a_step_must_do_is_counted(sizes: Sizes) -> None:
+    """By torch's own counter of products, on the path that does no more than it must."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    bench = Bench(make_model(sizes), PATHS["pair"], sizes)
+    with FlopCounterMode(display=False) as counter:
+        bench.step()
+    seen, result = counter.get_total_flops(), bench.result
+    assert result.num_row_tokens == 2 * result.num_tokens == 2 * 3 * 32
+    assert result.num_row_pairs == 2 * 3 * 32**2
+    # torch does not count the CPU's attention
+    assert count_flops(shape_of(sizes)).of(result.num_row_tokens, 0, result.num_masked) == seen
+
+
+def test_the_masked_head_takes_least_memory() -> None:
+    sizes = Sizes(30_000, 16, 1, 2, 2, 256, 2, "fp32", CPU)
+    model = make_model(sizes)
+    benches = {name: Bench(model, PATHS[name], sizes) for name in ("full", "indexed", "masked")}
+    for bench in benches.values():
+        bench.warm_up()
+    memory = {name: bench.result.memory for name, bench in benches.items()}
+    if None in memory.values():
+        pytest.skip("this system does not reset a process's peak of memory")
+    logits = 4 * 30_000 * 2 * 256
+    assert memory["full"] > 1.5 * logits
+    assert memory["masked"] < 0.8 * memory["indexed"] < 0.8 * memory["full"]
+
+
+def test_a_peak_that_has_gone_is_seen() -> None:
+    with peak_above(CPU) as peak:
+        torch.ones(1 << 24).sum()  # 64 MiB
+    if peak.bytes is None:
+        pytest.skip("this system does not reset a process's peak of memory")
+    assert 60 << 20 < peak.bytes < 100 << 20
+
+
+def test_parts_have_floors(sizes: Sizes) -> None:
+    parts = measure_parts(make_model(sizes), sizes, rounds=2)
+    assert [part.name for part in parts.parts] == ["batch", "layers", "head", "optimizer"]
+    assert all(part.seconds > 0 for part in parts.parts)
+    floors = {part.name: part.floor for part in parts.parts}
+    flops = count_flops(shape_of(sizes)).of(96, 3 * 32**2, 0)
+    assert floors["layers"] == pytest.approx(flops / parts.product_rate)
+    assert floors["batch"] is None
+
+
+def test_ratios_are_those_of_rounds(sizes: Sizes) -> None:
+    model = make_model(sizes)
+    benches = [Bench(model, PATHS[name], sizes) for name in ("indexed", "masked")]
+    benches[0].result.seconds = [2.0, 9.0, 6.0]
+    benches[1].result.seconds = [1.0, 3.0, 3.0]
+    assert comparisons([bench.result for bench in benches]) == [
+        ("masked positions only, against indexing after the head", 2.0)
+    ]
+
+
+def test_the_command_measures_and_writes(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    process = run_script("tools/bench.py", *TINY, "--rounds", "2", "--parts", "--json", str(file))
+    assert process.returncode == 0, process.stderr
+    for word in (*PATHS, "clean tokens/s", "a training step by part", "masked positions only, against"):
+        assert word in process.stdout
+    values = json.loads(file.read_text())
+    assert values["paths"].keys() == PATHS.keys()
+    assert len(values["paths"]["masked"]["seconds"]) == 2
+    assert values["sizes"]["vocab"] == 64
+    assert values["ratios"].keys() == {question for *_, question in COMPARISONS}
+
+
+def test_a_profile_is_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--paths", "masked", "--profile", str(tmp_path / "traces")]) == 0
+    trace = json.loads((tmp_path / "traces" / "masked.json").read_text())
+    assert any("mm" in event.get("name", "") for event in trace["traceEvents"])
+    assert "aten::mm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--paths", "naive"], "--paths: there is no 'naive'; choose from full, indexed"),
+        (["--hidden", "100", "--heads", "3"], "--hidden 100 --heads 3"),
+        (["--batch", "0"], "--batch 0: give at least 1"),
+        (["--prompt", "1"], "a share below 1"),
+        (["--json", "no/such/folder/x.json"], "--json no/such/folder/x.json: there is no folder no/such"),
+        pytest.param(
+            ["--device", "cuda"],
+            "torch sees no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here"),
+        ),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main([*TINY, *arguments])
