@@ -106,6 +106,8 @@ COMPARISONS = (
     ("pair-passes", "pair", "MIRROR in one forward, against two passes"),
     ("padded-indexed", "packed", "packed, against padded and indexed after the head"),
     ("padded", "packed", "packed, against padded"),
+    ("cce", "masked", "masked positions only, against cut-cross-entropy"),
+    ("liger", "masked", "masked positions only, against liger-kernel"),
 )
 
 

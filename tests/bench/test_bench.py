@@ -9,6 +9,7 @@ import torch
 from conftest import run_script
 
 from mdmscale.bench.cli import main
+from mdmscale.bench.kernels import KERNELS
 from mdmscale.bench.measure import Bench, peak_above
 from mdmscale.bench.parts import measure_parts, shape_of
 from mdmscale.bench.paths import COMPARISONS, PATHS
@@ -48,7 +49,8 @@ def test_paths_are_ways_to_one_loss(sizes: Sizes, names: tuple[str, ...]) -> Non
 
 
 def test_every_path_is_compared() -> None:
-    assert {name for slower, faster, _ in COMPARISONS for name in (slower, faster)} == PATHS.keys()
+    others = {path.name for path, _ in KERNELS}
+    assert {name for pair in COMPARISONS for name in pair[:2]} == PATHS.keys() | others
 
 
 def test_lengths_are_spread_ten_to_one(sizes: Sizes) -> None:
@@ -122,7 +124,16 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     assert values["paths"].keys() == PATHS.keys()
     assert len(values["paths"]["masked"]["seconds"]) == 2
     assert values["sizes"]["vocab"] == 64
-    assert values["ratios"].keys() == {question for *_, question in COMPARISONS}
+    questions = {question for slower, faster, question in COMPARISONS if {slower, faster} <= PATHS.keys()}
+    assert values["ratios"].keys() == questions
+
+
+def test_a_sweep_is_drawn(tmp_path: Path) -> None:
+    figure, file = tmp_path / "growth.png", tmp_path / "growth.json"
+    arguments = ["--paths", "masked,indexed", "--rounds", "1", "--sweep", "vocab=128,64"]
+    assert main([*TINY, *arguments, "--figure", str(figure), "--json", str(file)]) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert list(json.loads(file.read_text())["vocab"]) == ["64", "128"]
 
 
 def test_a_profile_is_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +150,11 @@ def test_a_profile_is_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--hidden", "100", "--heads", "3"], "--hidden 100 --heads 3"),
         (["--batch", "0"], "--batch 0: give at least 1"),
         (["--prompt", "1"], "a share below 1"),
+        (["--paths", "cce", "--device", "cpu"], "--paths: cce needs a CUDA device, and its package"),
+        (["--paths", ","], "--paths: none is named"),
+        (["--sweep", "width=3"], "--sweep width=3: give NAME=N,N,... with one of vocab"),
+        (["--sweep", "vocab=0,2"], "--sweep vocab=0,2"),
+        (["--figure", "x.png"], "--figure x.png: draws a sweep"),
         (["--json", "no/such/folder/x.json"], "--json no/such/folder/x.json: there is no folder no/such"),
         pytest.param(
             ["--device", "cuda"],

@@ -1,0 +1,54 @@
+"""Others' kernels for the head, as paths beside this one's, where they are installed and there is a GPU.
+
+Both give losses by position and so the same loss and gradient; neither gives squared gradient norms, which
+P-POTS and the step's metrics take from this project's head at no further pass.
+"""
+
+from importlib.util import find_spec
+
+import torch
+
+from mdmscale.bench.paths import Path, single
+from mdmscale.data.batch import Batch
+from mdmscale.models.mdm import MaskedDiffusionModel
+
+
+def cut_cross_entropy(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
+    """Logits in a kernel's own memory only (Wijmans et al., arXiv 2411.09009)."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    (batch,) = batches
+    losses = linear_cross_entropy(
+        _masked_states(model, batch), model.backbone.lm_head.weight, batch.targets, reduction="none"
+    )
+    return (losses * batch.weights).sum()
+
+
+def liger(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
+    """Logits in chunks, computed once more in backward where losses are by position (arXiv 2410.10989)."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    (batch,) = batches
+    losses = liger_fused_linear_cross_entropy(
+        _masked_states(model, batch), model.backbone.lm_head.weight, batch.targets, reduction="none"
+    )
+    return (losses * batch.weights).sum()
+
+
+def _masked_states(model: MaskedDiffusionModel, batch: Batch) -> torch.Tensor:
+    """What the head works on: [masked, hidden]."""
+    decoder = model.backbone.model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    )
+    return decoder.last_hidden_state.flatten(0, 1)[batch.positions]
+
+
+KERNELS = (
+    (Path("cce", "cut-cross-entropy at masked positions", cut_cross_entropy, single), "cut_cross_entropy"),
+    (Path("liger", "liger-kernel at masked positions", liger, single), "liger_kernel"),
+)
+
+
+def installed(device: torch.device) -> list[Path]:
+    """The paths that can be taken on this device."""
+    return [path for path, module in KERNELS if device.type == "cuda" and find_spec(module)]
