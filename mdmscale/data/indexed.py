@@ -5,6 +5,7 @@ u64, then sequence lengths i32[], byte pointers i64[] and the document index i64
 document, and the number of sequences at the end). A document may have several sequences.
 """
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ class IndexedShard:
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
+        self._bin = str(bin_path(prefix))  # joining it anew would take as long as a read
         code, self._num_sequences, boundaries = _read_header(idx_path(prefix))
         self.dtype = _token_dtype_of(code, idx_path(prefix))
         self.num_documents = boundaries - 1
@@ -121,11 +123,15 @@ class IndexedShard:
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Ids of the shard's tokens start..stop - 1, int64 [stop - start]."""
-        path = bin_path(self.prefix)
-        ids = np.fromfile(path, dtype=self.dtype, count=stop - start, offset=start * self.dtype.itemsize)
-        if len(ids) != stop - start:
-            raise UserError(f"{path}: ends before token {stop}; was it replaced during the run?")
-        return ids.astype(np.int64)
+        itemsize = self.dtype.itemsize
+        descriptor = os.open(self._bin, os.O_RDONLY)
+        try:
+            raw = os.pread(descriptor, (stop - start) * itemsize, start * itemsize)
+        finally:
+            os.close(descriptor)
+        if len(raw) != (stop - start) * itemsize:
+            raise UserError(f"{self._bin}: ends before token {stop}; was it replaced during the run?")
+        return np.frombuffer(raw, self.dtype).astype(np.int64)
 
     def _index(self) -> _Index:
         raw = np.memmap(idx_path(self.prefix), mode="r", dtype=np.uint8)
