@@ -61,13 +61,7 @@ class IndexedWriter:
     def close(self) -> None:
         """Finish .bin and write .idx."""
         self._bin.close()
-        lengths = np.asarray(self._lengths, dtype="<i4")
-        ends = np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
-        pointers = ends - lengths.astype("<i8") * self.dtype.itemsize
-        documents = np.arange(len(lengths) + 1, dtype="<i8")
-        header = _HEADER.pack(_MAGIC, _VERSION, _CODES[self.dtype], len(lengths), len(documents))
-        with idx_path(self.prefix).open("wb") as file:
-            file.writelines([header, lengths.tobytes(), pointers.tobytes(), documents.tobytes()])
+        write_index(self.prefix, np.asarray(self._lengths, dtype="<i4"), self.dtype)
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +74,17 @@ class IndexedWriter:
         else:
             self._bin.close()
             bin_path(self.prefix).unlink(missing_ok=True)
+
+
+def write_index(prefix: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
+    """Write the .idx of documents of `lengths` [documents] that lie one after the other, a sequence each."""
+    lengths = lengths.astype("<i4", copy=False)
+    ends = np.cumsum(lengths, dtype="<i8") * dtype.itemsize
+    pointers = ends - lengths.astype("<i8") * dtype.itemsize
+    documents = np.arange(len(lengths) + 1, dtype="<i8")
+    header = _HEADER.pack(_MAGIC, _VERSION, _CODES[dtype], len(lengths), len(documents))
+    with idx_path(prefix).open("wb") as file:
+        file.writelines([header, lengths.tobytes(), pointers.tobytes(), documents.tobytes()])
 
 
 @dataclass(frozen=True)
