@@ -1,14 +1,15 @@
 """Batches made ahead of training by worker processes: the very ones that the loader would make itself."""
 
+import pickle
 import signal
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mdmscale.data.batch import Batch
 from mdmscale.data.loader import TrainLoader
@@ -20,6 +21,7 @@ _STEPS_AHEAD = 2  # a worker
 
 Request = tuple[int, TSampler]
 StepBatches = list[list[Batch]]
+Answer = StepBatches | UserError
 
 
 def default_num_workers(device: torch.device) -> int:
@@ -58,6 +60,8 @@ class Prefetcher:
         while not is_wanted:
             answer = next(self._answers)
             is_wanted = _is_for(self._sent.popleft(), step, t_sampler)
+        if isinstance(answer, _Parcel):
+            answer = answer.open()
         if isinstance(answer, UserError):
             raise answer
         return answer
@@ -70,13 +74,14 @@ class Prefetcher:
         if self._answers is None or not self._num_workers:
             return
         # What deleting it would call, but the traceback of an error can keep it from being deleted.
-        self._answers._shutdown_workers()
+        with suppress(RuntimeError):  # of a worker that ends badly, which is no matter any more
+            self._answers._shutdown_workers()
         for worker in self._answers._workers:
             if worker.is_alive():
                 worker.kill()
                 worker.join()
 
-    def _start(self) -> Iterator[StepBatches | UserError]:
+    def _start(self) -> Iterator[Any]:
         """Start the workers, in which torch computes on one thread.
 
         By spawn: this process has threads and locks of gloo or NCCL, of CUDA and of the watchdog, for which a
@@ -106,17 +111,40 @@ class Prefetcher:
             yield request
 
 
-class _Answering(Dataset[StepBatches | UserError]):
-    """What a worker does."""
+class _Parcel:
+    """An answer on its way from a worker, pickled by the worker's main thread.
+
+    The queue's own thread, which would do it otherwise, is cut off wherever it is when the worker ends: in
+    torch's C++ that aborts the process.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._content = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+
+    def open(self) -> Answer:
+        return pickle.loads(self._content)
+
+    def pin_memory(self) -> Answer:
+        """The answer in page-locked memory: what DataLoader calls, in a thread of this process."""
+        answer = self.open()
+        if isinstance(answer, UserError):
+            return answer
+        return [[batch.pin_memory() for batch in forwards] for forwards in answer]
+
+
+class _Answering(Dataset[Answer | _Parcel]):
+    """What a worker does, or without workers this process."""
 
     def __init__(self, loader: TrainLoader) -> None:
         self._loader = loader
 
-    def __getitem__(self, request: Request) -> StepBatches | UserError:
+    def __getitem__(self, request: Request) -> Answer | _Parcel:
+        answer: Answer
         try:
-            return self._loader.micro_batches(*request)
+            answer = self._loader.micro_batches(*request)
         except UserError as error:  # raised here its message would become a traceback's
-            return error
+            answer = error
+        return answer if get_worker_info() is None else _Parcel(answer)
 
 
 def _is_for(request: Request, step: int, t_sampler: TSampler) -> bool:
