@@ -121,6 +121,11 @@ class DataSection(Section):
     too_long: Literal["error", "truncate", "drop"] = key(
         "error", "sft: what to do with samples longer than sequence_length"
     )
+    num_workers: int | None = key(
+        None,
+        "processes a rank that make batches ahead; 0: made in training's own; null: 2 on a GPU, 0 on the CPU",
+        ge=0,
+    )
 
     @model_validator(mode="after")
     def _fill_is_used(self) -> Self:

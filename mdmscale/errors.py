@@ -16,8 +16,11 @@ class UserError(ValueError):
     """
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__(*problems)  # as they are, so that it survives pickling
         self.problems = list(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 def run_command(main: Callable[[], int]) -> int:

@@ -12,6 +12,7 @@ from mdmscale.config_loading import dump_config
 from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.opening import open_run_data, undone_on_refusal
+from mdmscale.data.prefetch import Prefetcher
 from mdmscale.data.slicing import Slicer
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.baseline import EmaBaseline
@@ -58,7 +59,7 @@ class Run:
     backbone: Backbone
     noise: Noise
     engine: Engine
-    loader: TrainLoader
+    loader: Prefetcher  # of a TrainLoader, whose batches it may make ahead
     collate: Collator
     flops: FlopCount
 
@@ -140,7 +141,11 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     if config.model.activation_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     engine = initialise_engine(model.train(), config, layout, ranks)
-    loader = TrainLoader(source, config, layout, ranks.data_rank, noise, collate)
+    loader = Prefetcher(
+        TrainLoader(source, config, layout, ranks.data_rank, noise, collate),
+        config.data.num_workers,
+        ranks.device,
+    )
     edges = probe_edges(config.diffusion.p_pots)
     run = Run(
         config,

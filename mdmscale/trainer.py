@@ -60,6 +60,7 @@ def train(config: RunConfig) -> Outcome:
         Watchdog(run.folder, ranks, config.run.stall_timeout) as watchdog,
         MetricsWriter(run.folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
+        run.loader,
     ):
         # Every forward is a sign of progress: of training, probes and evaluation.
         run.engine.deepspeed.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_ranks, tiny_values
+from data.measure import fitted_sampler, make_config, make_loader, open_corpus, write_documents
 from planning.conftest import SMALL
 from transformers import AutoModelForCausalLM
 
 from mdmscale.config import RunConfig
+from mdmscale.data.prefetch import Prefetcher
 from mdmscale.metrics import read_metrics
 from mdmscale.models.backbone import scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead, naive_masked_cross_entropy
@@ -73,6 +75,20 @@ def test_a_bf16_run_trains_and_exports(corpus: Path, tmp_path: Path, stage: int)
     losses = [record["loss"] for record in read_metrics(tmp_path / "tiny")]
     assert sum(losses[-10:]) < sum(losses[:10])
     assert (tmp_path / "tiny" / "hf" / "model.safetensors").is_file()
+
+
+def test_batches_made_ahead_are_pinned_and_the_same(tmp_path: Path) -> None:
+    write_documents(tmp_path / "shard", 100, 16)
+    config = make_config(tmp_path / "shard", "tokens", 16)
+    loader, sampler = make_loader(config, open_corpus(config)), fitted_sampler(config)
+    with Prefetcher(loader, None, torch.device("cuda")) as prefetcher:
+        for step in range(6):
+            pinned, plain = (each.micro_batches(step, sampler) for each in (prefetcher, loader))
+            for (batch,), (other,) in zip(pinned, plain, strict=True):
+                assert batch.input_ids.is_pinned() and batch.weights.is_pinned()
+                for name, value in batch.to(torch.device("cuda")).model_inputs.items():
+                    expected = other.model_inputs[name]
+                    assert torch.equal(value.cpu(), expected) if expected is not None else value is None
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "rebuilt"])

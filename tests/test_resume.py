@@ -1,8 +1,11 @@
 """Interrupted runs: killed, damaged, stopped on request; and what may not be continued."""
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,10 +79,17 @@ def test_killed_run_ends_bitwise_like_the_uninterrupted_one(
 
 
 def wait_for(path: Path, process: Any, seconds: float = 120) -> None:
+    def is_there() -> bool:
+        assert path.exists() or process.poll() is None, process.stdout.read()
+        return path.exists()
+
+    wait_until(is_there, str(path), seconds)
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, f"{path} did not appear"
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {what} in vain"
         time.sleep(0.01)
 
 
@@ -133,6 +143,7 @@ def test_stop_is_a_checkpoint_and_the_same_command_goes_on(
 ) -> None:
     values, reference = whole(1)
     values = {**values, "run": {**values["run"], "output_dir": str(tmp_path)}, "checkpoint": {"every": 0}}
+    values["data"] = {**values["data"], "num_workers": 1}  # which the reference did without
     config = write(tmp_path / "config.yaml", values)
     process = start_ranks(2, LAUNCHER, "--config", config)
     try:
@@ -161,6 +172,41 @@ def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) ->
         kill_group(process)
     assert "stopped on request at step" in output
     assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_all_processes_stops_with_a_checkpoint(
+    tiny: dict[str, Any], tmp_path: Path, number: signal.Signals
+) -> None:
+    """As by Ctrl-C or scancel, which the workers that make batches get too. None of them is left."""
+    tiny["train"]["steps"] = 100_000
+    tiny["data"]["num_workers"] = 2
+    tiny["diffusion"] = {"masking": "mirror"}
+    tiny["logging"]["every"] = 1
+    command = [sys.executable, str(LAUNCHER), "--config", write(tmp_path / "config.yaml", tiny)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    folder = tmp_path / "runs" / "tiny"
+    try:
+        wait_for(folder / "metrics.jsonl", process)
+        wait_until(lambda: (folder / "metrics.jsonl").stat().st_size > 0, "a step")
+        os.killpg(process.pid, number)
+        output, errors = process.communicate(timeout=120)
+        wait_until(lambda: not is_alive(process.pid), "the end of all processes")
+    finally:
+        kill_group(process)
+    assert process.returncode == 75, errors
+    assert "stopped on request at step" in output
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+
+
+def is_alive(group: int) -> bool:
+    """Whether any process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The Batch: one micro-batch on its way from samples to the model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -34,13 +35,28 @@ class Batch:
 
     def to(self, device: torch.device) -> Self:
         """The batch with its tensors on `device`."""
+        return replace(self, **self._each_tensor(lambda tensor: tensor.to(device, non_blocking=True)))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory, from which a GPU copies while this process goes on."""
+        return replace(self, **self._each_tensor(torch.Tensor.pin_memory))
+
+    def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Tensors travel between processes as arrays.
+
+        As tensors each would be a file of shared memory, and of both files and that memory a step with many
+        micro-batches can need more than a process or a container has.
+        """
+        arrays = self._each_tensor(torch.Tensor.numpy)
+        return arrays, {name: value for name, value in vars(self).items() if name not in arrays}
+
+    def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        arrays, others = state
+        vars(self).update({name: torch.from_numpy(array) for name, array in arrays.items()}, **others)
+
+    def _each_tensor(self, change: Callable[[torch.Tensor], Any]) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in values.items()
-            if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **moved)
+        return {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     @property
     def num_samples(self) -> int:

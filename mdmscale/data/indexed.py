@@ -5,6 +5,7 @@ u64, then sequence lengths i32[], byte pointers i64[] and the document index i64
 document, and the number of sequences at the end). A document may have several sequences.
 """
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +61,7 @@ class IndexedWriter:
     def close(self) -> None:
         """Finish .bin and write .idx."""
         self._bin.close()
-        lengths = np.asarray(self._lengths, dtype="<i4")
-        ends = np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
-        pointers = ends - lengths.astype("<i8") * self.dtype.itemsize
-        documents = np.arange(len(lengths) + 1, dtype="<i8")
-        header = _HEADER.pack(_MAGIC, _VERSION, _CODES[self.dtype], len(lengths), len(documents))
-        with idx_path(self.prefix).open("wb") as file:
-            file.writelines([header, lengths.tobytes(), pointers.tobytes(), documents.tobytes()])
+        write_index(self.prefix, np.asarray(self._lengths, dtype="<i4"), self.dtype)
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +74,17 @@ class IndexedWriter:
         else:
             self._bin.close()
             bin_path(self.prefix).unlink(missing_ok=True)
+
+
+def write_index(prefix: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
+    """Write the .idx of documents of `lengths` [documents] that lie one after the other, a sequence each."""
+    lengths = lengths.astype("<i4", copy=False)
+    ends = np.cumsum(lengths, dtype="<i8") * dtype.itemsize
+    pointers = ends - lengths.astype("<i8") * dtype.itemsize
+    documents = np.arange(len(lengths) + 1, dtype="<i8")
+    header = _HEADER.pack(_MAGIC, _VERSION, _CODES[dtype], len(lengths), len(documents))
+    with idx_path(prefix).open("wb") as file:
+        file.writelines([header, lengths.tobytes(), pointers.tobytes(), documents.tobytes()])
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class IndexedShard:
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
+        self._bin = str(bin_path(prefix))  # joining it anew would take as long as a read
         code, self._num_sequences, boundaries = _read_header(idx_path(prefix))
         self.dtype = _token_dtype_of(code, idx_path(prefix))
         self.num_documents = boundaries - 1
@@ -121,11 +128,15 @@ class IndexedShard:
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Ids of the shard's tokens start..stop - 1, int64 [stop - start]."""
-        path = bin_path(self.prefix)
-        ids = np.fromfile(path, dtype=self.dtype, count=stop - start, offset=start * self.dtype.itemsize)
-        if len(ids) != stop - start:
-            raise UserError(f"{path}: ends before token {stop}; was it replaced during the run?")
-        return ids.astype(np.int64)
+        itemsize = self.dtype.itemsize
+        descriptor = os.open(self._bin, os.O_RDONLY)
+        try:
+            raw = os.pread(descriptor, (stop - start) * itemsize, start * itemsize)
+        finally:
+            os.close(descriptor)
+        if len(raw) != (stop - start) * itemsize:
+            raise UserError(f"{self._bin}: ends before token {stop}; was it replaced during the run?")
+        return np.frombuffer(raw, self.dtype).astype(np.int64)
 
     def _index(self) -> _Index:
         raw = np.memmap(idx_path(self.prefix), mode="r", dtype=np.uint8)

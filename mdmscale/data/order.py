@@ -1,5 +1,7 @@
 """Which sequence sample n is: a keyed permutation of each epoch that is computed, never stored."""
 
+from functools import lru_cache
+
 import numpy as np
 
 from mdmscale.diffusion.uniforms import Stream, generator
@@ -23,18 +25,21 @@ def permute(position: int, size: int, seed: int, epoch: int) -> int:
     """
     assert 0 <= position < size
     half = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = (
-        generator(seed, Stream.ORDER, epoch)
-        .integers(0, _WORD, _ROUNDS, dtype=np.uint64, endpoint=True)
-        .tolist()
-    )
+    keys = _round_keys(seed, epoch)
     position = _feistel(position, half, keys)
     while position >= size:
         position = _feistel(position, half, keys)
     return position
 
 
-def _feistel(value: int, half: int, keys: list[int]) -> int:
+@lru_cache(maxsize=4)
+def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
+    """An epoch's keys; drawing them takes longer than the permutation itself."""
+    draws = generator(seed, Stream.ORDER, epoch)
+    return tuple(draws.integers(0, _WORD, _ROUNDS, dtype=np.uint64, endpoint=True).tolist())
+
+
+def _feistel(value: int, half: int, keys: tuple[int, ...]) -> int:
     mask = (1 << half) - 1
     left, right = value >> half, value & mask
     for round_key in keys:

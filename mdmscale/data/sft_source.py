@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mdmscale.config import DataSection
-from mdmscale.data.held_out import held_out_places, kept_place
+from mdmscale.data.held_out import held_out_places, kept_before, kept_place
 from mdmscale.data.indexed import IndexedShard
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.data.sft import fit_lengths
@@ -42,6 +42,7 @@ class SFTSource:
             prompt_lengths[kept],
         )
         self._held_out = held_out_places(len(kept), data.held_out, "samples")
+        self._kept_before = kept_before(self._held_out)
         self.num_held_out = len(self._held_out)
         self.num_train = len(kept) - self.num_held_out
         if not self.num_train:
@@ -51,7 +52,7 @@ class SFTSource:
 
     def train_sample(self, index: int) -> Sample:
         number = sequence_of_sample(index, self.num_train, self._seed)
-        return self._sample(kept_place(self._held_out, number))
+        return self._sample(kept_place(self._kept_before, number))
 
     def held_out_sample(self, index: int) -> Sample:
         return self._sample(int(self._held_out[index]))

@@ -21,16 +21,16 @@ def find_prefixes(paths: list[str]) -> list[Path]:
     Raises:
         UserError: where a path names no shard, or two name the same one.
     """
-    prefixes: list[Path] = []
+    prefixes: dict[Path, None] = {}  # a set in order: there may be many thousands
     for path in paths:
         found = _prefixes_of(path)
         repeated = [prefix for prefix in found if prefix in prefixes]
         if repeated:
             raise UserError(f"data.path: shard {repeated[0]} is named twice")
-        prefixes.extend(found)
+        prefixes.update(dict.fromkeys(found))
     if not prefixes:
         raise UserError("data.path: names no shard")
-    return prefixes
+    return list(prefixes)
 
 
 def _prefixes_of(path: str) -> list[Path]:
@@ -63,12 +63,11 @@ class TokenStream:
 
     def document_starts(self, documents: np.ndarray) -> np.ndarray:
         """Offsets in the stream at which `documents` (ascending) begin. int64 [n] -> int64 [n]."""
-        owners = np.searchsorted(self._document_offsets, documents, side="right") - 1
-        # document `num_documents` begins where the stream ends
-        owners = np.minimum(owners, len(self.shards) - 1)
+        edges = np.searchsorted(documents, self._document_offsets)  # [shards + 1]
+        edges[-1] = len(documents)  # document `num_documents` begins where the stream ends
         starts = np.empty(len(documents), dtype=np.int64)
-        for owner in np.unique(owners):
-            mine = owners == owner
+        for owner in np.flatnonzero(np.diff(edges)):
+            mine = slice(edges[owner], edges[owner + 1])
             local = self.shards[owner].document_starts(documents[mine] - self._document_offsets[owner])
             starts[mine] = local + self._token_offsets[owner]
         return starts

@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from mdmscale.config_diffusion import DiffusionSection, ISADSection, SyRMSection
 from mdmscale.data.source import Sample
@@ -12,6 +12,9 @@ from mdmscale.diffusion.masking import copy_rates, draw_masks, position_rates, s
 from mdmscale.diffusion.objective import position_weight
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.errors import UserError
+
+if TYPE_CHECKING:  # workers that make batches start a second earlier without it
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,7 @@ def noise_sample(
     return NoisedSample(sample.token_ids, masks, weights, num_eligible, t, importance_weight)
 
 
-def make_noise(options: DiffusionSection, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Noise:
+def make_noise(options: DiffusionSection, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Noise:
     """Find the tokens that ISAD and SyRM name.
 
     Raises:
@@ -99,7 +102,7 @@ def make_noise(options: DiffusionSection, tokenizer: PreTrainedTokenizerBase, vo
     return Noise(options, delimiters, structural)
 
 
-def _delimiter_ids(isad: ISADSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _delimiter_ids(isad: ISADSection, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     ids: list[int] = []
     for token in isad.tokens:
         found = [token] if isinstance(token, int) else tokenizer.encode(token, add_special_tokens=False)
@@ -109,7 +112,7 @@ def _delimiter_ids(isad: ISADSection, tokenizer: PreTrainedTokenizerBase) -> lis
     return ids
 
 
-def _structural_ids(syrm: SyRMSection, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _structural_ids(syrm: SyRMSection, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     if syrm.pattern is None:
         return syrm.tokens
     pattern = re.compile(syrm.pattern)
