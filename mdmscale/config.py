@@ -65,6 +65,7 @@ class ModelSection(Section):
         None, "id of the mask token; null takes the model's or tokenizer's, else adds one", ge=0
     )
     activation_checkpointing: bool = key(False, "recompute each layer in backward: less memory, more time")
+    compile: bool = key(False, "torch.compile the decoder layers: minutes at the start, then faster steps")
     head_chunk_size: int | None = key(
         None, "masked positions projected to the vocabulary at a time; null: as many as take half a GiB", ge=1
     )
@@ -229,6 +230,7 @@ class RunConfig(Section):
                 f"diffusion.syrm is set but data.kind is {self.data.kind}; only sft samples have a prompt"
             )
         problems += self._parallel_problems()
+        problems += self._compile_problems()
         strata = self.diffusion.strata
         if strata and self.train.global_batch_size % strata:
             problems.append(
@@ -271,5 +273,28 @@ class RunConfig(Section):
             problems.append(
                 f"parallel.sequence = {sequence} exchanges slices around sdpa, but model.attention is "
                 f"{self.model.attention}; set it to sdpa"
+            )
+        return problems
+
+    def _compile_problems(self) -> list[str]:
+        """What a decoder layer that is compiled as one graph cannot have in it."""
+        if not self.model.compile:
+            return []
+        problems = []
+        if self.parallel.zero_stage == 3:
+            problems.append(
+                "model.compile = true with parallel.zero_stage = 3: DeepSpeed gathers parameters by hooks "
+                "in the middle of a layer; set zero_stage to 2 or less, or compile to false"
+            )
+        problems += [
+            f"model.compile = true with parallel.{name} = {getattr(self.parallel, name)}: ranks exchange "
+            f"tensors in the middle of a layer; set {name} to 1, or compile to false"
+            for name in ("tensor", "sequence")
+            if getattr(self.parallel, name) > 1
+        ]
+        if self.model.attention == "flash_attention_2":
+            problems.append(
+                "model.compile = true with model.attention = flash_attention_2, which takes padding out by "
+                "sizes that a graph cannot know; set attention to sdpa"
             )
         return problems

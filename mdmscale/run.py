@@ -26,6 +26,7 @@ from mdmscale.errors import UserError
 from mdmscale.facts import gather_facts
 from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.models.backbone import Backbone, build_backbone
+from mdmscale.models.compiling import compile_layers
 from mdmscale.models.flops import FlopCount, count_flops
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.packed_attention import attend_in_rows
@@ -139,6 +140,8 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     split_sequences(backbone.model, ranks)
     if config.model.activation_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.model.compile:  # last, as adapters, attention and recomputation are parts of the graph
+        compile_layers(backbone.model)
     engine = initialise_engine(model.train(), config, layout, ranks)
     loader = TrainLoader(source, config, layout, ranks.data_rank, noise, collate)
     edges = probe_edges(config.diffusion.p_pots)

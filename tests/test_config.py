@@ -206,6 +206,16 @@ REFUSED = {
     "names nothing to mask in prompts": ["diffusion.syrm={}", "data.kind=sft"],
     "not a regular expression": ["diffusion.syrm.pattern='['", "data.kind=sft"],
     "diffusion.isad.tokens: required": ["diffusion.isad.delta=0.5"],
+    "model.compile = true with parallel.zero_stage = 3: DeepSpeed gathers parameters by hooks": [
+        "model.compile=true",
+        "parallel.zero_stage=3",
+    ],
+    "model.compile = true with parallel.tensor = 2": ["model.compile=true", "parallel.tensor=2"],
+    "model.compile = true with parallel.sequence = 4": ["model.compile=true", "parallel.sequence=4"],
+    "model.compile = true with model.attention = flash_attention_2": [
+        "model.compile=true",
+        "model.attention=flash_attention_2",
+    ],
     "diffusion.isad.delta = 1.5": ["diffusion.isad={tokens: [1], delta: 1.5}"],
 }
 
@@ -223,6 +233,7 @@ def test_senseless_combinations_are_refused_with_the_reason(config_file: Path, e
         ["diffusion.masking=complement", P_POTS, "diffusion.strata=1"],
         ["diffusion.isad={tokens: ['####', 5]}", "diffusion.masking=mirror"],
         [P_POTS, "diffusion.p_pots.probe_steps=[]", "diffusion.p_pots.refit_every=5"],
+        ["model.compile=true", "parallel.zero_stage=2", "train.packing=true"],
         ["data.kind=sft", "diffusion.syrm={pattern: '[{}]', extra: 0.1}", "diffusion.masking=mirror", P_POTS],
     ],
 )

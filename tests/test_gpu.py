@@ -14,7 +14,7 @@ from mdmscale.metrics import read_metrics
 from mdmscale.models.backbone import scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead, naive_masked_cross_entropy
 from mdmscale.models.mdm import MaskedDiffusionModel
-from mdmscale.models.packed_attention import packed_attention
+from mdmscale.models.packed_attention import PackedRows, packed_attention
 from mdmscale.planning.job import make_job
 from mdmscale.planning.memory import memory_of
 from mdmscale.planning.planned import planned_shape
@@ -48,6 +48,7 @@ def test_packed_rows_attend_as_alone(key_heads: int) -> None:
     """The kernel for rows of any length against sdpa row by row, values and gradients."""
     torch.manual_seed(0)
     lengths = (70, 70, 3, 129)
+    rows = PackedRows.of(lengths, torch.device("cuda"))
     results = []
     inputs = [
         torch.randn(1, heads, sum(lengths), 64, device="cuda", dtype=torch.bfloat16)
@@ -55,7 +56,7 @@ def test_packed_rows_attend_as_alone(key_heads: int) -> None:
     ]
     for dtype in (torch.bfloat16, torch.float32):  # fp32 has no such kernel
         query, key, value = (each.to(dtype, copy=True).requires_grad_() for each in inputs)
-        attended = packed_attention(query, key, value, lengths)
+        attended = packed_attention(query, key, value, rows)
         attended.float().square().sum().backward()
         results.append([each.float() for each in (attended, query.grad, key.grad, value.grad)])
     for kernel, reference in zip(*results, strict=True):

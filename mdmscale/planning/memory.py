@@ -135,12 +135,14 @@ def layer_bytes(job: Job) -> float:
 
     A norm saves its input in fp32 and what it made of it, and the projections save theirs; attention saves
     queries, keys, values, output and a log-sum a head; the MLP saves four vectors of its own width. Key heads
-    are repeated to the number of query heads where attention gets a mask, which is saved in each layer.
+    are repeated to the number of query heads where attention gets a mask; one of pairs is saved, too.
     """
     shape, width, tensor, options = job.shape, job.width, job.parallel.tensor, job.config.model
     query, key, heads = shape.query / tensor, shape.key / tensor, shape.heads / tensor
     pairs = pair_bytes(job)
-    is_repeated = pairs > 0 or (job.parallel.sequence > 1 and shape.key_heads % job.parallel.sequence > 0)
+    is_padded = job.rows_may_be_padded and not job.layout.packs and job.parallel.sequence == 1
+    is_masked = pairs > 0 or (is_padded and options.attention == "sdpa")
+    is_repeated = is_masked or (job.parallel.sequence > 1 and shape.key_heads % job.parallel.sequence > 0)
     norms = 2 * ((FP32 + 2 * width) * shape.hidden + FP32)
     attention = width * (2 * query + 2 * (query if is_repeated else key)) + pairs
     if options.attention != "eager":
@@ -159,11 +161,9 @@ def pair_bytes(job: Job) -> float:
     if options.attention == "eager":
         scores = FP32 + (job.width if job.width < FP32 else 0)
         return job.shape.heads / job.parallel.tensor * job.length * scores
-    is_padded = job.rows_may_be_padded and not job.layout.packs
-    is_masked = options.attention_annealing_steps > 0 or (
-        is_padded and job.parallel.sequence == 1 and options.attention == "sdpa"
-    )
-    return job.width * job.length * job.parallel.sequence if is_masked else 0.0
+    if options.attention_annealing_steps == 0:
+        return 0.0  # a mask of padding is one of positions
+    return job.width * job.length * job.parallel.sequence
 
 
 def activation_bytes(job: Job) -> float:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from mdmscale.models.backbone import DTYPES, scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead
 from mdmscale.models.mdm import MaskedDiffusionModel
-from mdmscale.models.packed_attention import attend_in_rows
+from mdmscale.models.packed_attention import PackedRows, attend_in_rows
 from mdmscale.planning.job import Job
 from mdmscale.planning.memory import activation_bytes, head_bytes, memory_of
 
@@ -81,7 +81,7 @@ def test_activations_of_packed_rows(small_job: Callable[..., Job], dtype: str, a
             input_ids=token_ids,
             attention_mask=pairs,
             position_ids=position_ids,
-            row_lengths=lengths,
+            packed_rows=PackedRows.of(lengths, token_ids.device),
             use_cache=False,
         )
     assert saved.num_bytes == pytest.approx(activation_bytes(job), rel=WITHIN)
