@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.config_parallel import ParallelSection
-from mdmscale.config_section import DType, Section, key
+from mdmscale.config_section import DType, Recomputation, Section, key
 
 EXPORT_FOLDER = "hf"  # in a run folder: the trained model, adapters merged
 ADAPTER_FOLDER = "adapter"  # in a run folder: the adapters of model.lora by themselves
@@ -64,7 +64,11 @@ class ModelSection(Section):
     mask_token_id: int | None = key(
         None, "id of the mask token; null takes the model's or tokenizer's, else adds one", ge=0
     )
-    activation_checkpointing: bool = key(False, "recompute each layer in backward: less memory, more time")
+    activation_checkpointing: Recomputation = key(
+        "none",
+        "what backward makes anew instead of keeping it: none, selective (all but matrix products and "
+        "attention) or full (whole layers); true is full, false none",
+    )
     compile: bool = key(False, "torch.compile the decoder layers: minutes at the start, then faster steps")
     head_chunk_size: int | None = key(
         None, "masked positions projected to the vocabulary at a time; null: as many as take half a GiB", ge=1
@@ -292,6 +296,11 @@ class RunConfig(Section):
             for name in ("tensor", "sequence")
             if getattr(self.parallel, name) > 1
         ]
+        if self.model.activation_checkpointing == "selective":
+            problems.append(
+                "model.compile = true with model.activation_checkpointing = selective: the compiler chooses "
+                "by itself what to make anew; set activation_checkpointing to none or full"
+            )
         if self.model.attention == "flash_attention_2":
             problems.append(
                 "model.compile = true with model.attention = flash_attention_2, which takes padding out by "

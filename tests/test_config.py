@@ -212,6 +212,10 @@ REFUSED = {
     ],
     "model.compile = true with parallel.tensor = 2": ["model.compile=true", "parallel.tensor=2"],
     "model.compile = true with parallel.sequence = 4": ["model.compile=true", "parallel.sequence=4"],
+    "model.compile = true with model.activation_checkpointing = selective": [
+        "model.compile=true",
+        "model.activation_checkpointing=selective",
+    ],
     "model.compile = true with model.attention = flash_attention_2": [
         "model.compile=true",
         "model.attention=flash_attention_2",
@@ -278,6 +282,14 @@ def test_dumped_configs_load_to_an_equal_config(config_file: Path, name: str) ->
 def test_dtype_has_its_long_names(config_file: Path) -> None:
     assert load_config(config_file, ["model.dtype=bfloat16"]).model.dtype == "bf16"
     assert load_config(config_file, ["model.dtype=float32"]).model.dtype == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("true", "full"), ("false", "none"), ("none", "none"), ("selective", "selective")]
+)
+def test_recomputation_is_a_choice_or_a_switch(config_file: Path, text: str, meant: str) -> None:
+    config = load_config(config_file, [f"model.activation_checkpointing={text}"])
+    assert config.model.activation_checkpointing == meant
 
 
 def test_configs_cannot_be_changed(config_file: Path) -> None:

@@ -10,11 +10,13 @@ from planning.conftest import SMALL
 from transformers import AutoModelForCausalLM
 
 from mdmscale.config import RunConfig
+from mdmscale.config_section import Recomputation
 from mdmscale.metrics import read_metrics
 from mdmscale.models.backbone import scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead, naive_masked_cross_entropy
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.packed_attention import PackedRows, packed_attention
+from mdmscale.models.recomputation import recompute_activations
 from mdmscale.planning.job import make_job
 from mdmscale.planning.memory import memory_of
 from mdmscale.planning.planned import planned_shape
@@ -76,8 +78,8 @@ def test_a_bf16_run_trains_and_exports(corpus: Path, tmp_path: Path, stage: int)
     assert (tmp_path / "tiny" / "hf" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "rebuilt"])
-def test_a_plans_memory_is_the_devices(checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_a_plans_memory_is_the_devices(checkpointing: Recomputation) -> None:
     """What forward and backward allocate beside weights and gradients, within 10%."""
     model = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8, "vocab_size": 8192}
     values = SMALL | {
@@ -87,8 +89,7 @@ def test_a_plans_memory_is_the_devices(checkpointing: bool) -> None:
     config = RunConfig.model_validate(values)
     job = make_job(config, planned_shape(config.model)[0], 1)
     backbone = AutoModelForCausalLM.from_config(scratch_config(config.model, 0), dtype=torch.bfloat16)
-    if checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(backbone, checkpointing)
     network = MaskedDiffusionModel(backbone, config.model.head_chunk_size).train().cuda()
     token_ids = torch.zeros(job.layout.rows_per_forward, job.length, dtype=torch.int64, device="cuda")
     positions = torch.arange(token_ids.numel(), device="cuda")

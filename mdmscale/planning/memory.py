@@ -167,22 +167,40 @@ def pair_bytes(job: Job) -> float:
 
 
 def activation_bytes(job: Job) -> float:
-    """What is kept when forward is done: all layers' saved tensors and the last norm's.
-
-    With checkpointing each layer's input alone.
-    """
-    is_rebuilt = job.config.model.activation_checkpointing
-    layer = job.width * job.shape.hidden if is_rebuilt else layer_bytes(job)
+    """What is kept when forward is done: all layers' tensors and the last norm's."""
+    layer = layer_bytes(job) if job.config.model.activation_checkpointing == "none" else kept_bytes(job)
     last_norm = (FP32 + job.width) * job.shape.hidden
     return job.tokens * (job.shape.layers * layer + last_norm)
 
 
+def kept_bytes(job: Job) -> float:
+    """With checkpointing, what one decoder layer keeps for backward, a token.
+
+    Its input; when that is selective, the outputs of attention, with its log-sum, and of all products but the
+    last, too.
+    """
+    shape, width, tensor, options = job.shape, job.width, job.parallel.tensor, job.config.model
+    if options.activation_checkpointing == "full":
+        return width * shape.hidden
+    products = (shape.query + 2 * shape.key + 2 * shape.inner) / tensor + 2 * shape.hidden
+    attention = 0.0 if options.attention == "eager" else (width * shape.query + FP32 * shape.heads) / tensor
+    adapters = 0.0
+    if options.lora is not None:  # both products of each
+        adapted = [shape.linears[name][1] for name in options.lora.target_modules or shape.linears]
+        adapters = width * (sum(adapted) + options.lora.rank * len(adapted))
+    return width * products + attention + adapters
+
+
 def rebuilt_bytes(job: Job) -> float:
-    """With checkpointing: one layer made anew in backward, and gradients of its widest part."""
-    if not job.config.model.activation_checkpointing:
+    """With checkpointing: one layer made anew in backward, and gradients of its widest part.
+
+    What the layer had kept beside its input becomes part of that.
+    """
+    if job.config.model.activation_checkpointing == "none":
         return 0.0
     gradients = job.width * (job.shape.inner / job.parallel.tensor + job.shape.hidden)
-    return job.tokens * (layer_bytes(job) + gradients)
+    anew = layer_bytes(job) + job.width * job.shape.hidden - kept_bytes(job)
+    return job.tokens * (anew + gradients)
 
 
 def head_bytes(job: Job, num_masked: float, with_gradients: bool) -> float:
