@@ -92,26 +92,23 @@ def row_by_row(
     scaling: float | None,
 ) -> torch.Tensor:
     """`packed_attention` by a call for each row, or for neighbours of one length, such as pairs."""
-    parts, start = [], 0
-    for length, group in groupby(lengths.tolist()):
-        rows = len(list(group))
-        at = slice(start, start + rows * length)
-        start = at.stop
+    groups = [(length, len(list(group))) for length, group in groupby(lengths.tolist())]
+    sizes = [length * rows for length, rows in groups]
+    # split once: each slice by itself would have a gradient of all tokens
+    split = (each.squeeze(0).split(sizes, dim=1) for each in (query, key, value))
+    parts = []
+    for (length, rows), *alike in zip(groups, *split, strict=True):
+        queries, keys, values = (each.unflatten(1, (rows, length)).transpose(0, 1) for each in alike)
         attended = F.scaled_dot_product_attention(
-            _unpacked(query[:, :, at], rows),
-            _unpacked(key[:, :, at], rows),
-            _unpacked(value[:, :, at], rows),
+            queries,
+            keys,
+            values,
             attn_mask=None if pairs is None else pairs[..., :length, :length],
             scale=scaling,
             enable_gqa=True,
         )  # [rows, heads, length, width]
-        parts.append(attended.transpose(0, 1).flatten(1, 2)[None])
-    return torch.cat(parts, dim=2)
-
-
-def _unpacked(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """[1, heads, rows * length, width] as [rows, heads, length, width]."""
-    return tensor[0].unflatten(1, (rows, -1)).transpose(0, 1)
+        parts.append(attended.transpose(0, 1).flatten(1, 2))
+    return torch.cat(parts, dim=1)[None]
 
 
 def _varlen_attention(

@@ -13,7 +13,7 @@ from mdmscale.planning.job import Job
 
 BANDWIDTH_SUSTAINED = 0.8  # share of the memory's bandwidth that element-wise kernels reach
 LAUNCH_SECONDS = 0.25e-3  # a layer and pass: about 40 kernels of transformers' layers, one after another
-STEP_BYTES = 44  # an element of AdamW: weight, moments and gradient read and written, with temporaries
+STEP_BYTES = 44  # an element: 28 in AdamW's kernel, the rest for the norm, clipping and the weight in bf16
 HOST_BANDWIDTH = 100e9  # bytes a second that a node's processors move in an offloaded step
 HOST_STEP_BYTES = 28
 DISK_BANDWIDTH = 5e9  # bytes a second of a node's NVMe disks: one good disk; a guess

@@ -249,9 +249,9 @@ def probe_bytes(job: Job) -> float:
 
 
 def step_bytes(job: Job) -> float:
-    """AdamW's temporaries: the fp32 gradient and a root of the second moment; ZeRO-3 steps in groups."""
+    """The fp32 gradient that the step is taken with, in one kernel; ZeRO-3 steps in groups."""
     if job.parallel.offload_optimizer != "none":
         return 0.0
     stage = job.parallel.zero_stage
     elements = job.num_trained / (job.shards if stage > 0 else 1)
-    return 2 * FP32 * (min(elements, 1e9) if stage == 3 else elements)
+    return FP32 * (min(elements, 1e9) if stage == 3 else elements)

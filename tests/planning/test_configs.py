@@ -43,7 +43,8 @@ def test_the_header_is_the_plan(
     [
         *((f"| {stage} |", [f"parallel.zero_stage={stage}"]) for stage in range(4)),
         *(
-            (f"| 3 with `model.activation_checkpointing: {each}` |", [f"model.activation_checkpointing={each}"])
+            (f"| 3 with `{key}: {each}` |", [f"{key}={each}"])
+            for key in ("model.activation_checkpointing",)
             for each in ("selective", "full")
         ),
     ],
