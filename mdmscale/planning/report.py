@@ -166,9 +166,15 @@ def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
         if plan is None:
             table.add_row(f"{number:,}", *["-"] * (len(headings) - 1))
             continue
-        micro, *layout, checkpointing = overrides(plan.job.config).values()
+        micro, *layout, _ = overrides(plan.job.config).values()
+        recomputed = {"none": "no", "selective": "some", "full": "all"}  # short, for 80 columns
         table.add_row(
-            *(f"{number:,}", f"{micro}", *map(str, layout), str(checkpointing)),
+            *(
+                f"{number:,}",
+                f"{micro}",
+                *map(str, layout),
+                recomputed[plan.job.config.model.activation_checkpointing],
+            ),
             *(f"{plan.step_seconds:.3f}", f"{plan.tokens_per_second:,.0f}", f"{plan.mfu:.1%}"),
             *(f"{plan.days:,.2f}", f"{plan.gpu_hours:,.0f}"),
         )
