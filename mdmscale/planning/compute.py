@@ -58,7 +58,8 @@ def repeated_seconds(job: Job, gpu: Gpu) -> float:
         case "none":
             return 0.0
         case "selective":
-            return max(elementwise_seconds(job, gpu, job.tokens), job.shape.layers * LAUNCH_SECONDS)
+            # its modes look at each operation, in both passes, before the host launches it
+            return max(elementwise_seconds(job, gpu, job.tokens), 2 * job.shape.layers * LAUNCH_SECONDS)
         case "full":
             return forward_seconds(job, gpu, job.tokens)
 

@@ -167,14 +167,10 @@ def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
             table.add_row(f"{number:,}", *["-"] * (len(headings) - 1))
             continue
         micro, *layout, _ = overrides(plan.job.config).values()
-        recomputed = {"none": "no", "selective": "some", "full": "all"}  # short, for 80 columns
+        what = plan.job.config.model.activation_checkpointing
+        recomputed = {"none": "no", "selective": "some", "full": "all"}[what]  # short, for 80 columns
         table.add_row(
-            *(
-                f"{number:,}",
-                f"{micro}",
-                *map(str, layout),
-                recomputed[plan.job.config.model.activation_checkpointing],
-            ),
+            *(f"{number:,}", f"{micro}", *map(str, layout), recomputed),
             *(f"{plan.step_seconds:.3f}", f"{plan.tokens_per_second:,.0f}", f"{plan.mfu:.1%}"),
             *(f"{plan.days:,.2f}", f"{plan.gpu_hours:,.0f}"),
         )
