@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.config_parallel import ParallelSection
-from mdmscale.config_section import DType, Section, key
+from mdmscale.config_section import DType, Recomputation, Section, key
 
 EXPORT_FOLDER = "hf"  # in a run folder: the trained model, adapters merged
 ADAPTER_FOLDER = "adapter"  # in a run folder: the adapters of model.lora by themselves
@@ -64,7 +64,12 @@ class ModelSection(Section):
     mask_token_id: int | None = key(
         None, "id of the mask token; null takes the model's or tokenizer's, else adds one", ge=0
     )
-    activation_checkpointing: bool = key(False, "recompute each layer in backward: less memory, more time")
+    activation_checkpointing: Recomputation = key(
+        "none",
+        "what backward makes anew instead of keeping it: none, selective (all but matrix products and "
+        "attention) or full (whole layers); true is full, false none",
+    )
+    compile: bool = key(False, "torch.compile the decoder layers: minutes at the start, then faster steps")
     head_chunk_size: int | None = key(
         None, "masked positions projected to the vocabulary at a time; null: as many as take half a GiB", ge=1
     )
@@ -234,6 +239,7 @@ class RunConfig(Section):
                 f"diffusion.syrm is set but data.kind is {self.data.kind}; only sft samples have a prompt"
             )
         problems += self._parallel_problems()
+        problems += self._compile_problems()
         strata = self.diffusion.strata
         if strata and self.train.global_batch_size % strata:
             problems.append(
@@ -276,5 +282,33 @@ class RunConfig(Section):
             problems.append(
                 f"parallel.sequence = {sequence} exchanges slices around sdpa, but model.attention is "
                 f"{self.model.attention}; set it to sdpa"
+            )
+        return problems
+
+    def _compile_problems(self) -> list[str]:
+        """What a decoder layer that is compiled as one graph cannot have in it."""
+        if not self.model.compile:
+            return []
+        problems = []
+        if self.parallel.zero_stage == 3:
+            problems.append(
+                "model.compile = true with parallel.zero_stage = 3: DeepSpeed gathers parameters by hooks "
+                "in the middle of a layer; set zero_stage to 2 or less, or compile to false"
+            )
+        problems += [
+            f"model.compile = true with parallel.{name} = {getattr(self.parallel, name)}: ranks exchange "
+            f"tensors in the middle of a layer; set {name} to 1, or compile to false"
+            for name in ("tensor", "sequence")
+            if getattr(self.parallel, name) > 1
+        ]
+        if self.model.activation_checkpointing == "selective":
+            problems.append(
+                "model.compile = true with model.activation_checkpointing = selective: the compiler chooses "
+                "by itself what to make anew; set activation_checkpointing to none or full"
+            )
+        if self.model.attention == "flash_attention_2":
+            problems.append(
+                "model.compile = true with model.attention = flash_attention_2, which takes padding out by "
+                "sizes that a graph cannot know; set attention to sdpa"
             )
         return problems

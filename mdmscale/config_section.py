@@ -17,6 +17,13 @@ def _dtype_name(value: Any) -> Any:
 DType = Annotated[Literal["fp32", "bf16"], BeforeValidator(_dtype_name)]
 
 
+def _recomputation(value: Any) -> Any:
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+
+Recomputation = Annotated[Literal["none", "selective", "full"], BeforeValidator(_recomputation)]
+
+
 class Section(BaseModel):
     """A strict group of keys: no unknown key, no silent conversion of types."""
 

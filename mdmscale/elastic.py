@@ -40,9 +40,8 @@ def load_other_layout(engine: Any, folder: Path, ranks: Ranks) -> None:
             if parameter.requires_grad:
                 values = {kind: part(checkpoint.optimizer_value(name, kind)) for kind in (MASTER, *MOMENTS)}
                 _set_optimizer(engine, parameter, values)
-    step = torch.tensor(float(checkpoint.optimizer_step))
-    for state in _adam(engine).state.values():
-        state["step"] = step.clone()  # a tensor of its own: AdamW counts in place
+    for shard, state in _adam(engine).state.items():  # each a tensor of its own: AdamW counts in place
+        state["step"] = torch.tensor(float(checkpoint.optimizer_step), device=shard.device)
 
 
 # DeepSpeed's names for the flat fp32 shards: ZeRO 1 and 2, ZeRO 1 in bf16, ZeRO 3.

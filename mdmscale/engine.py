@@ -149,7 +149,7 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
         options["zero_optimization"] |= nvme.offload_options(config, ranks.rank, largest)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=make_optimizer(model, config.optimizer, fused=config.parallel.offload_optimizer != "none"),
+        optimizer=make_optimizer(model, config.optimizer),
         config=options,
         mpu=ModelParallelUnit(ranks) if ranks.tensor > 1 else None,
         dist_init_required=False,

@@ -27,9 +27,11 @@ from mdmscale.errors import UserError
 from mdmscale.facts import gather_facts
 from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.models.backbone import Backbone, build_backbone
+from mdmscale.models.compiling import compile_layers
 from mdmscale.models.flops import FlopCount, count_flops
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.packed_attention import attend_in_rows
+from mdmscale.models.recomputation import recompute_activations
 from mdmscale.models.sequence_parallel import split_sequences
 from mdmscale.models.shape import shape_of_config
 from mdmscale.models.tensor_parallel import check_divides, split_model
@@ -138,8 +140,9 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         attend_in_rows(backbone.model)
     split_model(backbone.model, ranks)
     split_sequences(backbone.model, ranks)
-    if config.model.activation_checkpointing:
-        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(backbone.model, config.model.activation_checkpointing)
+    if config.model.compile:  # last, as adapters, attention and recomputation are parts of the graph
+        compile_layers(backbone.model)
     engine = initialise_engine(model.train(), config, layout, ranks)
     loader = Prefetcher(
         TrainLoader(source, config, layout, ranks.data_rank, noise, collate),

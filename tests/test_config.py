@@ -206,6 +206,20 @@ REFUSED = {
     "names nothing to mask in prompts": ["diffusion.syrm={}", "data.kind=sft"],
     "not a regular expression": ["diffusion.syrm.pattern='['", "data.kind=sft"],
     "diffusion.isad.tokens: required": ["diffusion.isad.delta=0.5"],
+    "model.compile = true with parallel.zero_stage = 3: DeepSpeed gathers parameters by hooks": [
+        "model.compile=true",
+        "parallel.zero_stage=3",
+    ],
+    "model.compile = true with parallel.tensor = 2": ["model.compile=true", "parallel.tensor=2"],
+    "model.compile = true with parallel.sequence = 4": ["model.compile=true", "parallel.sequence=4"],
+    "model.compile = true with model.activation_checkpointing = selective": [
+        "model.compile=true",
+        "model.activation_checkpointing=selective",
+    ],
+    "model.compile = true with model.attention = flash_attention_2": [
+        "model.compile=true",
+        "model.attention=flash_attention_2",
+    ],
     "diffusion.isad.delta = 1.5": ["diffusion.isad={tokens: [1], delta: 1.5}"],
 }
 
@@ -223,6 +237,7 @@ def test_senseless_combinations_are_refused_with_the_reason(config_file: Path, e
         ["diffusion.masking=complement", P_POTS, "diffusion.strata=1"],
         ["diffusion.isad={tokens: ['####', 5]}", "diffusion.masking=mirror"],
         [P_POTS, "diffusion.p_pots.probe_steps=[]", "diffusion.p_pots.refit_every=5"],
+        ["model.compile=true", "parallel.zero_stage=2", "train.packing=true"],
         ["data.kind=sft", "diffusion.syrm={pattern: '[{}]', extra: 0.1}", "diffusion.masking=mirror", P_POTS],
     ],
 )
@@ -267,6 +282,14 @@ def test_dumped_configs_load_to_an_equal_config(config_file: Path, name: str) ->
 def test_dtype_has_its_long_names(config_file: Path) -> None:
     assert load_config(config_file, ["model.dtype=bfloat16"]).model.dtype == "bf16"
     assert load_config(config_file, ["model.dtype=float32"]).model.dtype == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("true", "full"), ("false", "none"), ("none", "none"), ("selective", "selective")]
+)
+def test_recomputation_is_a_choice_or_a_switch(config_file: Path, text: str, meant: str) -> None:
+    config = load_config(config_file, [f"model.activation_checkpointing={text}"])
+    assert config.model.activation_checkpointing == meant
 
 
 def test_configs_cannot_be_changed(config_file: Path) -> None:

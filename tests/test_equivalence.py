@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "token": {"diffusion": {"normalization": "token", "t_sampler": "stratified"}},
     "untied": {"model": {"tie_word_embeddings": False, "architecture": "qwen2", "logit_shift": True}},
     "checkpointed": {"model": {"activation_checkpointing": True}},
+    "selective": {"model": {"activation_checkpointing": "selective"}},
 }
 
 
@@ -144,6 +145,7 @@ def test_variants_are_different_objectives(runs: Path) -> None:
     assert largest_difference("plain", "annealed") > 1e-4
 
 
-def test_activation_checkpointing_changes_nothing(runs: Path) -> None:
-    plain, checkpointed = (series(runs, name_of(kind, 1, 4, 0), "loss") for kind in ("plain", "checkpointed"))
+@pytest.mark.parametrize("kind", ["checkpointed", "selective"])
+def test_activation_checkpointing_changes_nothing(runs: Path, kind: str) -> None:
+    plain, checkpointed = (series(runs, name_of(each, 1, 4, 0), "loss") for each in ("plain", kind))
     np.testing.assert_allclose(plain, checkpointed, rtol=1e-6)

@@ -11,12 +11,14 @@ from planning.conftest import SMALL
 from transformers import AutoModelForCausalLM
 
 from mdmscale.config import RunConfig
+from mdmscale.config_section import Recomputation
 from mdmscale.data.prefetch import Prefetcher
 from mdmscale.metrics import read_metrics
 from mdmscale.models.backbone import scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead, naive_masked_cross_entropy
 from mdmscale.models.mdm import MaskedDiffusionModel
-from mdmscale.models.packed_attention import packed_attention
+from mdmscale.models.packed_attention import PackedRows, packed_attention
+from mdmscale.models.recomputation import recompute_activations
 from mdmscale.planning.job import make_job
 from mdmscale.planning.memory import memory_of
 from mdmscale.planning.planned import planned_shape
@@ -50,6 +52,7 @@ def test_packed_rows_attend_as_alone(key_heads: int) -> None:
     """The kernel for rows of any length against sdpa row by row, values and gradients."""
     torch.manual_seed(0)
     lengths = (70, 70, 3, 129)
+    rows = PackedRows.of(lengths, torch.device("cuda"))
     results = []
     inputs = [
         torch.randn(1, heads, sum(lengths), 64, device="cuda", dtype=torch.bfloat16)
@@ -57,7 +60,7 @@ def test_packed_rows_attend_as_alone(key_heads: int) -> None:
     ]
     for dtype in (torch.bfloat16, torch.float32):  # fp32 has no such kernel
         query, key, value = (each.to(dtype, copy=True).requires_grad_() for each in inputs)
-        attended = packed_attention(query, key, value, lengths)
+        attended = packed_attention(query, key, value, rows)
         attended.float().square().sum().backward()
         results.append([each.float() for each in (attended, query.grad, key.grad, value.grad)])
     for kernel, reference in zip(*results, strict=True):
@@ -91,8 +94,8 @@ def test_batches_made_ahead_are_pinned_and_the_same(tmp_path: Path) -> None:
                     assert torch.equal(value.cpu(), expected) if expected is not None else value is None
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "rebuilt"])
-def test_a_plans_memory_is_the_devices(checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_a_plans_memory_is_the_devices(checkpointing: Recomputation) -> None:
     """What forward and backward allocate beside weights and gradients, within 10%."""
     model = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8, "vocab_size": 8192}
     values = SMALL | {
@@ -102,8 +105,7 @@ def test_a_plans_memory_is_the_devices(checkpointing: bool) -> None:
     config = RunConfig.model_validate(values)
     job = make_job(config, planned_shape(config.model)[0], 1)
     backbone = AutoModelForCausalLM.from_config(scratch_config(config.model, 0), dtype=torch.bfloat16)
-    if checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(backbone, checkpointing)
     network = MaskedDiffusionModel(backbone, config.model.head_chunk_size).train().cuda()
     token_ids = torch.zeros(job.layout.rows_per_forward, job.length, dtype=torch.int64, device="cuda")
     positions = torch.arange(token_ids.numel(), device="cuda")

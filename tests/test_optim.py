@@ -67,3 +67,22 @@ def test_set_learning_rate_reaches_every_group() -> None:
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_one_kernel_takes_the_steps_of_many() -> None:
+    """Fused AdamW against torch's plain one."""
+    weights = []
+    for is_fused in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64))
+        optimizer = make_optimizer(model, options(lr=1e-2))
+        for group in optimizer.param_groups:
+            assert group["fused"]
+            group["fused"] = is_fused
+        for _ in range(20):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    fused, plain = weights
+    assert (fused - plain).norm() < 1e-6 * plain.norm()

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.distributed
 KINDS: dict[str, dict[str, Any]] = {
     # MIRROR and P-POTS with strata, rows cut at random and so padded
     "plain": {"diffusion": {"strata": 4}},
-    "qwen3": {"model": {"architecture": "qwen3"}},  # norms of single heads
+    # norms of single heads
+    "qwen3": {"model": {"architecture": "qwen3", "activation_checkpointing": "selective"}},
     "qwen2": {"model": {"architecture": "qwen2", "tie_word_embeddings": False, "logit_shift": True}},
     "annealed": {"model": {"attention_annealing_steps": 12, "activation_checkpointing": True}},
     "packed": {"diffusion": {"strata": 4}, "train": {"packing": True}},  # plain without its padding

@@ -119,7 +119,7 @@ def _optimizer_step(model: MaskedDiffusionModel) -> Callable[[], object]:
     )
     for each in copies:
         each.grad = torch.full_like(each, 1e-3)
-    return make_optimizer(copies, OptimizerSection(lr=1e-6), fused=True).step
+    return make_optimizer(copies, OptimizerSection(lr=1e-6)).step
 
 
 def _product(sizes: Sizes) -> Callable[[], object]:

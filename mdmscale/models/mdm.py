@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from mdmscale.models.annealing import for_attention
 from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead
+from mdmscale.models.packed_attention import PackedRows
 
 
 class MaskedDiffusionModel(nn.Module):
@@ -29,13 +30,15 @@ class MaskedDiffusionModel(nn.Module):
         targets: torch.Tensor,  # [masked]
         weights: torch.Tensor,  # [masked]
         position_ids: torch.Tensor | None = None,  # [1, length]; None: 0, 1, ...
-        row_lengths: tuple[int, ...] | None = None,  # of packed rows, see packed_attention.attend_in_rows
+        row_lengths: tuple[int, ...] | None = None,  # of packed rows, see packed_attention.PackedRows
     ) -> HeadOutput:
         """Weighted loss over masked positions, with each position's loss and squared logit-gradient norm."""
-        if attention_mask is not None and attention_mask.dim() == 4:
-            implementation = self.backbone.config._attn_implementation
+        implementation = self.backbone.config._attn_implementation
+        if attention_mask is not None and implementation != "flash_attention_2":
+            if attention_mask.dim() == 2:  # transformers would ask the device whether it masks anything
+                attention_mask = attention_mask.bool()[:, None, None, :]  # [rows, 1, 1, length]
             attention_mask = for_attention(attention_mask, implementation, self.backbone.dtype)
-        packed = {} if row_lengths is None else {"row_lengths": row_lengths}
+        packed = {} if row_lengths is None else {"packed_rows": PackedRows.of(row_lengths, input_ids.device)}
         decoder = self.backbone.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from mdmscale.distributed import Ranks
-from mdmscale.models.packed_attention import attention
+from mdmscale.models.packed_attention import PackedRows, attention
 
 NAME = "mdmscale_ulysses"
 HEADS, TOKENS = 1, 2  # dimensions
@@ -31,7 +31,7 @@ def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
         key: torch.Tensor,  # [rows, key heads, slice, width]
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,  # bool [rows, 1, 1 or length, length], or pairs of packed rows
-        row_lengths: tuple[int, ...] | None = None,
+        packed_rows: PackedRows | None = None,
         scaling: float | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
@@ -40,7 +40,7 @@ def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
             key, value = (each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value))
         group = ranks.sequence_group
         query, key, value = (_Exchange.apply(each, HEADS, TOKENS, group) for each in (query, key, value))
-        attended = attention(query, key, value, attention_mask, row_lengths, scaling)
+        attended = attention(query, key, value, attention_mask, packed_rows, scaling)
         # now [rows, heads / ranks, length, width]
         attended = _Exchange.apply(attended, TOKENS, HEADS, group)  # [rows, heads, slice, width]
         return attended.transpose(1, 2).contiguous(), None

@@ -115,7 +115,7 @@ def zero_traffic(job: Job, cluster: Cluster) -> list[Traffic]:
 def tensor_traffic(job: Job, cluster: Cluster) -> list[Traffic]:
     """All-reduces of activations: two a layer in each pass, one for the embedding and one for the head."""
     group = Group(job.parallel.tensor, 1, cluster)
-    passes = 2 + job.config.model.activation_checkpointing
+    passes = 2 + (job.config.model.activation_checkpointing != "none")
     count = job.forwards * (2 * job.shape.layers * passes + 2)
     message = job.tokens * job.shape.hidden * job.width
     return [group.ring("tensor ranks, all-reduce", message * count, count, rounds=2)]
@@ -126,7 +126,7 @@ def sequence_traffic(job: Job, cluster: Cluster) -> list[Traffic]:
     shape, ranks, tensor = job.shape, job.parallel.sequence, job.parallel.tensor
     group = Group(ranks, tensor, cluster)
     key = shape.query if shape.key_heads % ranks else shape.key
-    passes = 2 + job.config.model.activation_checkpointing
+    passes = 2 + (job.config.model.activation_checkpointing != "none")
     message = job.tokens * (2 * shape.query + 2 * key) / tensor * job.width
     count = job.forwards * shape.layers * passes
     return [group.all_to_all("sequence ranks, all-to-all", message * count, 4 * count)]

@@ -13,7 +13,7 @@ from mdmscale.planning.job import Job
 
 BANDWIDTH_SUSTAINED = 0.8  # share of the memory's bandwidth that element-wise kernels reach
 LAUNCH_SECONDS = 0.25e-3  # a layer and pass: about 40 kernels of transformers' layers, one after another
-STEP_BYTES = 44  # an element of AdamW: weight, moments and gradient read and written, with temporaries
+STEP_BYTES = 44  # an element: 28 in AdamW's kernel, the rest for the norm, clipping and the weight in bf16
 HOST_BANDWIDTH = 100e9  # bytes a second that a node's processors move in an offloaded step
 HOST_STEP_BYTES = 28
 DISK_BANDWIDTH = 5e9  # bytes a second of a node's NVMe disks: one good disk; a guess
@@ -48,13 +48,26 @@ def model_flops(job: Job) -> float:
 
 def forward_seconds(job: Job, gpu: Gpu, tokens: float) -> float:
     """One pass forward over the layers, of `tokens` on this rank."""
-    shape, tensor = job.shape, job.parallel.tensor
-    products = tokens * forward_flops(job) / tensor / rate(job, gpu)
-    moved = tokens * shape.layers * elementwise_bytes(job)
-    return max(
-        products + moved / (gpu.bandwidth * BANDWIDTH_SUSTAINED),
-        shape.layers * LAUNCH_SECONDS,
-    )
+    products = tokens * forward_flops(job) / job.parallel.tensor / rate(job, gpu)
+    return max(products + elementwise_seconds(job, gpu, tokens), job.shape.layers * LAUNCH_SECONDS)
+
+
+def repeated_seconds(job: Job, gpu: Gpu) -> float:
+    """What the backward of one forward does again: nothing, element-wise kernels, or the whole pass."""
+    match job.config.model.activation_checkpointing:
+        case "none":
+            return 0.0
+        case "selective":
+            # its modes look at each operation, in both passes, before the host launches it
+            return max(elementwise_seconds(job, gpu, job.tokens), 2 * job.shape.layers * LAUNCH_SECONDS)
+        case "full":
+            return forward_seconds(job, gpu, job.tokens)
+
+
+def elementwise_seconds(job: Job, gpu: Gpu, tokens: float) -> float:
+    """All layers' element-wise kernels, forward."""
+    moved = tokens * job.shape.layers * elementwise_bytes(job)
+    return moved / (gpu.bandwidth * BANDWIDTH_SUSTAINED)
 
 
 def elementwise_bytes(job: Job) -> float:
@@ -106,10 +119,10 @@ def disk_seconds(job: Job, gpus_per_node: int) -> float:
 def compute_of(job: Job, gpu: Gpu, gpus_per_node: int) -> Compute:
     """The seconds of a step on one rank."""
     forward = forward_seconds(job, gpu, job.tokens)
-    passes = (1 if job.is_frozen else 2) + job.config.model.activation_checkpointing
+    backward = (1 if job.is_frozen else 2) * forward + repeated_seconds(job, gpu)
     return Compute(
         forward=job.forwards * forward,
-        backward=job.forwards * passes * forward,
+        backward=job.forwards * backward,
         head=job.forwards * head_seconds(job, gpu),
         optimizer=optimizer_seconds(job, gpu, gpus_per_node),
         disk=disk_seconds(job, gpus_per_node),

@@ -135,12 +135,14 @@ def layer_bytes(job: Job) -> float:
 
     A norm saves its input in fp32 and what it made of it, and the projections save theirs; attention saves
     queries, keys, values, output and a log-sum a head; the MLP saves four vectors of its own width. Key heads
-    are repeated to the number of query heads where attention gets a mask, which is saved in each layer.
+    are repeated to the number of query heads where attention gets a mask; one of pairs is saved, too.
     """
     shape, width, tensor, options = job.shape, job.width, job.parallel.tensor, job.config.model
     query, key, heads = shape.query / tensor, shape.key / tensor, shape.heads / tensor
     pairs = pair_bytes(job)
-    is_repeated = pairs > 0 or (job.parallel.sequence > 1 and shape.key_heads % job.parallel.sequence > 0)
+    is_padded = job.rows_may_be_padded and not job.layout.packs and job.parallel.sequence == 1
+    is_masked = pairs > 0 or (is_padded and options.attention == "sdpa")
+    is_repeated = is_masked or (job.parallel.sequence > 1 and shape.key_heads % job.parallel.sequence > 0)
     norms = 2 * ((FP32 + 2 * width) * shape.hidden + FP32)
     attention = width * (2 * query + 2 * (query if is_repeated else key)) + pairs
     if options.attention != "eager":
@@ -159,30 +161,46 @@ def pair_bytes(job: Job) -> float:
     if options.attention == "eager":
         scores = FP32 + (job.width if job.width < FP32 else 0)
         return job.shape.heads / job.parallel.tensor * job.length * scores
-    is_padded = job.rows_may_be_padded and not job.layout.packs
-    is_masked = options.attention_annealing_steps > 0 or (
-        is_padded and job.parallel.sequence == 1 and options.attention == "sdpa"
-    )
-    return job.width * job.length * job.parallel.sequence if is_masked else 0.0
+    if options.attention_annealing_steps == 0:
+        return 0.0  # a mask of padding is one of positions
+    return job.width * job.length * job.parallel.sequence
 
 
 def activation_bytes(job: Job) -> float:
-    """What is kept when forward is done: all layers' saved tensors and the last norm's.
-
-    With checkpointing each layer's input alone.
-    """
-    is_rebuilt = job.config.model.activation_checkpointing
-    layer = job.width * job.shape.hidden if is_rebuilt else layer_bytes(job)
+    """What is kept when forward is done: all layers' tensors and the last norm's."""
+    layer = layer_bytes(job) if job.config.model.activation_checkpointing == "none" else kept_bytes(job)
     last_norm = (FP32 + job.width) * job.shape.hidden
     return job.tokens * (job.shape.layers * layer + last_norm)
 
 
+def kept_bytes(job: Job) -> float:
+    """With checkpointing, what one decoder layer keeps for backward, a token.
+
+    Its input; when that is selective, the outputs of attention, with its log-sum, and of all products but the
+    last, too.
+    """
+    shape, width, tensor, options = job.shape, job.width, job.parallel.tensor, job.config.model
+    if options.activation_checkpointing == "full":
+        return width * shape.hidden
+    products = (shape.query + 2 * shape.key + 2 * shape.inner) / tensor + 2 * shape.hidden
+    attention = 0.0 if options.attention == "eager" else (width * shape.query + FP32 * shape.heads) / tensor
+    adapters = 0.0
+    if options.lora is not None:  # both products of each
+        adapted = [shape.linears[name][1] for name in options.lora.target_modules or shape.linears]
+        adapters = width * (sum(adapted) + options.lora.rank * len(adapted))
+    return width * products + attention + adapters
+
+
 def rebuilt_bytes(job: Job) -> float:
-    """With checkpointing: one layer made anew in backward, and gradients of its widest part."""
-    if not job.config.model.activation_checkpointing:
+    """With checkpointing: one layer made anew in backward, and gradients of its widest part.
+
+    What the layer had kept beside its input becomes part of that.
+    """
+    if job.config.model.activation_checkpointing == "none":
         return 0.0
     gradients = job.width * (job.shape.inner / job.parallel.tensor + job.shape.hidden)
-    return job.tokens * (layer_bytes(job) + gradients)
+    anew = layer_bytes(job) + job.width * job.shape.hidden - kept_bytes(job)
+    return job.tokens * (anew + gradients)
 
 
 def head_bytes(job: Job, num_masked: float, with_gradients: bool) -> float:
@@ -231,9 +249,9 @@ def probe_bytes(job: Job) -> float:
 
 
 def step_bytes(job: Job) -> float:
-    """AdamW's temporaries: the fp32 gradient and a root of the second moment; ZeRO-3 steps in groups."""
+    """The fp32 gradient that the step is taken with, in one kernel; ZeRO-3 steps in groups."""
     if job.parallel.offload_optimizer != "none":
         return 0.0
     stage = job.parallel.zero_stage
     elements = job.num_trained / (job.shards if stage > 0 else 1)
-    return 2 * FP32 * (min(elements, 1e9) if stage == 3 else elements)
+    return FP32 * (min(elements, 1e9) if stage == 3 else elements)

@@ -136,7 +136,10 @@ def as_arguments(plan: Plan, config: RunConfig) -> str:
         for name, value in suggested.parallel.model_dump().items()
         if value != getattr(config.parallel, name)
     }
-    return " ".join(f"{name}={json.dumps(value)}" for name, value in (overrides(suggested) | others).items())
+    values = overrides(suggested) | others
+    return " ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
+    )
 
 
 def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
@@ -148,9 +151,11 @@ def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
         if plan is None:
             table.add_row(f"{number:,}", *["-"] * (len(headings) - 1))
             continue
-        micro, *layout, checkpointing = overrides(plan.job.config).values()
+        micro, *layout, _ = overrides(plan.job.config).values()
+        what = plan.job.config.model.activation_checkpointing
+        recomputed = {"none": "no", "selective": "some", "full": "all"}[what]  # short, for 80 columns
         table.add_row(
-            *(f"{number:,}", f"{micro}", *map(str, layout), "yes" if checkpointing else "no"),
+            *(f"{number:,}", f"{micro}", *map(str, layout), recomputed),
             *(f"{plan.step_seconds:.3f}", f"{plan.tokens_per_second:,.0f}", f"{plan.mfu:.1%}"),
             *(f"{plan.days:,.2f}", f"{plan.gpu_hours:,.0f}"),
         )

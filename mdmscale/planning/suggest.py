@@ -5,11 +5,13 @@ from itertools import product
 
 from mdmscale.config import RunConfig
 from mdmscale.config_parallel import ParallelSection
+from mdmscale.config_section import Recomputation
 from mdmscale.models.shape import ModelShape, indivisible
 from mdmscale.planning.hardware import Cluster
 from mdmscale.planning.plan import Plan, make_plan
 
-SHARING = (1, 2, 4, 8)
+SHARING: tuple[int, ...] = (1, 2, 4, 8)
+RECOMPUTATIONS: tuple[Recomputation, ...] = ("none", "selective", "full")
 WITHIN = 1.02  # layouts this near to the fastest are as good, and the simplest of them is taken
 
 
@@ -29,18 +31,23 @@ def complexity(plan: Plan) -> tuple[float, ...]:
     """Ranks that share a model or a sequence complicate most, then recomputation and the stage."""
     config = plan.job.config
     sharing = config.parallel.tensor * config.parallel.sequence
-    checkpointing = config.model.activation_checkpointing
+    checkpointing = RECOMPUTATIONS.index(config.model.activation_checkpointing)
     return sharing, checkpointing, config.parallel.zero_stage, plan.step_seconds
 
 
 def layouts(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterator[RunConfig]:
     """Configs that differ in layout alone and divide the model, the GPUs and the global batch.
 
-    What only one stage has is left out for the others; a model with adapters is not split.
+    What only one stage has is left out for the others; a model with adapters is not split, and one that is
+    compiled is neither split nor sharded.
     """
     tensors = SHARING if config.model.lora is None else (1,)
-    stages = (0, 1, 2, 3) if config.model.dtype == "fp32" else (1, 2, 3)  # 0 would sum gradients in bf16
+    stages = [0, 1, 2, 3] if config.model.dtype == "fp32" else [1, 2, 3]  # 0 would sum gradients in bf16
     sequences = SHARING if config.model.attention == "sdpa" else (1,)
+    recomputations = RECOMPUTATIONS
+    if config.model.compile:
+        tensors, sequences, recomputations = (1,), (1,), ("none", "full")
+        stages.remove(3)
     for tensor, sequence in product(tensors, sequences):
         ranks, rest = divmod(cluster.num_gpus, tensor * sequence)
         sharing = config.parallel.model_copy(update={"tensor": tensor, "sequence": sequence})
@@ -50,7 +57,7 @@ def layouts(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterator[
         if indivisible(shape, tensor, sequence):
             continue
         for micro in micro_batches(config.train.global_batch_size // ranks):
-            for stage, checkpointing in product(stages, (False, True)):
+            for stage, checkpointing in product(stages, recomputations):
                 parallel = at_stage(sharing, stage)
                 if ranks * sequence % parallel.hpz_partition_size:
                     continue

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from mdmscale.config import ModelSection
 from mdmscale.models.annealing import annealed_mask, open_pairs
 from mdmscale.models.backbone import FAMILIES, build_backbone
-from mdmscale.models.packed_attention import attend_in_rows, packed_attention
+from mdmscale.models.packed_attention import PackedRows, attend_in_rows, packed_attention
 
 LENGTHS = (7, 7, 3, 11, 1)
+ROWS = PackedRows.of(LENGTHS, torch.device("cpu"))
 
 
 def build(corpus: Path, family: str) -> PreTrainedModel:
@@ -36,7 +37,7 @@ def outputs(model: PreTrainedModel, packs: bool, pairs: torch.Tensor | None) -> 
             input_ids=torch.cat(rows)[None],
             attention_mask=pairs,
             position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
-            row_lengths=LENGTHS,
+            packed_rows=ROWS,
         ).last_hidden_state[0]
     alone = []
     for row in rows:
@@ -69,7 +70,7 @@ def test_rows_are_as_they_are_alone(corpus: Path, family: str, checkpointed: boo
 def test_no_row_sees_another() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, sum(LENGTHS), 8) for heads in (4, 2, 2))
-    before = packed_attention(query, key, value, LENGTHS)
+    before = packed_attention(query, key, value, ROWS)
     value[:, :, 14:17] += 1.0  # the third row
-    moved = (packed_attention(query, key, value, LENGTHS) - before).abs().amax(dim=(0, 1, 3)) > 1e-6
+    moved = (packed_attention(query, key, value, ROWS) - before).abs().amax(dim=(0, 1, 3)) > 1e-6
     assert moved.nonzero().flatten().tolist() == [14, 15, 16]

@@ -42,7 +42,11 @@ def test_the_header_is_the_plan(
     ("row", "overrides"),
     [
         *((f"| {stage} |", [f"parallel.zero_stage={stage}"]) for stage in range(4)),
-        ("| 3 with `model.activation_checkpointing` |", ["model.activation_checkpointing=true"]),
+        *(
+            (f"| 3 with `{key}: {each}` |", [f"{key}={each}"])
+            for key in ("model.activation_checkpointing",)
+            for each in ("selective", "full")
+        ),
     ],
 )
 def test_the_table_of_stages_is_the_planners(
@@ -50,7 +54,7 @@ def test_the_table_of_stages_is_the_planners(
 ) -> None:
     """docs/scaling.md's table for LLaDA-8B on 64 H100."""
     config = str(ROOT / "configs" / "8b_mirror.yaml")
-    main(["--config", config, "--gpus", "64", "--json", "model.activation_checkpointing=false", *overrides])
+    main(["--config", config, "--gpus", "64", "--json", "model.activation_checkpointing=none", *overrides])
     plan = json.loads(capsys.readouterr().out)["plan"]
     figures = f"{row} {plan['memory']['needed'] / 2**30:.0f} | {plan['tokens_per_second']:,.0f} |"
     assert figures in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")

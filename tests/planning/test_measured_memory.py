@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from mdmscale.models.backbone import DTYPES, scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead
 from mdmscale.models.mdm import MaskedDiffusionModel
-from mdmscale.models.packed_attention import attend_in_rows
+from mdmscale.models.packed_attention import PackedRows, attend_in_rows
+from mdmscale.models.recomputation import recompute_activations
 from mdmscale.planning.job import Job
 from mdmscale.planning.memory import activation_bytes, head_bytes, memory_of
 
@@ -23,8 +24,7 @@ def build(job: Job) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(
         scratch_config(options, 0), dtype=DTYPES[options.dtype], attn_implementation=options.attention
     )
-    if options.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(model, options.activation_checkpointing)
     return model.train()
 
 
@@ -81,7 +81,7 @@ def test_activations_of_packed_rows(small_job: Callable[..., Job], dtype: str, a
             input_ids=token_ids,
             attention_mask=pairs,
             position_ids=position_ids,
-            row_lengths=lengths,
+            packed_rows=PackedRows.of(lengths, token_ids.device),
             use_cache=False,
         )
     assert saved.num_bytes == pytest.approx(activation_bytes(job), rel=WITHIN)
@@ -90,7 +90,7 @@ def test_activations_of_packed_rows(small_job: Callable[..., Job], dtype: str, a
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_checkpointed_activations(small_job: Callable[..., Job], dtype: str) -> None:
     """Each layer's input when forward is done."""
-    job = small_job(model={"dtype": dtype, "num_hidden_layers": 6, "activation_checkpointing": True})
+    job = small_job(model={"dtype": dtype, "num_hidden_layers": 6, "activation_checkpointing": "full"})
     model = build(job)
     with Saved(model.parameters()) as saved:
         model.model(input_ids=rows_of(job)[0], use_cache=False)
@@ -98,10 +98,36 @@ def test_checkpointed_activations(small_job: Callable[..., Job], dtype: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"model": {"architecture": "llama", "num_hidden_layers": 6}},
+        {"model": {"architecture": "qwen3", "head_dim": 48}, "data": {"random_length_fraction": 0.5}},
+        {"model": {"attention": "eager"}},
+    ],
+    ids=["llama", "qwen3 padded", "eager"],
+)
+def test_selectively_checkpointed_activations(
+    small_job: Callable[..., Job], dtype: str, sections: dict[str, Any]
+) -> None:
+    """What is alive when forward is done: beside inputs the outputs of products and attention."""
+    keys = {"dtype": dtype, "activation_checkpointing": "selective"}
+    job = small_job(**sections | {"model": sections["model"] | keys})
+    model = build(job)
+    token_ids, mask = rows_of(job)
+    if mask is not None:
+        mask = mask.bool()[:, None, None, :]
+    with Peak() as peak:
+        output = model.model(input_ids=token_ids, attention_mask=mask, use_cache=False)
+    assert output is not None
+    assert peak.alive == pytest.approx(activation_bytes(job), rel=WITHIN)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("vocab", [512, 2048], ids=["layers", "head"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "rebuilt"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_forward_and_backward(
-    small_job: Callable[..., Job], dtype: str, vocab: int, checkpointing: bool
+    small_job: Callable[..., Job], dtype: str, vocab: int, checkpointing: str
 ) -> None:
     """The most that is alive at once beside weights and gradients; whether layers or the head need more."""
     keys = {"dtype": dtype, "num_hidden_layers": 4, "head_chunk_size": 96, "vocab_size": vocab}

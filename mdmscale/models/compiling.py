@@ -1,0 +1,23 @@
+"""torch.compile of the decoder layers: one compiled code that all layers and all batches share.
+
+A whole model would take the compiler as many times longer as it has layers, for the same kernels. Embedding,
+head and what surrounds the layers stay as they are.
+"""
+
+import torch
+from transformers import PreTrainedModel
+
+# Kinds of input, each with code of its own: with gradients or not, of one row or more, and without a mask,
+# with one of padding or one of pairs. There is room beside them; at its own limit of 8 torch would give up.
+RECOMPILE_LIMIT = 32
+
+
+def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:
+    """Compile each decoder layer at its first call.
+
+    Batches have other lengths and numbers of rows all the time, so that sizes are symbols from the start. A
+    layer that does not fit in one graph is an error: each piece of a broken one would be slower in silence.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    for layer in model.model.layers:
+        layer.compile(backend=backend, dynamic=True, fullgraph=True)  # in place: parameters keep their names

@@ -1,0 +1,38 @@
+"""Recomputed activations give the gradients of kept ones, and cost what they say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from models.small import LAYOUTS, assert_same, loss_and_gradients, small_batch, small_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from mdmscale.models.recomputation import recompute_activations
+
+LENGTHS = (24, 9, 24, 3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("what", ["selective", "full"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2"])
+def test_gradients_are_those_of_kept_activations(corpus: Path, family: str, what: str, layout: str) -> None:
+    kept, recomputed = (small_model(corpus, layout, architecture=family) for _ in range(2))
+    recompute_activations(recomputed.backbone, what)
+    batch = small_batch(layout, LENGTHS)
+    assert_same(loss_and_gradients(recomputed, batch), loss_and_gradients(kept, batch), 1e-6)
+    with torch.no_grad():
+        assert torch.equal(recomputed(**batch).loss, kept(**batch).loss)
+
+
+def flops(model: torch.nn.Module, layout: str) -> int:
+    with FlopCounterMode(display=False) as counter:
+        loss_and_gradients(model, small_batch(layout, LENGTHS))
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("layout", ["plain", "padded", "annealed", "packed"])
+def test_selective_repeats_no_product(corpus: Path, layout: str) -> None:
+    kept, selective, full = (small_model(corpus, layout) for _ in range(3))
+    recompute_activations(selective.backbone, "selective")
+    recompute_activations(full.backbone, "full")
+    assert flops(kept, layout) == flops(selective, layout) < flops(full, layout)
