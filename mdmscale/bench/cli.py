@@ -30,9 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     console = make_console()
     console.print(machine(sizes))
     if arguments.profile is not None:
-        model = make_model(sizes)
-        for path in paths:
-            console.print(write_profile(Bench(model, path, sizes), arguments.profile))
+        for bench in benches_of(sizes, paths):
+            console.print(write_profile(bench, arguments.profile))
         return 0
     if sweep is not None:
         values = run_sweep(sizes, *sweep, paths, arguments, console)
@@ -48,18 +47,16 @@ def run_once(
     sizes: Sizes, paths: list[LossPath], arguments: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
     """Measure and print the paths at one size, and its parts where asked. Returns the figures."""
-    model = make_model(sizes)
-    num_parameters = sum(each.numel() for each in model.parameters())
     console.print(
-        f"{num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} tokens, vocabulary "
-        f"{sizes.vocab:,}\n"
+        f"{shape_of(sizes).num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} tokens, "
+        f"vocabulary {sizes.vocab:,}\n"
     )
-    results = measure([Bench(model, path, sizes) for path in paths], arguments.rounds, console)
+    results = measure(benches_of(sizes, paths), arguments.rounds, console)
     flops = count_flops(shape_of(sizes))
     report.print_paths(results, flops, peak_flops(sizes.device), console)
     parts: Parts | None = None
     if arguments.parts:
-        parts = measure_parts(model, sizes, arguments.rounds)
+        parts = measure_parts(make_model(sizes), sizes, arguments.rounds)
         report.print_parts(parts, console)
     return report.to_json(results, flops, parts)
 
@@ -75,8 +72,7 @@ def run_sweep(
     """Measure the paths along one size, print and draw them. Returns the figures."""
     growth: Growth = {}
     for value, at in zip(values, sizes_along(sizes, name, values), strict=True):
-        model = make_model(at)
-        growth[value] = measure([Bench(model, path, at) for path in paths], arguments.rounds, console)
+        growth[value] = measure(benches_of(at, paths), arguments.rounds, console)
     console.print(growth_table(name, growth))
     if arguments.figure is not None:
         draw_growth(name, growth, arguments.figure)
@@ -84,6 +80,12 @@ def run_sweep(
     flops = [count_flops(shape_of(at)) for at in sizes_along(sizes, name, values)]
     measured = zip(growth.items(), flops, strict=True)
     return {name: {str(value): report.to_json(results, each, None) for (value, results), each in measured}}
+
+
+def benches_of(sizes: Sizes, paths: list[LossPath]) -> list[Bench]:
+    """The paths, on one model; those that compile it, on another with the same weights."""
+    models = {compiles: make_model(sizes, compiles) for compiles in {path.compiles for path in paths}}
+    return [Bench(models[path.compiles], path, sizes) for path in paths]
 
 
 def measure(benches: list[Bench], rounds: int, console: Console) -> list[Result]:

@@ -26,6 +26,7 @@ class Path:
     loss: Loss
     batches: Callable[[Sizes], list[Batch]]
     packs: bool = False
+    compiles: bool = False
 
 
 def full_logits(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
@@ -90,6 +91,7 @@ ALL = (
     Path("full", "logits and losses of all positions", full_logits, single),
     Path("indexed", "logits of all positions, losses of masked ones", index_after_head, single),
     Path("masked", "mdmscale: the head at masked positions", masked_only, single),
+    Path("compiled", "mdmscale: masked, its layers compiled", masked_only, single, compiles=True),
     Path("pair-passes", "MIRROR as two passes kept alive, indexed", index_after_head, rows_of_pairs),
     Path("pair", "mdmscale: MIRROR's rows in one forward", masked_only, pairs),
     Path("padded-indexed", "lengths spread 10:1, padded, indexed", index_after_head, padded),
@@ -102,6 +104,7 @@ PATHS = {path.name: path for path in ALL}
 COMPARISONS = (
     ("full", "masked", "masked positions only, against all positions' losses"),
     ("indexed", "masked", "masked positions only, against indexing after the head"),
+    ("masked", "compiled", "compiled layers, against not"),
     ("pair", "masked", "cost of MIRROR's second row"),
     ("pair-passes", "pair", "MIRROR in one forward, against two passes"),
     ("padded-indexed", "packed", "packed, against padded and indexed after the head"),

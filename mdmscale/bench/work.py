@@ -16,6 +16,7 @@ from mdmscale.diffusion.masking import Masking
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.uniforms import mask_uniforms
 from mdmscale.models.backbone import DTYPES, scratch_config
+from mdmscale.models.compiling import compile_layers
 from mdmscale.models.mdm import MaskedDiffusionModel
 
 SPREAD = 10  # the longest of samples of different lengths to the shortest
@@ -51,8 +52,8 @@ class Sizes:
         )
 
 
-def make_model(sizes: Sizes) -> MaskedDiffusionModel:
-    """A bidirectional Llama on the device, its head knowing the masked-only loss."""
+def make_model(sizes: Sizes, compiles: bool = False) -> MaskedDiffusionModel:
+    """A bidirectional Llama on the device, its head knowing the masked-only loss; the seed's weights."""
     config = scratch_config(sizes.model_options, sizes.vocab)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sizes.seed)
@@ -60,6 +61,8 @@ def make_model(sizes: Sizes) -> MaskedDiffusionModel:
             config, dtype=DTYPES[sizes.dtype], attn_implementation="sdpa"
         )
     backbone.config.use_cache = False
+    if compiles:
+        compile_layers(backbone)
     return MaskedDiffusionModel(backbone, head_chunk_size=None).to(sizes.device).train()
 
 

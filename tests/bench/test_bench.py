@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import run_script
 
-from mdmscale.bench.cli import main
+from mdmscale.bench.cli import benches_of, main
 from mdmscale.bench.kernels import KERNELS
 from mdmscale.bench.measure import Bench, peak_above
 from mdmscale.bench.parts import measure_parts, shape_of
@@ -33,12 +33,16 @@ def gradients(bench: Bench) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "names", [("full", "indexed", "masked"), ("pair-passes", "pair"), ("padded-indexed", "padded", "packed")]
+    "names",
+    [
+        ("full", "indexed", "masked", "compiled"),
+        ("pair-passes", "pair"),
+        ("padded-indexed", "padded", "packed"),
+    ],
 )
 def test_paths_are_ways_to_one_loss(sizes: Sizes, names: tuple[str, ...]) -> None:
     """The same loss, clean tokens and gradient; a slower path is not one that does other work."""
-    model = make_model(sizes)
-    benches = [Bench(model, PATHS[name], sizes) for name in names]
+    benches = benches_of(sizes, [PATHS[name] for name in names])
     losses = [float(bench.step()) for bench in benches]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
     assert len({(bench.result.num_tokens, bench.result.num_masked) for bench in benches}) == 1
