@@ -48,8 +48,8 @@ def run_once(
 ) -> dict[str, Any]:
     """Measure and print the paths at one size, and its parts where asked. Returns the figures."""
     console.print(
-        f"{shape_of(sizes).num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} tokens, "
-        f"vocabulary {sizes.vocab:,}\n"
+        f"{shape_of(sizes).num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} "
+        f"tokens, vocabulary {sizes.vocab:,}\n"
     )
     results = measure(benches_of(sizes, paths), arguments.rounds, console)
     flops = count_flops(shape_of(sizes))

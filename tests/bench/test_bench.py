@@ -1,16 +1,20 @@
 """The benchmark: its paths are ways to one loss, what it counts is true, and its command works."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
 
 from mdmscale.bench.cli import benches_of, main
+from mdmscale.bench.growth import parse_sweep
 from mdmscale.bench.kernels import KERNELS
 from mdmscale.bench.measure import Bench, peak_above
+from mdmscale.bench.options import build_parser, paths_of, sizes_of
 from mdmscale.bench.parts import measure_parts, shape_of
 from mdmscale.bench.paths import COMPARISONS, PATHS
 from mdmscale.bench.report import comparisons
@@ -170,3 +174,14 @@ def test_a_profile_is_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_mistakes_are_named(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main([*TINY, *arguments])
+
+
+def test_commands_of_the_docs_are_taken() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    commands = re.findall(r"python tools/bench\.py ([^`\n]*)", page)
+    assert len(commands) >= 5
+    for command in commands:
+        arguments = build_parser().parse_args(shlex.split(command))
+        arguments.device = "cpu"
+        assert sizes_of(arguments) and paths_of(arguments)
+        assert arguments.sweep is None or parse_sweep(arguments.sweep)
