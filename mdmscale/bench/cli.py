@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from mdmscale.allocator import keep_freed_memory, return_freed_memory
 from mdmscale.bench import report
 from mdmscale.bench.growth import Growth, draw_growth, growth_table, parse_sweep, sizes_along
 from mdmscale.bench.measure import Bench, Result
@@ -51,7 +52,7 @@ def run_once(
         f"{shape_of(sizes).num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} "
         f"tokens, vocabulary {sizes.vocab:,}\n"
     )
-    results = measure(benches_of(sizes, paths), arguments.rounds, console)
+    results = measure(benches_of(sizes, paths), arguments.rounds, arguments.return_memory, console)
     flops = count_flops(shape_of(sizes))
     report.print_paths(results, flops, peak_flops(sizes.device), console)
     parts: Parts | None = None
@@ -72,7 +73,7 @@ def run_sweep(
     """Measure the paths along one size, print and draw them. Returns the figures."""
     growth: Growth = {}
     for value, at in zip(values, sizes_along(sizes, name, values), strict=True):
-        growth[value] = measure(benches_of(at, paths), arguments.rounds, console)
+        growth[value] = measure(benches_of(at, paths), arguments.rounds, arguments.return_memory, console)
     console.print(growth_table(name, growth))
     if arguments.figure is not None:
         draw_growth(name, growth, arguments.figure)
@@ -88,10 +89,13 @@ def benches_of(sizes: Sizes, paths: list[LossPath]) -> list[Bench]:
     return [Bench(models[path.compiles], path, sizes) for path in paths]
 
 
-def measure(benches: list[Bench], rounds: int, console: Console) -> list[Result]:
-    """Warm each path up, then time them in turn."""
+def measure(benches: list[Bench], rounds: int, returns_memory: bool, console: Console) -> list[Result]:
+    """Warm each path up, for which memory is returned and so can be seen, then time them in turn."""
+    return_freed_memory()
     for bench in track(benches, "first steps", console=console, transient=True):
         bench.warm_up()
+    if not returns_memory:
+        keep_freed_memory()  # as training does on the CPU
     for _ in track(range(rounds), "rounds", console=console, transient=True):
         for bench in benches:
             bench.time()

@@ -66,6 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=N,N,...",
         help=f"measure along one of {', '.join(SWEPT)}, instead of at one size",
     )
+    parser.add_argument(
+        "--return-memory",
+        action="store_true",
+        help="CPU: return freed memory to the system as other programs do; training here keeps it",
+    )
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the sweep")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a torch profiler trace a path")
