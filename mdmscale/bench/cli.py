@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from mdmscale.allocator import keep_freed_memory, return_freed_memory
+from mdmscale.allocator import keep_freed_memory
 from mdmscale.bench import report
 from mdmscale.bench.growth import Growth, draw_growth, growth_table, parse_sweep, sizes_along
 from mdmscale.bench.measure import Bench, Result
@@ -90,8 +90,7 @@ def benches_of(sizes: Sizes, paths: list[LossPath]) -> list[Bench]:
 
 
 def measure(benches: list[Bench], rounds: int, returns_memory: bool, console: Console) -> list[Result]:
-    """Warm each path up, for which memory is returned and so can be seen, then time them in turn."""
-    return_freed_memory()
+    """Warm each path up and see its memory, then time them in turn."""
     for bench in track(benches, "first steps", console=console, transient=True):
         bench.warm_up()
     if not returns_memory:

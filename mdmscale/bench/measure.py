@@ -9,6 +9,7 @@ from statistics import median
 
 import torch
 
+from mdmscale.allocator import return_freed_memory
 from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.paths import prepare
 from mdmscale.bench.work import Sizes
@@ -104,7 +105,8 @@ class Peak:
 def peak_above(device: torch.device) -> Iterator[Peak]:
     """The most memory that is taken meanwhile, above what was taken before.
 
-    On CUDA tensors'; on Linux this process's resident memory, whose high-water mark can be reset.
+    On CUDA tensors'; on Linux this process's resident memory, whose high-water mark can be reset. There freed
+    memory is returned from now on.
     """
     peak = Peak()
     if device.type == "cuda":
@@ -113,6 +115,7 @@ def peak_above(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
+    return_freed_memory()  # or what is free already would be taken unseen
     resident = None
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS

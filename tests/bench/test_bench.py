@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
-from mdmscale.allocator import return_freed_memory
 from mdmscale.bench.cli import benches_of, main
 from mdmscale.bench.growth import parse_sweep
 from mdmscale.bench.kernels import KERNELS
@@ -85,7 +84,6 @@ def test_the_masked_head_takes_least_memory() -> None:
     sizes = Sizes(30_000, 16, 1, 2, 2, 256, 2, "fp32", CPU)
     model = make_model(sizes)
     benches = {name: Bench(model, PATHS[name], sizes) for name in ("full", "indexed", "masked")}
-    return_freed_memory()
     for bench in benches.values():
         bench.warm_up()
     memory = {name: bench.result.memory for name, bench in benches.items()}
@@ -97,7 +95,6 @@ def test_the_masked_head_takes_least_memory() -> None:
 
 
 def test_a_peak_that_has_gone_is_seen() -> None:
-    return_freed_memory()
     with peak_above(CPU) as peak:
         torch.ones(1 << 24).sum()  # 64 MiB
     if peak.bytes is None:
