@@ -65,8 +65,9 @@ if not records:
 else:
     middle = {key: median(record[key] for record in records if key in record) for key in records[-1]
               if isinstance(records[-1][key], (int, float))}
+    mfu = f"{middle['mfu']:.1%}" if "mfu" in middle else "-"
     seconds = sum(value for key, value in middle.items() if key.startswith("seconds_"))
-    print(f"| {name} | {seconds:.3f} | {middle['tokens_per_second']:,.0f} | {middle.get('mfu', float('nan')):.1%} "
+    print(f"| {name} | {seconds:.3f} | {middle['tokens_per_second']:,.0f} | {mfu} "
           f"| {max(record['peak_memory'] for record in records) / 2**30:.1f} |")
 END
 }
