@@ -9,24 +9,22 @@ import ctypes
 from contextlib import suppress
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's names for them, in malloc.h
-_NEVER, _DEFAULT_TRIM = -1, 128 * 1024
-_NO_MAPS, _DEFAULT_MAPS = 0, 65536
+_NEVER, _NO_MAPS = -1, 0
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what tensors free, for those of the next step."""
+    """Let this process keep what tensors free from now on, for those of the next step."""
     library = glibc()
     if library is not None:
+        library.malloc_trim(0)
         library.mallopt(_MMAP_MAX, _NO_MAPS)
         library.mallopt(_TRIM_THRESHOLD, _NEVER)
 
 
-def return_freed_memory() -> None:
-    """Return it, now and from now on, so that the process is as large as its tensors."""
+def release_freed_memory() -> None:
+    """Return what is free at this moment to the system."""
     library = glibc()
     if library is not None:
-        library.mallopt(_MMAP_MAX, _DEFAULT_MAPS)
-        library.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM)
         library.malloc_trim(0)
 
 

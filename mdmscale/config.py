@@ -88,6 +88,11 @@ class ModelSection(Section):
                 f"attention_annealing_steps = {self.attention_annealing_steps} needs a mask of pairs, which "
                 "flash_attention_2 does not take; set attention to sdpa"
             )
+        if self.activation_checkpointing == "selective" and self.attention == "flash_attention_2":
+            raise ValueError(
+                "activation_checkpointing = selective does not know the operation of flash_attention_2 and "
+                "would do it again; set attention to sdpa, or activation_checkpointing to full"
+            )
         return self
 
     @model_validator(mode="after")

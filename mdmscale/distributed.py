@@ -13,7 +13,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from mdmscale.allocator import keep_freed_memory
 from mdmscale.errors import UserError
 
 T = TypeVar("T")
@@ -93,7 +92,6 @@ def initialise() -> Ranks:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             # torchrun's name for it, and the deepspeed launcher's
             local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)

@@ -7,6 +7,7 @@ that it is the same as any other run's: it resumes bit for bit, on other ranks, 
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from mdmscale.config import RunConfig
 from mdmscale.config_parallel import SWAPPED_GROUP_BUFFERS, SWAPPED_GROUP_SIZE, SWAPPED_PARAMETERS
+from mdmscale.distributed import Ranks
 from mdmscale.errors import UserError
 
 
@@ -29,7 +32,7 @@ def swap_folder(config: RunConfig, rank: int) -> Path:
 
 
 def prepare(config: RunConfig, rank: int) -> None:
-    """Check that DeepSpeed can swap, and make room for a rank's files; those of a killed run go.
+    """Check that DeepSpeed can swap, and that there is a folder for a rank's files.
 
     Raises:
         UserError: naming what to install, or the folder that cannot be written to.
@@ -43,15 +46,14 @@ def prepare(config: RunConfig, rank: int) -> None:
         )
     folder = swap_folder(config, rank)
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"parallel.nvme_path = {config.parallel.nvme_path!r}: {error}") from None
 
 
 @contextmanager
 def removed_at_end(config: RunConfig, rank: int) -> Iterator[None]:
-    """Leave nothing on the disk."""
+    """Leave nothing on the disk, however the run ends."""
     try:
         yield
     finally:
@@ -60,6 +62,15 @@ def removed_at_end(config: RunConfig, rank: int) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # other ranks of this node have not ended yet
                 folder.parent.rmdir()
+
+
+def clear(config: RunConfig, ranks: Ranks) -> None:
+    """Remove what a killed run left on this node, of ranks that are no more, too. Every rank calls it."""
+    dist.barrier()
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        shutil.rmtree(swap_folder(config, ranks.rank).parent, ignore_errors=True)
+    dist.barrier()
+    swap_folder(config, ranks.rank).mkdir(parents=True)
 
 
 def offload_options(config: RunConfig, rank: int, largest: int) -> dict[str, Any]:
@@ -118,4 +129,9 @@ def zero_moment(optimizer: Any, shard: torch.Tensor, kind: str) -> torch.Tensor:
 def _map_file(swapper: Any, path: str | Path, num_elements: int) -> torch.Tensor:
     """The values of a file, which is made where there is none; as long as DeepSpeed will read of it."""
     length = swapper._io_aligned_numel(num_elements)
+    with open(path, "ab") as file:  # room for all of it, or writing to the map would end the process
+        try:
+            os.posix_fallocate(file.fileno(), 0, length * swapper.dtype.itemsize)
+        except OSError as error:
+            raise UserError(f"parallel.nvme_path: {path}: {error.strerror}") from None
     return torch.from_file(str(path), shared=True, size=length, dtype=swapper.dtype)[:num_elements]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mdmscale import checkpoint, export, nvme
+from mdmscale.allocator import keep_freed_memory
 from mdmscale.config import EXPORT_FOLDER, RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.diffusion.density import DensityTable
@@ -52,10 +53,18 @@ def train(config: RunConfig) -> Outcome:
         FloatingPointError: when the loss is not finite.
     """
     ranks = arrange(initialise(), config.parallel.tensor, config.parallel.sequence)
-    run = set_up(config, ranks)
+    with nvme.removed_at_end(config, ranks.rank):
+        run = set_up(config, ranks)
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
+        return run_to_end(run)
+
+
+def run_to_end(run: Run) -> Outcome:
+    """Take the steps that are left, with probes, evaluations and checkpoints where they are due."""
+    config, ranks = run.config, run.ranks
     started, first_step, stopped = time.monotonic(), run.step, False
     with (
-        nvme.removed_at_end(config, ranks.rank),
         StopRequest(run.folder) as stop,
         Watchdog(run.folder, ranks, config.run.stall_timeout) as watchdog,
         MetricsWriter(run.folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from mdmscale import nvme
 from mdmscale.config import RunConfig
+from mdmscale.distributed import Ranks
 from mdmscale.errors import UserError
 from mdmscale.metrics import read_metrics
 
@@ -165,14 +166,24 @@ def test_a_disk_that_cannot_be_written_to_is_refused(corpus: Path, tmp_path: Pat
         nvme.prepare(config, rank=0)
 
 
-@swaps
-def test_leftovers_of_a_killed_run_go(corpus: Path, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_go(corpus: Path, tmp_path: Path, ranks: Ranks) -> None:
+    """Those of a rank that there is no more, too."""
     config = config_with(corpus, tmp_path)
-    leftover = nvme.swap_folder(config, 0) / "zero_stage_3" / "leftover.swp"
-    leftover.parent.mkdir(parents=True)
-    leftover.touch()
-    nvme.prepare(config, rank=0)
-    assert not leftover.exists()
+    leftovers = [nvme.swap_folder(config, rank) / "leftover.swp" for rank in (0, 7)]
+    for leftover in leftovers:
+        leftover.parent.mkdir(parents=True)
+        leftover.touch()
+    nvme.clear(config, ranks)
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert nvme.swap_folder(config, 0).is_dir()
+
+
+def test_nothing_is_left_by_a_run_that_cannot_start(corpus: Path, tmp_path: Path) -> None:
+    config = config_with(corpus, tmp_path)
+    with pytest.raises(UserError), nvme.removed_at_end(config, 0):
+        nvme.swap_folder(config, 0).mkdir(parents=True)
+        raise UserError("the checkpoint is another model's")
+    assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_runs_of_one_name_have_folders_of_their_own(corpus: Path, tmp_path: Path) -> None:

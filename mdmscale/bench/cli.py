@@ -13,7 +13,7 @@ from mdmscale.allocator import keep_freed_memory
 from mdmscale.bench import report
 from mdmscale.bench.growth import Growth, draw_growth, growth_table, parse_sweep, sizes_along
 from mdmscale.bench.measure import Bench, Result
-from mdmscale.bench.options import build_parser, check_files, paths_of, sizes_of
+from mdmscale.bench.options import build_parser, check_files, check_sizes, paths_of, sizes_of
 from mdmscale.bench.parts import Parts, measure_parts, shape_of
 from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.profile import write_profile
@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     sizes, paths = sizes_of(arguments), paths_of(arguments)
     sweep = None if arguments.sweep is None else parse_sweep(arguments.sweep)
     check_files(arguments)
+    if sweep is not None:
+        for each in sizes_along(sizes, *sweep):
+            check_sizes(each)
     console = make_console()
     console.print(machine(sizes))
     if arguments.profile is not None:

@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from mdmscale.allocator import return_freed_memory
+from mdmscale.allocator import release_freed_memory
 from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.paths import prepare
 from mdmscale.bench.work import Sizes
@@ -105,8 +105,7 @@ class Peak:
 def peak_above(device: torch.device) -> Iterator[Peak]:
     """The most memory that is taken meanwhile, above what was taken before.
 
-    On CUDA tensors'; on Linux this process's resident memory, whose high-water mark can be reset. There freed
-    memory is returned from now on.
+    On CUDA tensors'; on Linux this process's resident memory, whose high-water mark can be reset.
     """
     peak = Peak()
     if device.type == "cuda":
@@ -115,7 +114,7 @@ def peak_above(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
-    return_freed_memory()  # or what is free already would be taken unseen
+    release_freed_memory()  # or it would be taken again unseen
     resident = None
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS

@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--return-memory",
         action="store_true",
-        help="CPU: return freed memory to the system as other programs do; training here keeps it",
+        help="CPU: leave the allocator as it is in other programs; training keeps freed memory",
     )
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the sweep")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
@@ -83,24 +83,36 @@ def sizes_of(arguments: argparse.Namespace) -> Sizes:
     Raises:
         UserError: for sizes that no model has.
     """
-    for name in ("vocab", "hidden", "layers", "heads", "length", "batch", "rounds"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: give at least 1")
-    key_heads = arguments.key_heads or arguments.heads
-    if arguments.heads % key_heads or arguments.hidden % (2 * arguments.heads):
-        raise UserError(
-            f"--hidden {arguments.hidden} --heads {arguments.heads} --key-heads {key_heads}: heads must be a "
-            "multiple of the key heads, and the width an even multiple of the heads"
-        )
-    if arguments.vocab < 2 or not 0 <= arguments.prompt < 1:
-        raise UserError(
-            f"--vocab {arguments.vocab} --prompt {arguments.prompt}: give 2 tokens or more, a share below 1"
-        )
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds {arguments.rounds}: give at least 1")
     names = ("vocab", "hidden", "layers", "heads", "length", "batch", "dtype", "prompt")
     values = {name: getattr(arguments, name) for name in names}
-    return Sizes(**values, key_heads=key_heads, device=torch.device(arguments.device))
+    key_heads = arguments.heads if arguments.key_heads is None else arguments.key_heads
+    sizes = Sizes(**values, key_heads=key_heads, device=torch.device(arguments.device))
+    check_sizes(sizes)
+    return sizes
+
+
+def check_sizes(sizes: Sizes) -> None:
+    """Refuse what no model has.
+
+    Raises:
+        UserError: naming the options.
+    """
+    for name in ("vocab", "hidden", "layers", "heads", "key_heads", "length", "batch"):
+        if getattr(sizes, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(sizes, name)}: give at least 1")
+    if sizes.heads % sizes.key_heads or sizes.hidden % (2 * sizes.heads):
+        raise UserError(
+            f"--hidden {sizes.hidden} --heads {sizes.heads} --key-heads {sizes.key_heads}: heads must be a "
+            "multiple of the key heads, and the width an even multiple of the heads"
+        )
+    if sizes.vocab < 2 or not 0 <= sizes.prompt < 1:
+        raise UserError(
+            f"--vocab {sizes.vocab} --prompt {sizes.prompt}: give 2 tokens or more, a share below 1"
+        )
 
 
 def paths_of(arguments: argparse.Namespace) -> list[LossPath]:
@@ -127,11 +139,15 @@ def paths_of(arguments: argparse.Namespace) -> list[LossPath]:
 
 
 def check_files(arguments: argparse.Namespace) -> None:
-    """Refuse what could not be written at the end.
+    """Refuse what could not be written at the end, and options that would do nothing.
 
     Raises:
-        UserError: naming the option and its folder.
+        UserError: naming the options.
     """
+    for one, others in (("profile", ("parts", "sweep", "json")), ("sweep", ("parts",))):
+        for other in others:
+            if getattr(arguments, one) and getattr(arguments, other):
+                raise UserError(f"--{one} does not go with --{other}: run them one after the other")
     if arguments.figure is not None and arguments.sweep is None:
         raise UserError(f"--figure {arguments.figure}: draws a sweep; give --sweep, too")
     for name in ("json", "figure"):

@@ -66,12 +66,11 @@ def print_parts(parts: Parts, console: Console) -> None:
     table.columns[0].justify = "left"
     rows = [(part.name, part.seconds, part.floor) for part in parts.parts]
     for name, seconds, floor in [*rows, ("step", parts.seconds, parts.floor)]:
-        known = floor is not None
         table.add_row(
             name,
             f"{1000 * seconds:,.1f}",
             f"{1000 * floor:,.1f}" if floor is not None else "-",
-            f"{floor / seconds:.0%}" if known and floor is not None else "-",
+            f"{floor / seconds:.0%}" if floor is not None else "-",
         )
     console.print(table)
     console.print(

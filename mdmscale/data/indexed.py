@@ -131,7 +131,7 @@ class IndexedShard:
         itemsize = self.dtype.itemsize
         descriptor = os.open(self._bin, os.O_RDONLY)
         try:
-            raw = os.pread(descriptor, (stop - start) * itemsize, start * itemsize)
+            raw = _read_at(descriptor, (stop - start) * itemsize, start * itemsize)
         finally:
             os.close(descriptor)
         if len(raw) != (stop - start) * itemsize:
@@ -211,3 +211,14 @@ def _token_dtype_of(code: int, path: Path) -> np.dtype:
     if dtype is None or dtype.kind == "f":
         raise UserError(f"{path}: dtype code {code} is not one of token ids (1 to 5 and 8)")
     return dtype
+
+
+def _read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """So many bytes of a file, fewer at its end; some file systems give them in pieces."""
+    read = os.pread(descriptor, size, offset)
+    while read and len(read) < size:
+        more = os.pread(descriptor, size - len(read), offset + len(read))
+        if not more:
+            break
+        read += more
+    return read

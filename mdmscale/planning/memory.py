@@ -106,7 +106,8 @@ def memory_of(job: Job) -> Memory:
 
 def swap_buffer_bytes(job: Job) -> float:
     """What passes through host memory on its way from and to the disk: groups of masters, and parameters."""
-    largest = job.shape.embedding / job.shards  # elements of a rank, of the largest parameter
+    # elements of a rank, of the largest parameter
+    largest = max(job.shape.embedding, job.shape.hidden * job.shape.inner) / job.shards
     group = min(SWAPPED_GROUP_SIZE + largest, job.num_trained / job.shards)
     parameters = SWAPPED_PARAMETERS * (SWAPPED_GROUP_SIZE + largest) * job.width
     return SWAPPED_GROUP_BUFFERS * FP32 * group + (

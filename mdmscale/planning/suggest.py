@@ -45,6 +45,8 @@ def layouts(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterator[
     stages = [0, 1, 2, 3] if config.model.dtype == "fp32" else [1, 2, 3]  # 0 would sum gradients in bf16
     sequences = SHARING if config.model.attention == "sdpa" else (1,)
     recomputations = RECOMPUTATIONS
+    if config.model.attention == "flash_attention_2":
+        recomputations = ("none", "full")
     if config.model.compile:
         tensors, sequences, recomputations = (1,), (1,), ("none", "full")
         stages.remove(3)
