@@ -11,10 +11,10 @@ from rich.progress import track
 
 from mdmscale.allocator import keep_freed_memory
 from mdmscale.bench import report
-from mdmscale.bench.growth import Growth, draw_growth, growth_table, parse_sweep, sizes_along
+from mdmscale.bench.growth import Growth, draw_growth, growth_table, parse_sweep
 from mdmscale.bench.measure import Bench, Result
 from mdmscale.bench.options import build_parser, check_files, check_sizes, paths_of, sizes_of
-from mdmscale.bench.parts import Parts, measure_parts, shape_of
+from mdmscale.bench.parts import Parts, measure_parts
 from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.profile import write_profile
 from mdmscale.bench.work import Sizes, make_model
@@ -26,11 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print, write. Returns the exit status."""
     arguments = build_parser().parse_args(argv)
     sizes, paths = sizes_of(arguments), paths_of(arguments)
-    sweep = None if arguments.sweep is None else parse_sweep(arguments.sweep)
+    sweep = None if arguments.sweep is None else parse_sweep(arguments.sweep, sizes)
     check_files(arguments)
-    if sweep is not None:
-        for each in sizes_along(sizes, *sweep):
-            check_sizes(each)
+    for each in sweep[1].values() if sweep else ():
+        check_sizes(each)
     console = make_console()
     console.print(machine(sizes))
     if arguments.profile is not None:
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
             console.print(write_profile(bench, arguments.profile))
         return 0
     if sweep is not None:
-        values = run_sweep(sizes, *sweep, paths, arguments, console)
+        values = run_sweep(*sweep, paths, arguments, console)
     else:
         values = run_once(sizes, paths, arguments, console)
     if arguments.json is not None:
@@ -52,11 +51,11 @@ def run_once(
 ) -> dict[str, Any]:
     """Measure and print the paths at one size, and its parts where asked. Returns the figures."""
     console.print(
-        f"{shape_of(sizes).num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} "
+        f"{sizes.shape.num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} "
         f"tokens, vocabulary {sizes.vocab:,}\n"
     )
     results = measure(benches_of(sizes, paths), arguments.rounds, arguments.return_memory, console)
-    flops = count_flops(shape_of(sizes))
+    flops = count_flops(sizes.shape)
     report.print_paths(results, flops, peak_flops(sizes.device), console)
     parts: Parts | None = None
     if arguments.parts:
@@ -66,24 +65,22 @@ def run_once(
 
 
 def run_sweep(
-    sizes: Sizes,
-    name: str,
-    values: list[int],
-    paths: list[LossPath],
-    arguments: argparse.Namespace,
-    console: Console,
+    name: str, along: dict[int, Sizes], paths: list[LossPath], arguments: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
     """Measure the paths along one size, print and draw them. Returns the figures."""
-    growth: Growth = {}
-    for value, at in zip(values, sizes_along(sizes, name, values), strict=True):
-        growth[value] = measure(benches_of(at, paths), arguments.rounds, arguments.return_memory, console)
+    growth: Growth = {
+        value: measure(benches_of(sizes, paths), arguments.rounds, arguments.return_memory, console)
+        for value, sizes in along.items()
+    }
     console.print(growth_table(name, growth))
     if arguments.figure is not None:
         draw_growth(name, growth, arguments.figure)
         console.print(f"drawn in {arguments.figure}")
-    flops = [count_flops(shape_of(at)) for at in sizes_along(sizes, name, values)]
-    measured = zip(growth.items(), flops, strict=True)
-    return {name: {str(value): report.to_json(results, each, None) for (value, results), each in measured}}
+    figures = {
+        str(value): report.to_json(growth[value], count_flops(sizes.shape), None)
+        for value, sizes in along.items()
+    }
+    return {name: figures}
 
 
 def benches_of(sizes: Sizes, paths: list[LossPath]) -> list[Bench]:

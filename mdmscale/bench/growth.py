@@ -8,19 +8,19 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from mdmscale.bench.measure import Result
+from mdmscale.bench.report import MIB
 from mdmscale.bench.work import Sizes
 from mdmscale.errors import UserError
 from mdmscale.figures import save_figure
 from mdmscale.tables import plain_table
 
-MIB = 2**20
 SWEPT = ("vocab", "hidden", "layers", "length", "batch")
 
 Growth = dict[int, list[Result]]  # the paths' results at each value
 
 
-def parse_sweep(text: str) -> tuple[str, list[int]]:
-    """`vocab=8000,32000` as a size's name and its values, ascending.
+def parse_sweep(text: str, sizes: Sizes) -> tuple[str, dict[int, Sizes]]:
+    """`vocab=8000,32000` as a size's name, and for each value, ascending, `sizes` with it.
 
     Raises:
         UserError: for another form, another name or values below 1.
@@ -34,11 +34,7 @@ def parse_sweep(text: str) -> tuple[str, list[int]]:
         raise UserError(
             f"--sweep {text}: give NAME=N,N,... with one of {', '.join(SWEPT)}, such as vocab=8000,32000"
         )
-    return name, values
-
-
-def sizes_along(sizes: Sizes, name: str, values: list[int]) -> list[Sizes]:
-    return [replace(sizes, **{name: value}) for value in values]  # type: ignore[arg-type]
+    return name, {value: replace(sizes, **{name: value}) for value in values}  # type: ignore[arg-type]
 
 
 def growth_table(name: str, growth: Growth) -> Table:

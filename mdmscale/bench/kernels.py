@@ -5,6 +5,7 @@ P-POTS and the step's metrics take from this project's head at no further pass.
 """
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -17,30 +18,25 @@ def cut_cross_entropy(model: MaskedDiffusionModel, batches: list[Batch]) -> torc
     """Logits in a kernel's own memory only (Wijmans et al., arXiv 2411.09009)."""
     from cut_cross_entropy import linear_cross_entropy
 
-    (batch,) = batches
-    losses = linear_cross_entropy(
-        _masked_states(model, batch), model.backbone.lm_head.weight, batch.targets, reduction="none"
-    )
-    return (losses * batch.weights).sum()
+    return _by_kernel(linear_cross_entropy, model, batches)
 
 
 def liger(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
     """Logits in chunks, computed once more in backward where losses are by position (arXiv 2410.10989)."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
+    return _by_kernel(liger_fused_linear_cross_entropy, model, batches)
+
+
+def _by_kernel(kernel: Any, model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
+    """The loss by a kernel of states [masked, hidden], the head's weight and targets [masked]."""
     (batch,) = batches
-    losses = liger_fused_linear_cross_entropy(
-        _masked_states(model, batch), model.backbone.lm_head.weight, batch.targets, reduction="none"
-    )
-    return (losses * batch.weights).sum()
-
-
-def _masked_states(model: MaskedDiffusionModel, batch: Batch) -> torch.Tensor:
-    """What the head works on: [masked, hidden]."""
     decoder = model.backbone.model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     )
-    return decoder.last_hidden_state.flatten(0, 1)[batch.positions]
+    states = decoder.last_hidden_state.flatten(0, 1)[batch.positions]
+    losses = kernel(states, model.backbone.lm_head.weight, batch.targets, reduction="none")
+    return (losses * batch.weights).sum()
 
 
 KERNELS = (

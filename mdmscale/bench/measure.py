@@ -43,7 +43,6 @@ class Bench:
         self.path = path
         self.device = sizes.device
         self.batches = path.batches(sizes)
-        copies = len(self.batches)
         first = self.batches[0]
         rows = sum(rows_of(batch) for batch in self.batches)
         self.result = Result(
@@ -53,7 +52,6 @@ class Bench:
             num_row_tokens=first.num_tokens * rows // first.num_samples,
             num_row_pairs=first.num_pairs * rows // first.num_samples,
         )
-        assert copies in (1, 2)
 
     def step(self) -> torch.Tensor:
         """One forward and backward; gradients end up in the parameters, those of before are dropped."""

@@ -17,11 +17,10 @@ from mdmscale.data.batch import Batch
 from mdmscale.models.backbone import DTYPES
 from mdmscale.models.flops import count_flops
 from mdmscale.models.mdm import MaskedDiffusionModel
-from mdmscale.models.shape import ModelShape, shape_of_keys
 from mdmscale.optim import make_optimizer
 
 PRODUCT_SIZE = 2048  # of the square product that a machine's rate is measured by
-COPIED = 1 << 26  # elements, fp32
+ADDED = 1 << 26  # fp32 elements of the addition that its memory's rate is measured by
 STEP_BYTES = 28  # an fp32 element of AdamW: weight, gradient and moments read, all but the gradient written
 
 
@@ -40,7 +39,7 @@ class Parts:
 
     parts: list[Part]
     product_rate: float  # operations a second
-    copy_rate: float  # bytes a second, read and written
+    memory_rate: float  # bytes a second, read and written
 
     @property
     def seconds(self) -> float:
@@ -49,10 +48,6 @@ class Parts:
     @property
     def floor(self) -> float:
         return sum(part.floor or 0.0 for part in self.parts)
-
-
-def shape_of(sizes: Sizes) -> ModelShape:
-    return shape_of_keys(sizes.model_options, sizes.vocab)
 
 
 def measure_parts(model: MaskedDiffusionModel, sizes: Sizes, rounds: int) -> Parts:
@@ -64,7 +59,7 @@ def measure_parts(model: MaskedDiffusionModel, sizes: Sizes, rounds: int) -> Par
         "head": _head_step(model, batch),
         "optimizer": _optimizer_step(model),
         "product": _product(sizes),
-        "copy": _copy(sizes),
+        "addition": _addition(sizes),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
@@ -73,17 +68,16 @@ def measure_parts(model: MaskedDiffusionModel, sizes: Sizes, rounds: int) -> Par
             if number > 0:  # the first round warms up
                 seconds[name].append(taken)
     product_rate = 2 * PRODUCT_SIZE**3 / min(seconds["product"])
-    copy_rate = 2 * 4 * COPIED / min(seconds["copy"])
-    flops = count_flops(shape_of(sizes))
-    num_elements = sum(each.numel() for each in model.parameters())
+    memory_rate = 2 * 4 * ADDED / min(seconds["addition"])
+    flops = count_flops(sizes.shape)
     floors = {
         "batch": None,
         "layers": flops.of(batch.num_tokens, batch.num_pairs, 0) / product_rate,
         "head": flops.of(0, 0, len(batch.positions)) / product_rate,
-        "optimizer": STEP_BYTES * num_elements / copy_rate,
+        "optimizer": STEP_BYTES * sizes.shape.num_parameters / memory_rate,
     }
     parts = [Part(name, median(seconds[name]), floor) for name, floor in floors.items()]
-    return Parts(parts, product_rate, copy_rate)
+    return Parts(parts, product_rate, memory_rate)
 
 
 def _layers_step(model: MaskedDiffusionModel, batch: Batch) -> Callable[[], object]:
@@ -128,6 +122,6 @@ def _product(sizes: Sizes) -> Callable[[], object]:
     return lambda: torch.mm(matrix, matrix, out=out)
 
 
-def _copy(sizes: Sizes) -> Callable[[], object]:
-    values = torch.zeros(COPIED, device=sizes.device)
+def _addition(sizes: Sizes) -> Callable[[], object]:
+    values = torch.zeros(ADDED, device=sizes.device)
     return lambda: values.add_(1)  # in place: a copy would also read what it overwrites

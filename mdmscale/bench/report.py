@@ -62,7 +62,7 @@ def print_paths(results: list[Result], flops: FlopCount, peak: float | None, con
 
 def print_parts(parts: Parts, console: Console) -> None:
     """The parts of a step of `masked`, with their floors."""
-    table = plain_table("\na training step by part", list(("part", "ms", "floor, ms", "floor / time")))
+    table = plain_table("\na training step by part", ["part", "ms", "floor, ms", "floor / time"])
     table.columns[0].justify = "left"
     rows = [(part.name, part.seconds, part.floor) for part in parts.parts]
     for name, seconds, floor in [*rows, ("step", parts.seconds, parts.floor)]:
@@ -75,7 +75,7 @@ def print_parts(parts: Parts, console: Console) -> None:
     console.print(table)
     console.print(
         f"  floors: matrix products at {parts.product_rate / GIGA:,.0f} GFLOP/s, "
-        f"memory at {parts.copy_rate / GIGA:,.1f} GB/s, as measured in the same rounds"
+        f"memory at {parts.memory_rate / GIGA:,.1f} GB/s, as measured in the same rounds"
     )
 
 
@@ -101,6 +101,6 @@ def to_json(results: list[Result], flops: FlopCount, parts: Parts | None) -> dic
             "seconds": {part.name: part.seconds for part in parts.parts},
             "floors": {part.name: part.floor for part in parts.parts},
             "product_flops_per_second": parts.product_rate,
-            "copied_bytes_per_second": parts.copy_rate,
+            "moved_bytes_per_second": parts.memory_rate,
         },
     }

@@ -18,6 +18,7 @@ from mdmscale.diffusion.uniforms import mask_uniforms
 from mdmscale.models.backbone import DTYPES, scratch_config
 from mdmscale.models.compiling import compile_layers
 from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.models.shape import ModelShape, shape_of_keys
 
 SPREAD = 10  # the longest of samples of different lengths to the shortest
 
@@ -50,6 +51,10 @@ class Sizes:
             max_position_embeddings=self.length,
             dtype=self.dtype,
         )
+
+    @property
+    def shape(self) -> ModelShape:
+        return shape_of_keys(self.model_options, self.vocab)
 
 
 def make_model(sizes: Sizes, compiles: bool = False) -> MaskedDiffusionModel:

@@ -15,7 +15,7 @@ from mdmscale.bench.growth import parse_sweep
 from mdmscale.bench.kernels import KERNELS
 from mdmscale.bench.measure import Bench, peak_above
 from mdmscale.bench.options import build_parser, paths_of, sizes_of
-from mdmscale.bench.parts import measure_parts, shape_of
+from mdmscale.bench.parts import measure_parts
 from mdmscale.bench.paths import COMPARISONS, PATHS
 from mdmscale.bench.report import comparisons
 from mdmscale.bench.work import Sizes, make_model, make_samples
@@ -77,7 +77,7 @@ def test_what_a_step_must_do_is_counted(sizes: Sizes) -> None:
     assert result.num_row_tokens == 2 * result.num_tokens == 2 * 3 * 32
     assert result.num_row_pairs == 2 * 3 * 32**2
     # torch does not count the CPU's attention
-    assert count_flops(shape_of(sizes)).of(result.num_row_tokens, 0, result.num_masked) == seen
+    assert count_flops(sizes.shape).of(result.num_row_tokens, 0, result.num_masked) == seen
 
 
 def test_the_masked_head_takes_least_memory() -> None:
@@ -107,7 +107,7 @@ def test_parts_have_floors(sizes: Sizes) -> None:
     assert [part.name for part in parts.parts] == ["batch", "layers", "head", "optimizer"]
     assert all(part.seconds > 0 for part in parts.parts)
     floors = {part.name: part.floor for part in parts.parts}
-    flops = count_flops(shape_of(sizes)).of(96, 3 * 32**2, 0)
+    flops = count_flops(sizes.shape).of(96, 3 * 32**2, 0)
     assert floors["layers"] == pytest.approx(flops / parts.product_rate)
     assert floors["batch"] is None
 
@@ -189,5 +189,6 @@ def test_commands_of_the_docs_are_taken() -> None:
     for command in commands:
         arguments = build_parser().parse_args(shlex.split(command))
         arguments.device = "cpu"
-        assert sizes_of(arguments) and paths_of(arguments)
-        assert arguments.sweep is None or parse_sweep(arguments.sweep)
+        assert paths_of(arguments)
+        sizes = sizes_of(arguments)
+        assert arguments.sweep is None or parse_sweep(arguments.sweep, sizes)
