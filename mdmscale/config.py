@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.config_parallel import ParallelSection
-from mdmscale.config_section import DType, Recomputation, Section, key
+from mdmscale.config_section import DType, Head, Recomputation, Section, key
 
 EXPORT_FOLDER = "hf"  # in a run folder: the trained model, adapters merged
 ADAPTER_FOLDER = "adapter"  # in a run folder: the adapters of model.lora by themselves
@@ -70,6 +70,11 @@ class ModelSection(Section):
         "attention) or full (whole layers); true is full, false none",
     )
     compile: bool = key(False, "torch.compile the decoder layers: minutes at the start, then faster steps")
+    head: Head = key(
+        "auto",
+        "how a chunk of logits becomes its loss and gradient: chunked (operation by operation), fused (two "
+        "kernels of torch.compile) or auto (fused on CUDA)",
+    )
     head_chunk_size: int | None = key(
         None, "masked positions projected to the vocabulary at a time; null: as many as take half a GiB", ge=1
     )

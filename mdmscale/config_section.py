@@ -24,6 +24,9 @@ def _recomputation(value: Any) -> Any:
 Recomputation = Annotated[Literal["none", "selective", "full"], BeforeValidator(_recomputation)]
 
 
+Head = Literal["auto", "chunked", "fused"]
+
+
 class Section(BaseModel):
     """A strict group of keys: no unknown key, no silent conversion of types."""
 

@@ -17,6 +17,7 @@ from mdmscale.distributed import Ranks
 from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout
 from mdmscale.mesh import ModelParallelUnit
+from mdmscale.models.compiling import can_compile
 from mdmscale.optim import make_optimizer
 
 
@@ -123,8 +124,8 @@ def zero_options(options: ParallelSection, on_cuda: bool) -> dict[str, Any]:
     return values
 
 
-def check_hardware(options: ParallelSection, on_cuda: bool) -> None:
-    """Refuse what only CUDA can do, where there is none.
+def check_hardware(config: RunConfig, device: torch.device) -> None:
+    """Refuse what only CUDA or a compiler can do, where there is none.
 
     Raises:
         UserError: naming the options.
@@ -132,8 +133,18 @@ def check_hardware(options: ParallelSection, on_cuda: bool) -> None:
     problems = [
         f"parallel.{name} = true: DeepSpeed's quantisation kernels need a CUDA device, and there is none here"
         for name in ("quantized_weights", "quantized_gradients")
-        if getattr(options, name) and not on_cuda
+        if getattr(config.parallel, name) and device.type != "cuda"
     ]
+    if not can_compile(device):
+        missing = "Triton" if device.type == "cuda" else "a C++ compiler such as g++ (or CXX, if set)"
+        problems += [
+            f"model.{key}: torch.compile needs {missing}; install it, or set it to {other}"
+            for key, other, is_on in (
+                ("compile = true", "false", config.model.compile),
+                ("head = fused", "chunked", config.model.head == "fused"),
+            )
+            if is_on
+        ]
     if problems:
         raise UserError(*problems)
 

@@ -113,7 +113,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     """
     hf_logging.disable_progress_bar()  # each rank would show its own
     layout = make_layout(config, ranks.world_size)
-    check_hardware(config.parallel, ranks.device.type == "cuda")
+    check_hardware(config, ranks.device)
     if config.parallel.swaps:
         on_every_rank(ranks, lambda: nvme.prepare(config, ranks.rank))
     folder = Path(config.run.output_dir) / config.run.name
@@ -135,7 +135,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
     slicer = Slicer(ranks.sequence_rank, ranks.sequence)
     collate = Collator(backbone.mask_token_id, backbone.logit_shift, layout.packs, slicer)
-    model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size)
+    model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
     if layout.packs:
         attend_in_rows(backbone.model)
     split_model(backbone.model, ranks)

@@ -9,6 +9,7 @@ from mdmscale.data.batch import Batch
 from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.objective import per_sample
 from mdmscale.distributed import Ranks, all_reduce_sum
+from mdmscale.transfer import Arriving, to_device
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,18 @@ class StepTotals:
     cells: np.ndarray
 
     @classmethod
-    def unpack(cls, values: np.ndarray) -> "StepTotals":
+    def of(cls, sent: Arriving) -> "StepTotals":
+        """The totals that `StepSums.reduce` sent, once they are here."""
+        values = sent.wait().numpy()
         loss, baseline, *counts = values[:6].tolist()
         tokens, pairs, masked, stops = map(int, counts)
         return cls(loss, baseline, tokens, pairs, masked, stops, values[6:].reshape(4, -1))
 
 
 class StepSums:
-    """Sums over this rank's samples. Nothing here waits for the device before `reduce`."""
+    """Sums over this rank's samples. Nothing here waits for the device."""
 
-    def __init__(self, baseline: EmaBaseline, scale: float, ranks: Ranks) -> None:
+    def __init__(self, baseline: EmaBaseline, scale: float | torch.Tensor, ranks: Ranks) -> None:
         self.baseline = baseline
         self.ranks = ranks
         device = ranks.device
@@ -63,22 +66,20 @@ class StepSums:
             return
         self.loss += losses.sum()
         # 1 / p, which brought the losses here, is taken out again: cells hold the estimator itself.
-        importance = torch.from_numpy(first.importance_weights).to(losses.device)
+        importance = to_device(torch.from_numpy(first.importance_weights), losses.device)
         plain, plain_norms = losses / importance, squared_norms / importance.square()
-        cells = torch.from_numpy(self._cells_of(first.t)).to(losses.device)
+        cells = to_device(torch.from_numpy(self._cells_of(first.t)), losses.device)
         self.cells.index_add_(
             1, cells, torch.stack([torch.ones_like(plain), plain, plain.square(), plain_norms])
         )
         value = float(np.sum(first.importance_weights * self.baseline.values(first.t)))
         self.counts += (value, first.num_tokens, first.num_pairs)
 
-    def reduce(self, stop: bool) -> StepTotals:
-        """The totals over all ranks; `stop` is whether this one wants to stop."""
-        counts = torch.tensor(
-            [*self.counts, self.num_masked, stop], dtype=torch.float64, device=self.loss.device
-        )
-        totals = all_reduce_sum(torch.cat([self.loss[None], counts, self.cells.flatten()]))
-        return StepTotals.unpack(totals.cpu().numpy())
+    def reduce(self, stop: bool) -> Arriving:
+        """Send the totals over all ranks on their way; `stop` is whether this one wants to stop."""
+        counts = torch.tensor([*self.counts, self.num_masked, stop], dtype=torch.float64)
+        sums = [self.loss[None], to_device(counts, self.loss.device), self.cells.flatten()]
+        return Arriving(all_reduce_sum(torch.cat(sums)))
 
     def _cells_of(self, t: np.ndarray) -> np.ndarray:
         last = len(self.baseline.edges) - 2

@@ -33,6 +33,7 @@ from mdmscale.probes import eval_t, evaluate, measure_p_pots
 from mdmscale.run import Run, set_up
 from mdmscale.step_sums import StepSums, StepTotals
 from mdmscale.timing import StepClock, peak_memory
+from mdmscale.transfer import to_device
 from mdmscale.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -115,24 +116,23 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
             is_last = turn == len(micro_batches) - 1 and number == len(forwards) - 1
             # Ranks that share a sequence each have a part of its loss, and gradients are averaged over them.
             share = scale * len(forwards) * run.ranks.sequence / batch.num_samples
-            run.engine.accumulate(loss * share, is_last)
+            run.engine.accumulate((loss * share).to(loss.dtype), is_last)
             clock.mark("backward")
             done.append((batch, losses, squared_norms))
         sums.add(done)
-    # One small reduction a step. It waits for the device, as DeepSpeed's own overflow check does.
-    totals = sums.reduce(stop.seen())
-    loss_mean = totals.loss / run.layout.global_batch_size
-    if not math.isfinite(loss_mean):  # refused here, before the optimizer has seen it
-        raise FloatingPointError(
-            f"the loss of step {run.step + 1} is {loss_mean}; the run can go on from its last checkpoint, "
-            "with a smaller optimizer.lr, say"
-        )
-
+    sent = sums.reduce(stop.seen())  # one small message a step, read when the optimizer has been started
     rate = learning_rate(run.step, run.config.train.steps, run.config.optimizer)
     set_learning_rate(run.engine.deepspeed.optimizer, rate)
     clock.mark("reduce")
     grad_norm = run.engine.step()
     clock.mark("step")
+    totals = StepTotals.of(sent)
+    loss_mean = totals.loss / run.layout.global_batch_size
+    if not math.isfinite(loss_mean):
+        raise FloatingPointError(
+            f"the loss of step {run.step + 1} is {loss_mean}; the run can go on from its last checkpoint, "
+            "with a smaller optimizer.lr, say"
+        )
     check_skipped(run, grad_norm)
     run.step += 1
     run.consumed_tokens += totals.num_tokens
@@ -191,13 +191,16 @@ def check_skipped(run: Run, grad_norm: float) -> None:
         )
 
 
-def loss_scale(run: Run, micro_batches: list[list[Batch]]) -> float:
-    """1, or for `normalization: token` 1 / (mean eligible tokens a sample over the global batch)."""
+def loss_scale(run: Run, micro_batches: list[list[Batch]]) -> float | torch.Tensor:
+    """1, or for `normalization: token` 1 / (mean eligible tokens a sample over the global batch).
+
+    That is float64 on the device, where ranks add up their tokens.
+    """
     if run.config.diffusion.normalization == "sample":
         return 1.0
     num_eligible = sum(forwards[0].num_eligible for forwards in micro_batches) * run.ranks.speaks_for_samples
-    total = all_reduce_sum(torch.tensor(num_eligible, dtype=torch.float64, device=run.ranks.device))
-    return run.layout.global_batch_size / total.item()
+    mine = to_device(torch.tensor(num_eligible, dtype=torch.float64), run.ranks.device)
+    return run.layout.global_batch_size / all_reduce_sum(mine)
 
 
 def renew_density(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:

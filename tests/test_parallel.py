@@ -71,6 +71,8 @@ def run_values(corpus: Path, folder: Path, kind: str, ranks: int, parallel: dict
     values["train"]["micro_batch_size"] = 2
     values["eval"] = {"every": 10, "samples": 4, "num_t": 4}
     values["parallel"] = parallel
+    if kind == "qwen3" and ranks > 1:  # against the chunked one of a rank by itself
+        values["model"]["head"] = "fused"
     for section, changes in KINDS[kind].items():
         values[section] = {**values[section], **copy.deepcopy(changes)}
     return values

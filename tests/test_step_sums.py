@@ -11,7 +11,7 @@ from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.p_pots import TABLE_EDGES
 from mdmscale.distributed import Ranks
-from mdmscale.step_sums import StepSums
+from mdmscale.step_sums import StepSums, StepTotals
 
 SCALE = 1.5
 
@@ -37,7 +37,7 @@ def test_sums_are_those_of_a_loop(samples: list[NoisedSample], turns: int, ranks
         rows = [part] if turns == 1 else [[sample.copy(number) for sample in part] for number in range(2)]
         batches = [Collator(0)(row) for row in rows]
         sums.add([(batch, batch.targets.float(), batch.targets.float() ** 2) for batch in batches])
-    totals = sums.reduce(stop=True)
+    totals = StepTotals.of(sums.reduce(stop=True))
 
     expected = np.zeros((4, 16))
     loss, value = 0.0, 0.0

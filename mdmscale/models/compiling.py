@@ -4,12 +4,24 @@ A whole model would take the compiler as many times longer as it has layers, for
 head and what surrounds the layers stay as they are.
 """
 
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+
 import torch
 from transformers import PreTrainedModel
 
 # Kinds of input, each with code of its own: with gradients or not, of one row or more, and without a mask,
 # with one of padding or one of pairs. There is room beside them; at its own limit of 8 torch would give up.
 RECOMPILE_LIMIT = 32
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile finds what it makes code with: Triton for CUDA, a C++ compiler for the CPU."""
+    if device.type == "cuda":
+        return find_spec("triton") is not None
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
 
 
 def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:

@@ -2,7 +2,7 @@
 
 Legend: masked = number of masked positions in the micro-batch, hidden = width, vocab = rows of the head's
 weight (under tensor parallelism this rank's). No [rows, length, vocab] tensor exists: the largest temporary
-is one fp32 [chunk, vocab], in which logits become probabilities and these the gradient.
+is one [chunk, vocab], in which logits become the gradient.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,10 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mdmscale.config_section import Head
+from mdmscale.models.compiling import can_compile
 from mdmscale.models.shape import head_chunk
+from mdmscale.models.softmax import Softmax, fused, stepwise
 
 
 class HeadOutput(NamedTuple):
@@ -35,21 +38,26 @@ class MaskedCrossEntropyHead(nn.Linear):
     """
 
     chunk_size: int | None
+    kind: Head
     first_row: int = 0  # of the vocabulary, where ranks have rows of it each
     group: dist.ProcessGroup | None = None  # those ranks
 
     @classmethod
-    def replacing(cls, linear: nn.Linear, chunk_size: int | None) -> "MaskedCrossEntropyHead":
+    def replacing(
+        cls, linear: nn.Linear, chunk_size: int | None, kind: Head = "auto"
+    ) -> "MaskedCrossEntropyHead":
         """A head that shares `linear`'s weight (and so keeps a tie with the input embedding).
 
         Args:
             chunk_size: masked positions projected at a time; None: as many as shape.head_chunk says.
+            kind: how a chunk's logits become their gradient, see `is_fused`.
         """
         if linear.bias is not None:
             raise ValueError("the head has a bias; only heads without one are supported")
         head = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         head.weight = linear.weight
         head.chunk_size = chunk_size
+        head.kind = kind
         return head
 
     def forward(  # type: ignore[override]
@@ -66,10 +74,16 @@ class MaskedCrossEntropyHead(nn.Linear):
                 targets - self.first_row,
                 weights,
                 self.chunk_size or head_chunk(len(self.weight)),
+                fused if is_fused(self.kind, hidden.device) else stepwise,
                 needs_gradient,
                 self.group,
             )
         )
+
+
+def is_fused(kind: Head, device: torch.device) -> bool:
+    """Whether the softmax is compiled: auto leaves it to a GPU's compiler, where there is one."""
+    return kind == "fused" or (kind == "auto" and device.type == "cuda" and can_compile(device))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -83,6 +97,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         weights: torch.Tensor,
         chunk_size: int,
+        softmax: Softmax,
         needs_gradient: bool,
         group: dist.ProcessGroup | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -91,21 +106,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = (needs_gradient and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight: torch.Tensor | None = None
-        buffer = None
-        if hidden.dtype == torch.float32:  # on the CPU touching new memory takes a third of a product's time
-            buffer = hidden.new_empty(min(chunk_size, len(targets)), len(weight))
+        # One for all chunks: on the CPU touching new memory takes a third of a product's time.
+        buffer = hidden.new_empty(min(chunk_size, len(targets)), len(weight))
 
         for start in range(0, len(targets), chunk_size):
             at = slice(start, start + chunk_size)
-            gradient = _project(hidden[at], weight, buffer)
-            scale, losses[at] = _cross_entropy_gradient(gradient, targets[at], group)
-            squared_norms[at] = (torch.linalg.vector_norm(gradient, dim=-1) * scale).square()
-            gradient = gradient.mul_((weights[at] * scale)[:, None]).to(hidden.dtype)
+            logits = torch.mm(hidden[at], weight.T, out=buffer[: len(targets[at])])
+            losses[at], squared_norms[at], factor = softmax(logits, targets[at], weights[at], group)
+            gradient, factor = logits, factor[:, None]
             if grad_hidden is not None:
-                grad_hidden[at] = gradient @ weight
+                grad_hidden[at] = (gradient @ weight).mul_(factor)
             if wants_weight:
-                grad_weight = _add_product(grad_weight, gradient.T, hidden[at])
-            del gradient  # or one in bf16 would be held beside the next chunk's logits
+                grad_weight = _add_product(grad_weight, gradient.T, (hidden[at] * factor).to(hidden.dtype))
         if group is not None:
             dist.all_reduce(squared_norms, group=group)
             if grad_hidden is not None:
@@ -124,7 +136,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("the head's gradients are scaled in place and gone after one backward")
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if each is None else each.mul_(grad_loss.to(each.dtype)) for each in gradients]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -134,37 +146,6 @@ def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Te
     if left.dtype == total.dtype:
         return torch.addmm(total, left, right, out=total)
     return total.add_(left @ right)
-
-
-def _project(hidden: torch.Tensor, weight: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor:
-    """The logits of hidden [chunk, hidden] in fp32, in the first rows of a buffer where there is one."""
-    if buffer is None:
-        return F.linear(hidden, weight).float()
-    return torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
-
-
-def _cross_entropy_gradient(
-    logits: torch.Tensor, targets: torch.Tensor, group: dist.ProcessGroup | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn fp32 logits [chunk, vocab] into d CE / d logits = softmax - onehot, but for a scale [chunk].
-
-    Returns the scale, 1 / sum of exponentials, which is left to the caller, who multiplies by weights anyway,
-    and CE, fp32 [chunk]. With a `group`, over the vocabulary of all its ranks; the gradient is that of this
-    rank's rows, and targets count from their first.
-    """
-    largest = logits.amax(dim=-1)
-    if group is not None:
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-    logits -= largest[:, None]
-    is_here = (targets >= 0) & (targets < logits.shape[-1])
-    here = torch.where(is_here, targets, 0)[:, None]
-    of_target = logits.gather(1, here).squeeze(1) * is_here
-    gradient = logits.exp_()
-    sums = torch.stack([gradient.sum(dim=-1), of_target])  # [2, chunk]
-    if group is not None:
-        dist.all_reduce(sums, group=group)
-    gradient.scatter_add_(1, here, -(is_here * sums[0])[:, None])
-    return 1 / sums[0], sums[0].log() - sums[1]
 
 
 def naive_masked_cross_entropy(

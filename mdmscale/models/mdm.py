@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from mdmscale.config_section import Head
 from mdmscale.models.annealing import for_attention
 from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead
 from mdmscale.models.packed_attention import PackedRows
@@ -15,11 +16,12 @@ class MaskedDiffusionModel(nn.Module):
     Args:
         backbone: a Hugging Face model with `.model` (decoder) and `.lm_head`.
         head_chunk_size: masked positions projected to the vocabulary at a time; None: see shape.head_chunk.
+        head: how their logits become a loss, see head.is_fused.
     """
 
-    def __init__(self, backbone: PreTrainedModel, head_chunk_size: int | None) -> None:
+    def __init__(self, backbone: PreTrainedModel, head_chunk_size: int | None, head: Head = "auto") -> None:
         super().__init__()
-        backbone.lm_head = MaskedCrossEntropyHead.replacing(backbone.lm_head, head_chunk_size)
+        backbone.lm_head = MaskedCrossEntropyHead.replacing(backbone.lm_head, head_chunk_size, head)
         self.backbone = backbone
 
     def forward(

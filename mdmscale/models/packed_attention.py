@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
+from mdmscale.transfer import to_device
+
 NAME = "mdmscale_packed"
 
 
@@ -33,9 +35,7 @@ class PackedRows(NamedTuple):
     def of(cls, row_lengths: tuple[int, ...], device: torch.device) -> "PackedRows":
         """The rows of these lengths; the host does not wait for the device to have them."""
         offsets = torch.tensor((0, *row_lengths)).cumsum(0).int()
-        if device.type == "cuda":
-            offsets = offsets.pin_memory()
-        return cls(torch.tensor(row_lengths), offsets.to(device, non_blocking=True), max(row_lengths))
+        return cls(torch.tensor(row_lengths), to_device(offsets, device), max(row_lengths))
 
 
 def attend_in_rows(model: PreTrainedModel) -> None:

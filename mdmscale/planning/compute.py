@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mdmscale.models.flops import count_flops
 from mdmscale.planning.hardware import Gpu
-from mdmscale.planning.job import Job
+from mdmscale.planning.job import FP32, Job
 
 BANDWIDTH_SUSTAINED = 0.8  # share of the memory's bandwidth that element-wise kernels reach
 LAUNCH_SECONDS = 0.25e-3  # a layer and pass: about 40 kernels of transformers' layers, one after another
@@ -87,14 +87,24 @@ def rate(job: Job, gpu: Gpu) -> float:
 
 
 def head_seconds(job: Job, gpu: Gpu) -> float:
-    """The head of one forward with its gradients: products, softmax in fp32, and its weight's fp32 sum."""
+    """The head of one forward with its gradients: products, softmax, and its weight's fp32 sum."""
     shape, tensor = job.shape, job.parallel.tensor
     masked = job.tokens * job.masked_share
     products = (2 if job.is_frozen else 3) * 2 * masked * shape.embedding / tensor / rate(job, gpu)
-    softmax = 46 * masked * shape.vocab / tensor
+    softmax = softmax_bytes(job) * masked * shape.vocab / tensor
     chunks = -(-masked // job.head_chunk)
     summed = 0 if job.is_frozen else chunks * shape.embedding / tensor * (2 * job.width + 8)
     return products + (softmax + summed) / (gpu.bandwidth * BANDWIDTH_SUSTAINED)
+
+
+def softmax_bytes(job: Job) -> int:
+    """Bytes that become of a logit its gradient: in two kernels, or read or written by each operation.
+
+    Of these are seven in fp32, and bf16 is cast before and after.
+    """
+    if job.fuses_softmax:
+        return 4 * job.width
+    return 7 * FP32 + (2 * (job.width + FP32) if job.width < FP32 else 0)
 
 
 def optimizer_seconds(job: Job, gpu: Gpu, gpus_per_node: int) -> float:

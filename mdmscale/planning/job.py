@@ -8,6 +8,7 @@ from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout, make_layout
 from mdmscale.models.shape import ModelShape, head_chunk, indivisible
 
+FP32 = 4  # bytes
 # What ZeRO-3 keeps of gathered parameters and fetches ahead, in elements: DeepSpeed's defaults.
 LIVE_PARAMETERS = 1_050_000_000
 
@@ -81,6 +82,11 @@ class Job:
         """Whether a micro-batch can hold samples of different lengths: attention then gets a mask."""
         data = self.config.data
         return self.layout.micro_batch_size > 1 and (data.kind == "sft" or data.random_length_fraction > 0)
+
+    @property
+    def fuses_softmax(self) -> bool:
+        """Whether the head's softmax is compiled: a job is planned for GPUs, see head.is_fused."""
+        return self.config.model.head != "chunked"
 
     @property
     def head_chunk(self) -> int:

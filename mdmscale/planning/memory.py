@@ -13,11 +13,10 @@ from mdmscale.config_parallel import (
     SWAPPED_PARAMETERS,
 )
 from mdmscale.planning.hardware import GIB, Gpu
-from mdmscale.planning.job import LIVE_PARAMETERS, Job
+from mdmscale.planning.job import FP32, LIVE_PARAMETERS, Job
 
 # CUDA context, NCCL, cuBLAS; and what the allocator loses between blocks.
 RESERVED, FRAGMENTATION = 2 * GIB, 0.05
-FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -207,13 +206,13 @@ def rebuilt_bytes(job: Job) -> float:
 def head_bytes(job: Job, num_masked: float, with_gradients: bool) -> float:
     """The most that the head holds at once, with all of `num_masked` positions masked.
 
-    The gradient of its weight in fp32, masked hidden vectors and their gradients, and of a chunk an fp32
-    [chunk, vocab], of bf16 beside its rounded twin, or that twin and its product with hidden vectors.
+    The gradient of its weight in fp32, masked hidden vectors and their gradients, and of a chunk the logits,
+    beside them in bf16 their fp32 twin, unless the softmax is fused, or their product with hidden vectors.
     """
     width, vocab = job.width, job.shape.vocab / job.parallel.tensor
     chunk = min(job.head_chunk, num_masked)
     is_bf16 = width < FP32
-    logits = chunk * vocab * (FP32 + (width if is_bf16 else 0))
+    logits = chunk * vocab * (width + (FP32 if is_bf16 and not job.fuses_softmax else 0))
     hidden = width * num_masked * job.shape.hidden
     if not with_gradients:
         return logits + hidden

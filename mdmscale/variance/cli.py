@@ -193,7 +193,7 @@ def open_parts(
     encoded = unfinished(arguments.output)
     on_first_rank(ranks, lambda: shutil.rmtree(encoded, ignore_errors=True))
     source = open_run_data(config, backbone, encoded, ranks)
-    model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size)
+    model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
     collate = Collator(backbone.mask_token_id, backbone.logit_shift)
     return model.to(ranks.device).eval(), collate, source
 

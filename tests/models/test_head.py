@@ -5,6 +5,7 @@ import torch
 from planning.allocated import Peak
 from torch import nn
 
+from mdmscale.config_section import Head
 from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead, naive_masked_cross_entropy
 from mdmscale.models.shape import head_chunk
 
@@ -30,9 +31,10 @@ def gradients(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_masked", [1, 7, 64, 65])
 @pytest.mark.parametrize("chunk_size", [1, 8, 1000])
-def test_matches_the_naive_twin(num_masked: int, chunk_size: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", ["chunked", "fused"])
+def test_matches_the_naive_twin(kind: Head, num_masked: int, chunk_size: int, dtype: torch.dtype) -> None:
     hidden, linear, targets, weights = inputs(num_masked, dtype)
-    head = MaskedCrossEntropyHead.replacing(linear, chunk_size)
+    head = MaskedCrossEntropyHead.replacing(linear, chunk_size, kind)
     fast, naive = (
         head(hidden, targets, weights),
         naive_masked_cross_entropy(hidden, linear.weight, targets, weights),
@@ -92,10 +94,11 @@ def test_a_chunks_logits_become_its_gradient_in_place() -> None:
     assert logits < peak.most < 1.5 * logits
 
 
-def test_large_logits_cost_no_precision() -> None:
+@pytest.mark.parametrize("kind", ["chunked", "fused"])
+def test_large_logits_cost_no_precision(kind: Head) -> None:
     hidden, linear, targets, weights = inputs(20, torch.float32)
     linear.weight.data *= 300
-    head = MaskedCrossEntropyHead.replacing(linear, 8)
+    head = MaskedCrossEntropyHead.replacing(linear, 8, kind)
     fast, naive = (
         head(hidden, targets, weights),
         naive_masked_cross_entropy(hidden, linear.weight, targets, weights),

@@ -64,7 +64,13 @@ def test_operations_are_those_that_torch_counts(small_job: Callable[..., Job]) -
 def plan(model: dict[str, Any], length: int, micro: int, gpu: str, num_gpus: int, **keys: Any) -> Plan:
     values = {
         "run": {"name": "anchor"},
-        "model": {"tokenizer": "nowhere", "max_position_embeddings": length, **model, **keys},
+        "model": {
+            "tokenizer": "nowhere",
+            "max_position_embeddings": length,
+            "head": "chunked",
+            **model,
+            **keys,
+        },
         "data": {
             "kind": "tokens",
             "path": "nowhere",

@@ -130,7 +130,8 @@ def test_forward_and_backward(
     small_job: Callable[..., Job], dtype: str, vocab: int, checkpointing: str
 ) -> None:
     """The most that is alive at once beside weights and gradients; whether layers or the head need more."""
-    keys = {"dtype": dtype, "num_hidden_layers": 4, "head_chunk_size": 96, "vocab_size": vocab}
+    keys = {"dtype": dtype, "num_hidden_layers": 4, "vocab_size": vocab}
+    keys |= {"head": "chunked", "head_chunk_size": 96}
     job = small_job(model=keys | {"activation_checkpointing": checkpointing}, train={"micro_batch_size": 2})
     model = MaskedDiffusionModel(build(job), 96).train()
     token_ids, _ = rows_of(job)
@@ -151,7 +152,8 @@ def test_forward_and_backward(
 def test_head(small_job: Callable[..., Job], dtype: str, chunk: int) -> None:
     """The most that the head holds while it makes its gradients, all positions being masked."""
     job = small_job(
-        model={"dtype": dtype, "head_chunk_size": chunk, "vocab_size": 2048}, train={"micro_batch_size": 16}
+        model={"dtype": dtype, "head": "chunked", "head_chunk_size": chunk, "vocab_size": 2048},
+        train={"micro_batch_size": 16},
     )
     width, masked = DTYPES[dtype], int(job.tokens)
     linear = torch.nn.Linear(job.shape.hidden, job.shape.vocab, bias=False, dtype=width)

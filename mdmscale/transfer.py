@@ -1,0 +1,31 @@
+"""Copies between host and device that the host does not wait for."""
+
+from typing import Any
+
+import torch
+
+
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Small host values on `device`; from page-locked memory, as CUDA would wait with any other."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+class Arriving:
+    """Values on their way to the host, for which the device need not have computed them yet."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._event: Any = None
+        if values.is_cuda:
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> torch.Tensor:
+        """The values, on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values
