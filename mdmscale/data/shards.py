@@ -166,7 +166,7 @@ def fingerprint(prefixes: list[Path], options: dict[str, object]) -> str:
 
 def _hash_file(name: str, size: int, limit: int, digest: "hashlib._Hash") -> None:
     digest.update(f"{name[name.rindex('.') :]} {size}\n".encode())
-    with open(name, "rb", buffering=0) as file:
+    with open(name, "rb") as file:
         for start, stop in _blocks(size, limit):
             file.seek(start)
             digest.update(file.read(stop - start))
