@@ -126,7 +126,9 @@ class DataSection(Section):
         "tokens: prefixes, folders or globs of .bin/.idx shards; sft: .jsonl files or prepared prefixes",
     )
     sequence_length: int = key(..., "tokens a sample may have (longer SFT samples are refused or cut)", ge=2)
-    held_out: float = key(0.01, "share of documents (sft: samples) kept for evaluation", ge=0, lt=1)
+    held_out: float = key(
+        0.01, "share of documents (sft: samples) kept for evaluation, a million at most", ge=0, lt=1
+    )
     random_length_fraction: float = key(
         0.01, "tokens: share of sequences cut to a random length, so that short inputs are seen", ge=0, le=1
     )

@@ -157,7 +157,6 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
     if config.parallel.swaps:
         num_shards = ranks.world_size // ranks.tensor
         largest = max(-(-parameter.numel() // num_shards) for parameter in model.parameters())
-        nvme.clear(config, ranks)
         options["zero_optimization"] |= nvme.offload_options(config, ranks.rank, largest)
     engine, *_ = deepspeed.initialize(
         model=model,

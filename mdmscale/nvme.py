@@ -6,20 +6,20 @@ too small to be swapped. Here the swap files are mapped into memory while a chec
 that it is the same as any other run's: it resumes bit for bit, on other ranks, and with or without NVMe.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from mdmscale.config import RunConfig
 from mdmscale.config_parallel import SWAPPED_GROUP_BUFFERS, SWAPPED_GROUP_SIZE, SWAPPED_PARAMETERS
-from mdmscale.distributed import Ranks
+from mdmscale.distributed import Ranks, on_every_rank
 from mdmscale.errors import UserError
 
 
@@ -31,11 +31,11 @@ def swap_folder(config: RunConfig, rank: int) -> Path:
     return Path(config.parallel.nvme_path) / f"{run.name}-{digest}" / f"rank-{rank}"
 
 
-def prepare(config: RunConfig, rank: int) -> None:
-    """Check that DeepSpeed can swap, and that there is a folder for a rank's files.
+def check_available() -> None:
+    """Check that DeepSpeed can swap.
 
     Raises:
-        UserError: naming what to install, or the folder that cannot be written to.
+        UserError: naming what to install.
     """
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
@@ -44,33 +44,61 @@ def prepare(config: RunConfig, rank: int) -> None:
             "parallel.offload_optimizer = nvme: DeepSpeed's asynchronous I/O needs libaio with headers and "
             "a C++ compiler; install libaio-dev (Debian, Ubuntu) or libaio-devel (Red Hat)"
         )
-    folder = swap_folder(config, rank)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"parallel.nvme_path = {config.parallel.nvme_path!r}: {error}") from None
 
 
 @contextmanager
-def removed_at_end(config: RunConfig, rank: int) -> Iterator[None]:
-    """Leave nothing on the disk, however the run ends."""
-    try:
+def own_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
+    """Hold this rank's swap folder, empty at first; leave nothing on the disk, however the run ends.
+
+    What a killed run left on this node goes first, of ranks that are no more, too. Every rank calls it.
+
+    Raises:
+        UserError: where the folder cannot be written to, or the run already trains on this node.
+    """
+    if not config.parallel.swaps:
         yield
-    finally:
-        if config.parallel.swaps:
-            folder = swap_folder(config, rank)
+        return
+    folder = swap_folder(config, ranks.rank)
+    with ExitStack() as held:
+        on_every_rank(ranks, lambda: held.enter_context(_held(folder)))
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            for leftover in folder.parent.iterdir():
+                with suppress(UserError), _held(leftover):  # unless a living rank holds it
+                    pass
+        yield
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """`folder` to this process alone: empty at first, removed at the end. Its lock ends with its holder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"parallel.nvme_path: {error}") from None
+    try:
+        _lock(lock, folder)
+        for leftover in folder.iterdir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            yield
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # other ranks of this node have not ended yet
                 folder.parent.rmdir()
+    finally:
+        os.close(lock)
 
 
-def clear(config: RunConfig, ranks: Ranks) -> None:
-    """Remove what a killed run left on this node, of ranks that are no more, too. Every rank calls it."""
-    dist.barrier()
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        shutil.rmtree(swap_folder(config, ranks.rank).parent, ignore_errors=True)
-    dist.barrier()
-    swap_folder(config, ranks.rank).mkdir(parents=True)
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{folder}: this run is training on this node already; stop it, or choose another run.name"
+        ) from None
+    except OSError as error:
+        raise UserError(f"parallel.nvme_path: {folder} cannot be locked: {error.strerror}") from None
 
 
 def offload_options(config: RunConfig, rank: int, largest: int) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     layout = make_layout(config, ranks.world_size)
     check_hardware(config, ranks.device)
     if config.parallel.swaps:
-        on_every_rank(ranks, lambda: nvme.prepare(config, ranks.rank))
+        on_every_rank(ranks, nvme.check_available)
     folder = Path(config.run.output_dir) / config.run.name
     resumed = find_start(config, folder, ranks)
     backbone = on_every_rank(

@@ -54,7 +54,7 @@ def train(config: RunConfig) -> Outcome:
         FloatingPointError: when the loss is not finite.
     """
     ranks = arrange(initialise(), config.parallel.tensor, config.parallel.sequence)
-    with nvme.removed_at_end(config, ranks.rank):
+    with nvme.own_folder(config, ranks):
         run = set_up(config, ranks)
         if ranks.device.type == "cpu":
             keep_freed_memory()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mdmscale.config import RunConfig
 from mdmscale.distributed import Ranks
 from mdmscale.errors import UserError
 from mdmscale.metrics import read_metrics
+from mdmscale.trainer import train as train_run
 
 swaps = pytest.mark.skipif(
     not AsyncIOBuilder().is_compatible(verbose=False), reason="libaio's headers are not installed"
@@ -158,31 +160,49 @@ def test_models_that_cannot_be_swapped_are_refused(
         RunConfig.model_validate(values)
 
 
-@swaps
-def test_a_disk_that_cannot_be_written_to_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_written_to_is_refused(corpus: Path, tmp_path: Path, ranks: Ranks) -> None:
     (tmp_path / "file").touch()
     config = config_with(corpus, tmp_path, nvme_path=str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"parallel.nvme_path = .*file.*Not a directory"):
-        nvme.prepare(config, rank=0)
+    with (
+        pytest.raises(UserError, match=r"parallel.nvme_path: .*Not a directory"),
+        nvme.own_folder(config, ranks),
+    ):
+        pass
 
 
 def test_leftovers_of_a_killed_run_go(corpus: Path, tmp_path: Path, ranks: Ranks) -> None:
     """Those of a rank that there is no more, too."""
     config = config_with(corpus, tmp_path)
-    leftovers = [nvme.swap_folder(config, rank) / "leftover.swp" for rank in (0, 7)]
-    for leftover in leftovers:
-        leftover.parent.mkdir(parents=True)
-        leftover.touch()
-    nvme.clear(config, ranks)
-    assert not any(leftover.exists() for leftover in leftovers)
-    assert nvme.swap_folder(config, 0).is_dir()
+    for rank in (0, 7):
+        swapped = nvme.swap_folder(config, rank) / "zero_stage_3"
+        swapped.mkdir(parents=True)
+        (swapped / "leftover.swp").touch()
+    with nvme.own_folder(config, ranks):
+        assert list(nvme.swap_folder(config, 0).iterdir()) == []
+        assert not nvme.swap_folder(config, 7).exists()
 
 
-def test_nothing_is_left_by_a_run_that_cannot_start(corpus: Path, tmp_path: Path) -> None:
+def test_nothing_is_left_by_a_run_that_cannot_start(corpus: Path, tmp_path: Path, ranks: Ranks) -> None:
     config = config_with(corpus, tmp_path)
-    with pytest.raises(UserError), nvme.removed_at_end(config, 0):
-        nvme.swap_folder(config, 0).mkdir(parents=True)
+    with pytest.raises(UserError), nvme.own_folder(config, ranks):
         raise UserError("the checkpoint is another model's")
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_a_run_that_trains_keeps_its_files_when_it_is_started_again(
+    corpus: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    """The second one is refused before it writes anything; one with other ranks leaves the files alone."""
+    config = config_with(corpus, tmp_path)
+    with nvme.own_folder(config, ranks):
+        file = nvme.swap_folder(config, 0) / "state.swp"
+        file.touch()
+        with pytest.raises(UserError, match="this run is training on this node already"):
+            train_run(config)
+        with nvme.own_folder(config, replace(ranks, rank=7)):
+            pass
+        assert file.exists()
+    assert not (tmp_path / "run").exists()
     assert list((tmp_path / "disk").iterdir()) == []
 
 

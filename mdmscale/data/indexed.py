@@ -5,8 +5,10 @@ u64, then sequence lengths i32[], byte pointers i64[] and the document index i64
 document, and the number of sequences at the end). A document may have several sequences.
 """
 
+import mmap
 import os
 import struct
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +21,11 @@ from mdmscale.errors import UserError
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
+_TWO_INT64 = struct.Struct("<qq")
 _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 _BYTES_PER_SEQUENCE = 4 + 8
-_CHECKED_POINTERS = 65536
+CHECKED_SEQUENCES = 65536  # on opening, of all shards together
 
 
 def bin_path(prefix: Path) -> Path:
@@ -45,7 +48,7 @@ class IndexedWriter:
         self.prefix = prefix
         self.dtype = dtype
         self.num_tokens = 0
-        self._lengths: list[int] = []
+        self._lengths = array("i")
         self._bin = bin_path(prefix).open("wb")
 
     @property
@@ -84,7 +87,7 @@ def write_index(prefix: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
     documents = np.arange(len(lengths) + 1, dtype="<i8")
     header = _HEADER.pack(_MAGIC, _VERSION, _CODES[dtype], len(lengths), len(documents))
     with idx_path(prefix).open("wb") as file:
-        file.writelines([header, lengths.tobytes(), pointers.tobytes(), documents.tobytes()])
+        file.writelines([header, lengths.data, pointers.data, documents.data])
 
 
 @dataclass(frozen=True)
@@ -98,105 +101,114 @@ class IndexedShard:
     """Reads one shard whose sequences lie one after the other, as Megatron writes them.
 
     Nothing stays open or mapped between reads, and no array of the shard's size is made: thousands of shards
-    cost neither descriptors nor memory, and the page cache makes repeated reads cheap.
+    cost neither descriptors nor memory, and the page cache makes repeated reads cheap. Opening looks at
+    `num_checked` of the sequences.
 
     Raises:
         UserError: on opening, where a file is missing, empty, cut short or not of this format.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, num_checked: int = CHECKED_SEQUENCES) -> None:
         self.prefix = prefix
-        self._bin = str(bin_path(prefix))  # joining it anew would take as long as a read
-        code, self._num_sequences, boundaries = _read_header(idx_path(prefix))
-        self.dtype = _token_dtype_of(code, idx_path(prefix))
+        self._idx, self._bin = (
+            f"{prefix}.idx",
+            f"{prefix}.bin",
+        )  # a Path takes longer to make than to read from
+        raw = _map(self._idx)
+        code, self._num_sequences, boundaries = _parse_header(raw, self._idx)
+        self.dtype = _token_dtype_of(code, self._idx)
         self.num_documents = boundaries - 1
-        self._check_idx_size()
-        self.num_tokens = self._count_tokens()
-        self._check_index()
+        self._check_idx_size(len(raw))
+        num_bytes = self._count_bytes()
+        self.num_tokens = num_bytes // self.dtype.itemsize
+        self._check_index(self._arrays(raw), num_bytes, max(2, num_checked))
 
     def document_starts(self, documents: np.ndarray) -> np.ndarray:
         """Token offsets in the shard at which `documents` begin; document `num_documents` begins at the end.
 
         Shapes: int64 [n] -> int64 [n].
         """
-        index = self._index()
+        index = self._arrays(_map(self._idx))
         sequences = index.documents[documents]
         inner = sequences < self._num_sequences
         starts = np.full(len(sequences), self.num_tokens, dtype=np.int64)
         starts[inner] = index.pointers[sequences[inner]] // self.dtype.itemsize
         return starts
 
+    def document_span(self, document: int) -> tuple[int, int]:
+        """`document_starts` of one document and of the next, without a map, which takes longer to make."""
+        pointers = _HEADER.size + 4 * self._num_sequences
+        documents = _HEADER.size + _BYTES_PER_SEQUENCE * self._num_sequences
+        first, end = _TWO_INT64.unpack(read_at(self._idx, 16, documents + 8 * document))
+        starts = np.frombuffer(read_at(self._idx, 8 * (end - first + 1), pointers + 8 * first), "<i8")
+        stop = self.num_tokens if end == self._num_sequences else int(starts[-1]) // self.dtype.itemsize
+        return int(starts[0]) // self.dtype.itemsize, stop
+
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Ids of the shard's tokens start..stop - 1, int64 [stop - start]."""
         itemsize = self.dtype.itemsize
-        descriptor = os.open(self._bin, os.O_RDONLY)
-        try:
-            raw = _read_at(descriptor, (stop - start) * itemsize, start * itemsize)
-        finally:
-            os.close(descriptor)
-        if len(raw) != (stop - start) * itemsize:
-            raise UserError(f"{self._bin}: ends before token {stop}; was it replaced during the run?")
+        raw = read_at(self._bin, (stop - start) * itemsize, start * itemsize)
         return np.frombuffer(raw, self.dtype).astype(np.int64)
 
-    def _index(self) -> _Index:
-        raw = np.memmap(idx_path(self.prefix), mode="r", dtype=np.uint8)
+    def _arrays(self, raw: mmap.mmap | bytes) -> _Index:
         count, offset = self._num_sequences, _HEADER.size
         lengths = np.frombuffer(raw, "<i4", count, offset)
         pointers = np.frombuffer(raw, "<i8", count, offset + 4 * count)
         documents = np.frombuffer(raw, "<i8", self.num_documents + 1, offset + _BYTES_PER_SEQUENCE * count)
         return _Index(lengths, pointers, documents)
 
-    def _check_idx_size(self) -> None:
-        path = idx_path(self.prefix)
+    def _check_idx_size(self, size: int) -> None:
         needed = _HEADER.size + _BYTES_PER_SEQUENCE * self._num_sequences + 8 * (self.num_documents + 1)
-        if path.stat().st_size < needed:
-            raise UserError(
-                f"{path}: cut short: {path.stat().st_size} bytes, but its header announces {needed}"
-            )
+        if size < needed:
+            raise UserError(f"{self._idx}: cut short: {size} bytes, but its header announces {needed}")
 
-    def _count_tokens(self) -> int:
-        path = bin_path(self.prefix)
-        if not path.is_file():
-            raise UserError(f"{path}: no such file, though {idx_path(self.prefix).name} lies beside it")
-        num_bytes = path.stat().st_size
+    def _count_bytes(self) -> int:
+        """Those of .bin."""
+        try:
+            num_bytes = os.stat(self._bin).st_size
+        except FileNotFoundError:
+            raise UserError(f"{self._bin}: no such file, though its .idx is there") from None
         if not num_bytes or not self._num_sequences:
-            raise UserError(f"{path}: holds no tokens; leave the shard out or prepare it again")
-        return num_bytes // self.dtype.itemsize
+            raise UserError(f"{self._bin}: holds no tokens; leave the shard out or prepare it again")
+        return num_bytes
 
-    def _check_index(self) -> None:
+    def _check_index(self, index: _Index, num_bytes: int, num_checked: int) -> None:
         """That .idx and .bin belong together: exactly at the ends, between them at evenly spaced places."""
-        index, itemsize = self._index(), self.dtype.itemsize
+        itemsize = self.dtype.itemsize
         announced = int(index.pointers[-1]) + int(index.lengths[-1]) * itemsize
-        if announced != bin_path(self.prefix).stat().st_size:
+        if announced != num_bytes:
             raise UserError(
-                f"{bin_path(self.prefix)}: {bin_path(self.prefix).stat().st_size} bytes, but "
-                f"{idx_path(self.prefix).name} announces {announced}; "
+                f"{self._bin}: {num_bytes} bytes, but {os.path.basename(self._idx)} announces {announced}; "
                 "one of the two is cut short or from another shard"
             )
-        places = np.unique(np.linspace(0, self._num_sequences - 1, _CHECKED_POINTERS).astype(np.int64))
-        ends = np.append(index.pointers[1:][places[:-1]], announced)
-        contiguous = np.array_equal(
-            ends, index.pointers[places] + index.lengths[places].astype(np.int64) * itemsize
-        )
-        if index.pointers[0] or not contiguous:
-            raise UserError(
-                f"{idx_path(self.prefix)}: its sequences do not lie one after the other; write it again"
-            )
+        num_inner = self._num_sequences - 1  # sequences that another one follows
+        num_places = min(num_checked, num_inner)
+        places = np.arange(num_places) * (num_inner - 1) // max(1, num_places - 1)
+        ends = index.pointers[places] + index.lengths[places].astype(np.int64) * itemsize
+        if index.pointers[0] or (index.pointers[places + 1] != ends).any():
+            raise UserError(f"{self._idx}: its sequences do not lie one after the other; write it again")
         if index.documents[0] or index.documents[-1] != self._num_sequences:
-            raise UserError(f"{idx_path(self.prefix)}: its document index does not span its sequences")
+            raise UserError(f"{self._idx}: its document index does not span its sequences")
 
 
-def _read_header(path: Path) -> tuple[int, int, int]:
+def _map(path: str) -> mmap.mmap | bytes:
+    """A file's bytes, mapped until nobody looks at them any more."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    try:
+        is_empty = os.fstat(descriptor).st_size == 0  # which cannot be mapped
+        return b"" if is_empty else mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+
+
+def _parse_header(raw: mmap.mmap | bytes, path: str) -> tuple[int, int, int]:
     """(dtype code, sequences, document boundaries) of an .idx file."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open("rb") as file:
-        header = file.read(_HEADER.size)
-    if len(header) < _HEADER.size:
-        raise UserError(
-            f"{path}: cut short or empty: {len(header)} bytes, its header alone has {_HEADER.size}"
-        )
-    magic, version, code, sequences, boundaries = _HEADER.unpack(header)
+    if len(raw) < _HEADER.size:
+        raise UserError(f"{path}: cut short or empty: {len(raw)} bytes, its header alone has {_HEADER.size}")
+    magic, version, code, sequences, boundaries = _HEADER.unpack_from(raw)
     if magic != _MAGIC:
         raise UserError(f"{path}: not an index in Megatron's format (it begins with {magic!r})")
     if version != _VERSION:
@@ -206,19 +218,27 @@ def _read_header(path: Path) -> tuple[int, int, int]:
     return code, sequences, boundaries
 
 
-def _token_dtype_of(code: int, path: Path) -> np.dtype:
+def _token_dtype_of(code: int, path: str) -> np.dtype:
     dtype = np.dtype(_DTYPES[code]) if code in _DTYPES else None
     if dtype is None or dtype.kind == "f":
         raise UserError(f"{path}: dtype code {code} is not one of token ids (1 to 5 and 8)")
     return dtype
 
 
-def _read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """So many bytes of a file, fewer at its end; some file systems give them in pieces."""
-    read = os.pread(descriptor, size, offset)
-    while read and len(read) < size:
-        more = os.pread(descriptor, size - len(read), offset + len(read))
-        if not more:
-            break
-        read += more
+def read_at(path: str, size: int, offset: int) -> bytes:
+    """`size` bytes of a file from `offset`; some file systems give them in pieces.
+
+    Raises:
+        UserError: where it ends before.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        read = os.pread(descriptor, size, offset)
+        while len(read) < size:
+            more = os.pread(descriptor, size - len(read), offset + len(read))
+            if not more:
+                raise UserError(f"{path}: ends before byte {offset + size}; was it replaced during the run?")
+            read += more
+    finally:
+        os.close(descriptor)
     return read

@@ -5,6 +5,7 @@ the tokenizer's chat template; {"text"}, all of it response; {"input_ids", "prom
 """
 
 import os
+from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mdmscale.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
 from mdmscale.data.jsonl import Record, check_unicode, read_jsonl
+from mdmscale.data.sft_shard import samples_path, write_samples
 from mdmscale.data.shards import prompts_path
 from mdmscale.errors import UserError
+
+_FILES = (bin_path, prompts_path, samples_path, idx_path)  # the index last: it makes a shard visible
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class EncodedSample:
 def encode_sft(
     paths: list[Path], tokenizer: Any, prefix: Path, *, sequence_length: int, too_long: str
 ) -> EncodeSummary:
-    """Encode JSONL files to the shard `prefix` (.bin, .idx, .prompts.npy), in order; all three files or none.
+    """Encode JSONL files to the shard `prefix` (see sft_shard.py), in order; all of its files or none.
 
     `too_long` decides on samples longer than `sequence_length`: `error` refuses, `drop` leaves them out,
     `truncate` cuts the response (no EOS follows the cut) and leaves out those whose prompt leaves it no room.
@@ -57,10 +61,10 @@ def encode_sft(
     prefix.parent.mkdir(parents=True, exist_ok=True)
     try:
         summary = _write_shard(paths, tokenizer, partial, sequence_length, too_long)
-        for path_of in (bin_path, prompts_path, idx_path):  # the index last: it is what makes a shard visible
+        for path_of in _FILES:
             path_of(partial).replace(path_of(prefix))
     finally:
-        for path_of in (bin_path, prompts_path, idx_path):
+        for path_of in _FILES:
             path_of(partial).unlink(missing_ok=True)
         for folder in new_folders:  # after a failure they are empty
             with suppress(OSError):
@@ -105,8 +109,8 @@ def encode_record(record: Record, tokenizer: Any) -> EncodedSample:
 def _write_shard(
     paths: list[Path], tokenizer: Any, prefix: Path, sequence_length: int, too_long: str
 ) -> EncodeSummary:
-    prompt_lengths: list[int] = []
-    num_truncated = num_dropped = 0
+    prompt_lengths = array("i")
+    num_truncated = num_dropped = longest = 0
     with IndexedWriter(prefix, token_dtype(len(tokenizer))) as writer:
         for sample, where in _encode_files(paths, tokenizer):
             length = _fitted(sample, where, sequence_length, too_long)
@@ -115,10 +119,11 @@ def _write_shard(
             if length:
                 writer.add_document(sample.token_ids[:length])
                 prompt_lengths.append(sample.prompt_length)
+                longest = max(longest, length)
         if not prompt_lengths:
             names = ", ".join(map(str, paths))
             raise UserError(f"{names}: no sample is left ({num_dropped} dropped, too_long = {too_long})")
-    np.save(prompts_path(prefix), np.asarray(prompt_lengths, dtype=np.int32))
+    write_samples(prefix, np.asarray(prompt_lengths), longest)
     num_response_tokens = writer.num_tokens - sum(prompt_lengths)
     return EncodeSummary(
         len(prompt_lengths), num_truncated, num_dropped, writer.num_tokens, num_response_tokens

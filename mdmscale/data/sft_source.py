@@ -6,10 +6,10 @@ import numpy as np
 
 from mdmscale.config import DataSection
 from mdmscale.data.held_out import held_out_places, kept_before, kept_place
-from mdmscale.data.indexed import IndexedShard
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.data.sft import fit_lengths
-from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, prompts_path
+from mdmscale.data.sft_shard import SFTShard
+from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards
 from mdmscale.data.source import Sample, describe, path_list
 from mdmscale.errors import UserError
 
@@ -17,8 +17,8 @@ from mdmscale.errors import UserError
 class SFTSource:
     """Samples of prepared shards, each filled with trained EOS to a multiple of data.fill_multiple.
 
-    The fill depends on the sample alone, so a sample is the same in every batch. Memory is a few
-    integers a sample.
+    The fill depends on the sample alone, so a sample is the same in every batch. Memory is O(held out + left
+    out): samples are looked up when they are read.
     """
 
     def __init__(self, data: DataSection, seed: int, vocab_size: int, eos_token_id: int | None) -> None:
@@ -29,22 +29,18 @@ class SFTSource:
         self._seed = seed
         self._fill = _Fill(data.fill_multiple, data.sequence_length, eos_token_id or 0)
         prefixes = find_prefixes(path_list(data))
-        shards = [IndexedShard(prefix) for prefix in prefixes]
+        shards = open_shards(prefixes)
         self._stream = TokenStream(shards, vocab_size)
         self._stream.check_token_ids()
-        prompt_lengths = np.concatenate([_read_prompt_lengths(shard) for shard in shards])  # [documents]
-        bounds = self._stream.document_starts(np.arange(self._stream.num_documents + 1))
-        lengths = _fit(data, prompt_lengths, np.diff(bounds))
-        kept = np.flatnonzero(lengths)
-        self._starts, self._lengths, self._prompt_lengths = (
-            bounds[:-1][kept],
-            lengths[kept],
-            prompt_lengths[kept],
-        )
-        self._held_out = held_out_places(len(kept), data.held_out, "samples")
+        self._shards = [SFTShard(shard) for shard in shards]
+        self._longest = data.sequence_length
+        left_out = _left_out(data, self._shards)
+        self._fitting_before = kept_before(left_out)
+        num_fitting = self._stream.num_documents - len(left_out)
+        self._held_out = held_out_places(num_fitting, data.held_out, "samples")
         self._kept_before = kept_before(self._held_out)
         self.num_held_out = len(self._held_out)
-        self.num_train = len(kept) - self.num_held_out
+        self.num_train = num_fitting - self.num_held_out
         if not self.num_train:
             raise UserError(f"data.path = {data.path!r}: no sample is left (data.too_long = {data.too_long})")
         self.fingerprint = _fingerprint(prefixes, data)
@@ -57,10 +53,16 @@ class SFTSource:
     def held_out_sample(self, index: int) -> Sample:
         return self._sample(int(self._held_out[index]))
 
-    def _sample(self, place: int) -> Sample:
-        start, length = int(self._starts[place]), int(self._lengths[place])
-        token_ids = self._fill(self._stream.read(start, start + length))
-        return Sample(token_ids, np.arange(len(token_ids)) >= self._prompt_lengths[place])
+    def _sample(self, fitting: int) -> Sample:
+        """Sample `fitting` of those that are not left out."""
+        document = kept_place(self._fitting_before, fitting)
+        owner, local = self._stream.owner_of(document)
+        start, stop = self._stream.document_span(owner, local)
+        prompt_length = self._shards[owner].prompt_length(local)
+        if not 0 <= prompt_length < stop - start:
+            raise UserError(f"{self._shards[owner].tokens.prefix}: sample {local} has no response")
+        token_ids = self._fill(self._stream.read(start, min(stop, start + self._longest)))
+        return Sample(token_ids, np.arange(len(token_ids)) >= prompt_length)
 
 
 class _Fill:
@@ -78,36 +80,34 @@ class _Fill:
         )
 
 
-def _read_prompt_lengths(shard: IndexedShard) -> np.ndarray:
-    """The prompt length of each of the shard's samples, int64 [documents]."""
-    path = prompts_path(shard.prefix)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; {shard.prefix} is no SFT shard (tools/prepare_data.py --kind sft)"
-        )
-    try:
-        lengths = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if lengths.shape != (shard.num_documents,) or lengths.dtype.kind not in "iu":
-        raise UserError(
-            f"{path}: expected {shard.num_documents} integers, found {lengths.dtype} of shape {lengths.shape}"
-        )
-    return lengths.astype(np.int64)
+def _left_out(data: DataSection, shards: list[SFTShard]) -> np.ndarray:
+    """The samples that data.too_long leaves out, ascending: int64 [left out].
+
+    Only shards that may have some are looked through.
+    """
+    left_out, offset = [np.empty(0, dtype=np.int64)], 0
+    for shard in shards:
+        longest = shard.longest()
+        if longest is None or longest > data.sequence_length:
+            for start, prompt_lengths, lengths in shard.all_lengths():
+                first = offset + start
+                left_out.append(first + np.flatnonzero(_fit(data, first, prompt_lengths, lengths) == 0))
+        offset += shard.tokens.num_documents
+    return np.concatenate(left_out)
 
 
-def _fit(data: DataSection, prompt_lengths: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Lengths after data.too_long was applied, int64 [samples]; 0 where a sample is dropped."""
+def _fit(data: DataSection, first: int, prompt_lengths: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Lengths of samples `first`, ... under data.too_long, int64 [samples]; 0 where one is left out."""
     empty = np.flatnonzero((prompt_lengths < 0) | (prompt_lengths >= lengths))
     if len(empty):
         raise UserError(
-            f"data.path = {data.path!r}: sample {empty[0]} has no response; prepare the data again"
+            f"data.path = {data.path!r}: sample {first + empty[0]} has no response; prepare the data again"
         )
     longest = int(lengths.max())
     if data.too_long == "error" and longest > data.sequence_length:
         raise UserError(
-            f"data.path = {data.path!r}: sample {int(lengths.argmax())} has {longest} tokens, more than "
-            f"data.sequence_length = {data.sequence_length}; raise it or set data.too_long"
+            f"data.path = {data.path!r}: sample {first + int(lengths.argmax())} has {longest} tokens, more "
+            f"than data.sequence_length = {data.sequence_length}; raise it or set data.too_long"
         )
     return fit_lengths(prompt_lengths, lengths, data.sequence_length, data.too_long)
 

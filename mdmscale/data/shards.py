@@ -2,16 +2,19 @@
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from mdmscale.data.indexed import IndexedShard, bin_path, idx_path
+from mdmscale.data.indexed import CHECKED_SEQUENCES, IndexedShard, bin_path
 from mdmscale.errors import UserError
 
 _CHECKED_TOKENS = 64 * 2**20
 _HASHED_BYTES = 64 * 2**20
+_HASHED_BYTES_OF_A_FILE = 4096  # at least
 _BLOCK = 2**20
 
 
@@ -50,6 +53,11 @@ def _prefixes_of(path: str) -> list[Path]:
     return list(dict.fromkeys(Path(file.removesuffix(".bin").removesuffix(".idx")) for file in files))
 
 
+def open_shards(prefixes: list[Path]) -> list[IndexedShard]:
+    """The shards, each checked at its ends and, the fewer they are, at the more places between."""
+    return [IndexedShard(prefix, CHECKED_SEQUENCES // len(prefixes)) for prefix in prefixes]
+
+
 class TokenStream:
     """The tokens of all shards one after the other; every id read is checked against the vocabulary."""
 
@@ -71,6 +79,17 @@ class TokenStream:
             local = self.shards[owner].document_starts(documents[mine] - self._document_offsets[owner])
             starts[mine] = local + self._token_offsets[owner]
         return starts
+
+    def owner_of(self, document: int) -> tuple[int, int]:
+        """(number of the shard that has it, its number there) of a document."""
+        owner = int(np.searchsorted(self._document_offsets, document, side="right")) - 1
+        return owner, document - int(self._document_offsets[owner])
+
+    def document_span(self, owner: int, document: int) -> tuple[int, int]:
+        """(start, stop) in the stream of shard `owner`'s document."""
+        start, stop = self.shards[owner].document_span(document)
+        offset = int(self._token_offsets[owner])
+        return offset + start, offset + stop
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Ids of the stream's tokens start..stop - 1, int64 [stop - start].
@@ -111,31 +130,44 @@ def _offsets(counts: list[int]) -> np.ndarray:
 
 
 def _blocks(total: int, limit: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of blocks that cover range(total), or of evenly spaced ones of `limit` items in all."""
-    count = -(-min(total, limit) // _BLOCK)
+    """(start, stop) of blocks that cover range(total), or of evenly spaced ones of `limit` items in all.
+
+    Those begin with the first item and end with the last.
+    """
+    if total <= limit:
+        for start in range(0, total, _BLOCK):
+            yield start, min(start + _BLOCK, total)
+        return
+    count = max(2, -(-limit // _BLOCK))
+    size = limit // count
     for number in range(count):
-        start = number * _BLOCK if total <= limit else number * (total - _BLOCK) // max(1, count - 1)
-        yield start, min(start + _BLOCK, total)
+        start = number * (total - size) // (count - 1)
+        yield start, start + size
 
 
 def fingerprint(prefixes: list[Path], options: dict[str, object]) -> str:
     """Identity of the shards' content and of the options that make samples of it: 16 hex digits.
 
-    Paths do not enter. Files beyond 64 MiB are hashed by their size and evenly spaced blocks.
+    Paths do not enter. Beyond 64 MiB in all, a file is hashed by its size and evenly spaced blocks: its share
+    of 64 MiB, but at least 4 KiB.
     """
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
+    sizes: dict[str, int] = {}
     for prefix in prefixes:
-        for path in (idx_path(prefix), bin_path(prefix), prompts_path(prefix)):
-            if path.is_file():
-                _hash_file(path, digest)
+        for name in (f"{prefix}.idx", f"{prefix}.bin", str(prompts_path(prefix))):
+            with suppress(FileNotFoundError):  # shards of tokens have no prompts
+                sizes[name] = os.stat(name).st_size
+    total = sum(sizes.values())
+    for name, size in sizes.items():
+        share = size * _HASHED_BYTES // max(_HASHED_BYTES, total)
+        _hash_file(name, size, max(_HASHED_BYTES_OF_A_FILE, share), digest)
     return digest.hexdigest()[:16]
 
 
-def _hash_file(path: Path, digest: "hashlib._Hash") -> None:
-    size = path.stat().st_size
-    digest.update(f"{path.suffix} {size}\n".encode())
-    with path.open("rb") as file:
-        for start, stop in _blocks(size, _HASHED_BYTES):
+def _hash_file(name: str, size: int, limit: int, digest: "hashlib._Hash") -> None:
+    digest.update(f"{name[name.rindex('.') :]} {size}\n".encode())
+    with open(name, "rb") as file:
+        for start, stop in _blocks(size, limit):
             file.seek(start)
             digest.update(file.read(stop - start))
 

@@ -6,9 +6,8 @@ import numpy as np
 
 from mdmscale.config import DataSection
 from mdmscale.data.held_out import held_out_places
-from mdmscale.data.indexed import IndexedShard
 from mdmscale.data.order import sequence_of_sample
-from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint
+from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards
 from mdmscale.data.source import Sample, describe, path_list
 from mdmscale.diffusion.uniforms import Stream, generator
 from mdmscale.errors import UserError
@@ -47,7 +46,7 @@ class TokenSource:
         self._cut_fraction = data.random_length_fraction
         self._seed = seed
         prefixes = find_prefixes(path_list(data))
-        stream = TokenStream([IndexedShard(prefix) for prefix in prefixes], vocab_size)
+        stream = TokenStream(open_shards(prefixes), vocab_size)
         stream.check_token_ids()
         self._train, self._held_out = split_stream(stream, data.held_out)
         self.num_train = self._train.num_tokens // self._length
@@ -75,7 +74,8 @@ class TokenSource:
 def split_stream(stream: TokenStream, share: float) -> tuple[TokenSpans, TokenSpans]:
     """(training, held-out) tokens: a `share` of the documents, evenly spread, is held out."""
     places = held_out_places(stream.num_documents, share, "documents")
-    starts, stops = stream.document_starts(places), stream.document_starts(places + 1)
+    ends = np.stack([places, places + 1], axis=1)  # [held out, 2]
+    starts, stops = stream.document_starts(ends.ravel()).reshape(-1, 2).T
     between = TokenSpans(stream, np.append(0, stops), np.append(starts, stream.num_tokens))
     return between, TokenSpans(stream, starts, stops)
 

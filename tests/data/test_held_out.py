@@ -19,6 +19,11 @@ def test_one_place_in_each_equal_block():
     assert len(set(places % 20)) > 5
 
 
+def test_a_million_at_most_are_held_out():
+    places = held_out_places(10**9, 0.01, "samples")
+    assert (places // 1000).tolist() == list(range(10**6))
+
+
 def test_nothing_is_held_out_of_share_0():
     assert len(held_out_places(1, 0, "documents")) == 0
 

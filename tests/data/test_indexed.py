@@ -55,6 +55,7 @@ def test_documents_of_several_sequences(tmp_path, code, dtype):
     shard = IndexedShard(tmp_path / "m")
     assert shard.num_documents == 2
     assert shard.document_starts(np.arange(3)).tolist() == [0, 4, 10]
+    assert [shard.document_span(document) for document in range(2)] == [(0, 4), (4, 10)]
     assert shard.tokens(0, 10).tolist() == list(range(10))
 
 

@@ -135,7 +135,8 @@ def test_prompts_and_responses(tokenizer_folder, tmp_path):
         run(*options)
     run(*options, "--sequence-length", 16)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["dataset.json", "shard-00000.bin", "shard-00000.idx", "shard-00000.prompts.npy"]
+    suffixes = ("bin", "idx", "prompts.npy", "samples.json")
+    assert names == ["dataset.json", *(f"shard-00000.{suffix}" for suffix in suffixes)]
 
 
 def test_the_command_reports_mistakes_in_one_line_at_once(tmp_path):

@@ -1,8 +1,12 @@
-"""A sample of a corpus of any size costs the same; nothing here looks at a clock."""
+"""Opening a corpus and reading a sample cost the same at any size; nothing here looks at a clock."""
 
+import os
+import pickle
+import resource
 import sys
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +18,17 @@ from data.measure import (
     make_config,
     make_loader,
     open_corpus,
+    under_ten_names,
     write_documents,
     write_pairs,
     write_sequences,
+    write_shards,
 )
 
-from mdmscale.data import token_source
-from mdmscale.data.indexed import bin_path
-from mdmscale.data.shards import TokenStream
+from mdmscale.data import shards, token_source
+from mdmscale.data.indexed import CHECKED_SEQUENCES, IndexedShard, bin_path
+from mdmscale.data.sft_shard import SFTShard
+from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint
 
 LENGTH = 16
 
@@ -112,3 +119,90 @@ def test_documents_are_looked_up_once_in_each_shard_that_has_some() -> None:
     documents = np.asarray([0, 9, 10, 25, 499, 500])
     assert stream.document_starts(documents).tolist() == (100 * documents).tolist()
     assert [shard.asked for shard in shards] == [1, 1, 1, *[0] * 46, 1]
+
+
+class CountingHash:
+    """Stands in for sha256 and counts what it is given."""
+
+    num_bytes = 0
+
+    def __init__(self, data: bytes) -> None:
+        CountingHash.num_bytes = len(data)
+
+    def update(self, data: bytes) -> None:
+        CountingHash.num_bytes += len(data)
+
+    def hexdigest(self) -> str:
+        return "0" * 64
+
+
+@pytest.mark.parametrize("num_shards", [1, 7, 200])
+def test_the_bytes_hashed_are_bounded_however_many_the_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int
+) -> None:
+    """64 MiB of a corpus; here 64 KiB of one of 1 MiB a shard."""
+    monkeypatch.setattr(shards, "_HASHED_BYTES", 2**16)
+    monkeypatch.setattr(shards, "_HASHED_BYTES_OF_A_FILE", 64)
+    monkeypatch.setattr(shards.hashlib, "sha256", CountingHash)
+    write_shards(tmp_path / "many", num_shards * 2**15, LENGTH, num_shards)
+    fingerprint(find_prefixes([str(tmp_path / "many")]), {})
+    num_files, line = 2 * num_shards, len(".idx 1048576\n")
+    assert 2**15 < CountingHash.num_bytes < 2**16 + num_files * (64 + line) + line
+
+
+def test_the_sequences_checked_are_bounded_however_many_the_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+
+    class Noted(IndexedShard):
+        def __init__(self, prefix: Path, num_checked: int = CHECKED_SEQUENCES) -> None:
+            checked.append(num_checked)
+            super().__init__(prefix, num_checked)
+
+    monkeypatch.setattr(shards, "IndexedShard", Noted)
+    write_shards(tmp_path / "many", 10**6, LENGTH, 30)
+    open_corpus(make_config(tmp_path / "many", "tokens", LENGTH))
+    assert len(checked) == 30 and CHECKED_SEQUENCES / 2 < sum(checked) <= CHECKED_SEQUENCES
+
+
+def open_files(folder: Path) -> int:
+    """Descriptors and maps of files in `folder` that this process holds."""
+    descriptors = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    targets = [os.readlink(each) for each in descriptors if each.is_symlink()]
+    return sum(str(folder) in each for each in targets + Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="looks for open files where Linux lists them"
+)
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [("tokens", partial(write_shards, num_shards=50)), ("sft", under_ten_names(write_pairs))],
+)
+def test_shards_are_not_kept_open(tmp_path: Path, kind: str, write: Writer) -> None:
+    """Limits on descriptors (often 1,024) and maps (65,530) are no limits on shards."""
+    write(tmp_path / "many", 10**5, LENGTH)
+    config = make_config(tmp_path / "many", kind, LENGTH)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, hard))
+    try:
+        source = open_corpus(config)
+        for index in range(50):
+            source.train_sample(index)
+        num_open = open_files(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert num_open == 0
+
+
+def test_an_sft_set_is_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept a sample, nor sent to a worker."""
+    monkeypatch.setattr(SFTShard, "all_lengths", None)
+    sizes = []
+    for count in (10**3, 10**6):
+        write_pairs(tmp_path / str(count), count, LENGTH)
+        config = make_config(tmp_path / str(count), "sft", LENGTH)
+        without = {"data": config.data.model_copy(update={"held_out": 0.0})}
+        sizes.append(len(pickle.dumps(open_corpus(config.model_copy(update=without)))))
+    assert sizes[1] < sizes[0] + 100

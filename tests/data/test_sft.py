@@ -7,6 +7,7 @@ import pytest
 from mdmscale.data.indexed import IndexedShard
 from mdmscale.data.jsonl import Record
 from mdmscale.data.sft import encode_record, encode_sft
+from mdmscale.data.sft_shard import SFTShard
 from mdmscale.data.tokenizer import load_tokenizer
 from mdmscale.errors import UserError
 
@@ -150,11 +151,14 @@ def test_the_shard_holds_the_samples_in_order(tokenizer, tmp_path):
     assert (summary.num_samples, summary.num_tokens, summary.num_response_tokens) == (3, 9, 6)
     shard = IndexedShard(tmp_path / "out/p.v1")
     assert shard.document_starts(np.arange(4)).tolist() == [0, 3, 5, 9]
-    assert np.load(tmp_path / "out/p.v1.prompts.npy").tolist() == [1, 0, 2]
+    samples = SFTShard(shard)
+    assert [samples.prompt_length(number) for number in range(3)] == [1, 0, 2]
+    assert samples.longest() == 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "p.v1.bin",
         "p.v1.idx",
         "p.v1.prompts.npy",
+        "p.v1.samples.json",
     ]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mdmscale.config import DataSection
+from mdmscale.data.sft_shard import samples_path, write_samples
 from mdmscale.data.source import SampleSource, open_source
 from mdmscale.errors import UserError
 
@@ -109,3 +110,34 @@ def test_damaged_prompt_lengths_are_named(prefix):
     Path(f"{prefix}.prompts.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(UserError, match=r"sft\.prompts\.npy: cannot be read"):
         open_sft(prefix)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sequence_length": 6, "too_long": "drop"}, {"sequence_length": 5, "too_long": "truncate"}],
+)
+def test_a_shard_that_says_how_long_its_samples_get_is_read_alike(prefix, options):
+    read = [open_sft(prefix, **options)]
+    write_samples(prefix, np.full(40, 2), longest=7)
+    read.append(open_sft(prefix, **options))
+    assert read[0].num_train == read[1].num_train and read[0].fingerprint == read[1].fingerprint
+    for index in range(read[0].num_train):
+        one, other = (source.train_sample(index) for source in read)
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        assert one.eligible.tolist() == other.eligible.tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("{", "cannot be read"), ('{"num_samples": 39, "longest": 7}', "of 39 samples")]
+)
+def test_what_is_said_of_the_samples_must_fit_the_shard(prefix, text, problem):
+    samples_path(prefix).write_text(text)
+    with pytest.raises(UserError, match=rf"sft\.samples\.json: {problem}"):
+        open_sft(prefix)
+
+
+def test_a_sample_without_a_response_is_refused_when_it_is_read(prefix):
+    write_samples(prefix, np.full(40, 7), longest=7)
+    source = open_sft(prefix)
+    with pytest.raises(UserError, match=r"sample .* has no response"):
+        source.train_sample(0)

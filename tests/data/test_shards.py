@@ -1,12 +1,13 @@
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mdmscale.data import shards
-from mdmscale.data.indexed import IndexedShard, IndexedWriter
+from mdmscale.data.indexed import IndexedShard, IndexedWriter, bin_path
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint
 from mdmscale.errors import UserError
 
@@ -44,6 +45,8 @@ def test_the_stream_reads_across_shards(prefixes):
             assert stream.read(start, stop).tolist() == whole[start:stop]
     starts = stream.document_starts(np.arange(13)).tolist()
     assert starts == [10 * i + begin for i in range(3) for begin in (0, 1, 3, 6)] + [30]
+    spans = [stream.document_span(*stream.owner_of(document)) for document in range(12)]
+    assert spans == list(pairwise(starts))
 
 
 def test_an_id_beyond_the_vocabulary_names_the_shard(prefixes):
@@ -80,3 +83,16 @@ def test_the_fingerprint_follows_content_and_options_not_the_path(prefixes, tmp_
     raw[4] ^= 1
     (folder / "s2.bin").write_bytes(raw)
     assert fingerprint(prefixes, options) != fingerprint(moved, options)
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_in_a_large_corpus_the_ends_of_every_file_are_hashed(prefixes, monkeypatch, place):
+    monkeypatch.setattr(shards, "_HASHED_BYTES", 100)
+    monkeypatch.setattr(shards, "_HASHED_BYTES_OF_A_FILE", 4)
+    fingerprints = {fingerprint(prefixes, {})}
+    for prefix in prefixes:
+        raw = bytearray(bin_path(prefix).read_bytes())
+        raw[place] ^= 1
+        bin_path(prefix).write_bytes(raw)
+        fingerprints.add(fingerprint(prefixes, {}))
+    assert len(fingerprints) == 4

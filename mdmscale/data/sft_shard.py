@@ -1,0 +1,89 @@
+"""What an SFT shard has beside its tokens: the prompt length of each sample, and how long samples get.
+
+`<prefix>.prompts.npy` has the prompt lengths. `<prefix>.samples.json` ({"num_samples", "longest"}) says that
+every sample has a response, and how many tokens the longest has, so that opening a large set need not look at
+each; shards without it are looked through.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mdmscale.data.indexed import IndexedShard, read_at
+from mdmscale.data.shards import prompts_path
+from mdmscale.errors import UserError
+
+_SAMPLES_AT_ONCE = 2**20
+
+
+def samples_path(prefix: Path) -> Path:
+    """Where an SFT shard says how long its samples get."""
+    return Path(f"{prefix}.samples.json")
+
+
+def write_samples(prefix: Path, prompt_lengths: np.ndarray, longest: int) -> None:
+    """Write what a shard has beside its tokens; each prompt [samples] is shorter than its sample."""
+    np.save(prompts_path(prefix), prompt_lengths.astype(np.int32, copy=False))
+    facts = {"num_samples": len(prompt_lengths), "longest": longest}
+    samples_path(prefix).write_text(json.dumps(facts) + "\n")
+
+
+class SFTShard:
+    """The samples of a shard, read where they lie: memory and time to open don't grow with their number.
+
+    Raises:
+        UserError: where the prompt lengths are missing, damaged or another shard's.
+    """
+
+    def __init__(self, tokens: IndexedShard) -> None:
+        self.tokens = tokens
+        path = prompts_path(tokens.prefix)
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; {tokens.prefix} is no SFT shard (tools/prepare_data.py --kind sft)"
+            )
+        try:
+            prompts = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+        if prompts.shape != (tokens.num_documents,) or prompts.dtype.kind not in "iu":
+            raise UserError(
+                f"{path}: expected {tokens.num_documents} integers, found {prompts.dtype} "
+                f"of shape {prompts.shape}"
+            )
+        self._prompts, self._dtype, self._offset = str(path), prompts.dtype, prompts.offset
+
+    def prompt_length(self, sample: int) -> int:
+        """How many tokens of a sample are its prompt."""
+        return int(self._prompt_lengths(sample, sample + 1)[0])
+
+    def longest(self) -> int | None:
+        """The longest sample's length, if the shard was written with it."""
+        path = samples_path(self.tokens.prefix)
+        if not path.is_file():
+            return None
+        try:
+            facts = json.loads(path.read_text())
+            num_samples, longest = int(facts["num_samples"]), int(facts["longest"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read: {error!r}; it may be deleted") from None
+        if num_samples != self.tokens.num_documents:
+            raise UserError(
+                f"{path}: of {num_samples} samples, but the shard has {self.tokens.num_documents}; it is "
+                "another shard's, and may be deleted"
+            )
+        return longest
+
+    def all_lengths(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(first sample, prompt lengths, lengths) of all samples, a part at a time; int64 [part]."""
+        for start in range(0, self.tokens.num_documents, _SAMPLES_AT_ONCE):
+            stop = min(start + _SAMPLES_AT_ONCE, self.tokens.num_documents)
+            lengths = np.diff(self.tokens.document_starts(np.arange(start, stop + 1)))
+            yield start, self._prompt_lengths(start, stop), lengths
+
+    def _prompt_lengths(self, start: int, stop: int) -> np.ndarray:
+        itemsize = self._dtype.itemsize
+        raw = read_at(self._prompts, (stop - start) * itemsize, self._offset + start * itemsize)
+        return np.frombuffer(raw, self._dtype).astype(np.int64)
