@@ -8,8 +8,9 @@ nothing here does anything.
 import ctypes
 from contextlib import suppress
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # mallopt's names for them, in malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's names for them, in malloc.h
 _NEVER, _NO_MAPS = -1, 0
+_MAPS, _LARGE = 65536, 32 << 20  # glibc's own, of blocks so large that it always gives them back
 
 
 def keep_freed_memory() -> None:
@@ -19,6 +20,16 @@ def keep_freed_memory() -> None:
         library.malloc_trim(0)
         library.mallopt(_MMAP_MAX, _NO_MAPS)
         library.mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def return_freed_memory() -> None:
+    """Let this process do again what glibc does by default, once large blocks have been freed."""
+    library = glibc()
+    if library is not None:
+        library.mallopt(_MMAP_MAX, _MAPS)
+        library.mallopt(_MMAP_THRESHOLD, _LARGE)
+        library.mallopt(_TRIM_THRESHOLD, 2 * _LARGE)
+        library.malloc_trim(0)
 
 
 def release_freed_memory() -> None:

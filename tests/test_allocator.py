@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 
 PROGRAM = """
 import resource, torch
-from mdmscale.allocator import keep_freed_memory
+from mdmscale.allocator import keep_freed_memory, return_freed_memory
 
 def new_pages(rounds=8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,12 +26,15 @@ print(new_pages())
 keep_freed_memory()
 new_pages(24)  # until it lies where it can stay
 print(new_pages())
+return_freed_memory()
+print(new_pages())
 """
 
 
 def test_kept_memory_is_not_mapped_again() -> None:
     """In a process of its own, whose allocator nobody has touched before."""
     process = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    returned, kept = map(int, process.stdout.split())
+    returned, kept, returned_again = map(int, process.stdout.split())
     assert returned > 8, "a page of 64 MiB there is not"
     assert kept < returned / 10
+    assert returned_again > returned / 2

@@ -12,12 +12,13 @@ from rich.progress import track
 from mdmscale.allocator import keep_freed_memory
 from mdmscale.bench import report
 from mdmscale.bench.growth import Growth, draw_growth, growth_table, parse_sweep
-from mdmscale.bench.measure import Bench, Result
+from mdmscale.bench.measure import Bench, FreedMemory, Result
 from mdmscale.bench.options import build_parser, check_files, check_sizes, paths_of, sizes_of
 from mdmscale.bench.parts import Parts, measure_parts
 from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.profile import write_profile
 from mdmscale.bench.work import Sizes, make_model
+from mdmscale.models.compiling import can_compile
 from mdmscale.models.flops import count_flops, peak_flops
 from mdmscale.tables import make_console
 
@@ -54,12 +55,14 @@ def run_once(
         f"{sizes.shape.num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} "
         f"tokens, vocabulary {sizes.vocab:,}\n"
     )
-    results = measure(benches_of(sizes, paths), arguments.rounds, arguments.return_memory, console)
+    results = measure(benches_of(sizes, paths), arguments.rounds, arguments.freed_memory, console)
     flops = count_flops(sizes.shape)
     report.print_paths(results, flops, peak_flops(sizes.device), console)
     parts: Parts | None = None
     if arguments.parts:
-        parts = measure_parts(make_model(sizes), sizes, arguments.rounds)
+        compiled = make_model(sizes, compiles=True) if can_compile(sizes.device) else None
+        keep_freed_memory()  # as training does on the CPU
+        parts = measure_parts(make_model(sizes), compiled, sizes, arguments.rounds)
         report.print_parts(parts, console)
     return report.to_json(results, flops, parts)
 
@@ -69,7 +72,7 @@ def run_sweep(
 ) -> dict[str, Any]:
     """Measure the paths along one size, print and draw them. Returns the figures."""
     growth: Growth = {
-        value: measure(benches_of(sizes, paths), arguments.rounds, arguments.return_memory, console)
+        value: measure(benches_of(sizes, paths), arguments.rounds, arguments.freed_memory, console)
         for value, sizes in along.items()
     }
     console.print(growth_table(name, growth))
@@ -84,20 +87,19 @@ def run_sweep(
 
 
 def benches_of(sizes: Sizes, paths: list[LossPath]) -> list[Bench]:
-    """The paths, on one model; those that compile it, on another with the same weights."""
-    models = {compiles: make_model(sizes, compiles) for compiles in {path.compiles for path in paths}}
-    return [Bench(models[path.compiles], path, sizes) for path in paths]
+    """The paths, on one model; those that compile parts of it, on others with the same weights."""
+    kinds = {(path.compiles, path.head) for path in paths}
+    models = {kind: make_model(sizes, *kind) for kind in kinds}
+    return [Bench(models[path.compiles, path.head], path, sizes) for path in paths]
 
 
-def measure(benches: list[Bench], rounds: int, returns_memory: bool, console: Console) -> list[Result]:
+def measure(benches: list[Bench], rounds: int, freed_memory: FreedMemory, console: Console) -> list[Result]:
     """Warm each path up and see its memory, then time them in turn."""
     for bench in track(benches, "first steps", console=console, transient=True):
         bench.warm_up()
-    if not returns_memory:
-        keep_freed_memory()  # as training does on the CPU
     for _ in track(range(rounds), "rounds", console=console, transient=True):
         for bench in benches:
-            bench.time()
+            bench.time(freed_memory)
     return [bench.result for bench in benches]
 
 

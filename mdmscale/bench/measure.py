@@ -6,15 +6,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 
-from mdmscale.allocator import release_freed_memory
+from mdmscale.allocator import keep_freed_memory, release_freed_memory, return_freed_memory
 from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.paths import prepare
 from mdmscale.bench.work import Sizes
 from mdmscale.data.batch import Batch
 from mdmscale.models.mdm import MaskedDiffusionModel
+
+FreedMemory = Literal["own", "kept", "returned"]
 
 
 @dataclass
@@ -71,8 +74,13 @@ class Bench:
         self.result.memory = peak.bytes
         self.result.loss = float(loss)
 
-    def time(self) -> None:
-        """One more round."""
+    def time(self, freed_memory: FreedMemory) -> None:
+        """One more round. Where memory is kept, a step before it has taken what this one needs."""
+        if freed_memory == "kept" or (freed_memory == "own" and self.path.ours):
+            keep_freed_memory()
+            self.step()
+        else:
+            return_freed_memory()
         self.result.seconds.append(seconds_of(self.step, self.device))
 
 

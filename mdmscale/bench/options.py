@@ -11,6 +11,10 @@ from mdmscale.bench.paths import ALL
 from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.work import Sizes
 from mdmscale.errors import UserError
+from mdmscale.models.compiling import can_compile
+from mdmscale.models.head import is_fused
+
+HEAD_WIDTH = 64  # as in Llama-3.2-1B
 
 EPILOG = """examples:
   python tools/bench.py --vocab 32000
@@ -38,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("vocab", 126464, "rows of the head"),
         ("hidden", 256, "width of the model"),
         ("layers", 4, "decoder layers"),
-        ("heads", 8, "query heads"),
+        ("heads", None, "query heads (default: as many as are 64 wide)"),
         ("key-heads", None, "key and value heads (default: as many)"),
         ("length", 512, "tokens of a sample; of the longest, where they differ"),
         ("batch", 4, "samples of a step"),
@@ -57,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--paths",
         metavar="P,...",
         help=f"which of {', '.join(path.name for path in ALL)}, on CUDA also "
-        f"{', '.join(path.name for path, _ in KERNELS)} (default: all that there are)",
+        f"{', '.join(path.name for path, _ in KERNELS)} (default: all that make sense here)",
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all paths (default: 5)")
     parser.add_argument("--parts", action="store_true", help="also a step's parts with their floors")
@@ -67,9 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"measure along one of {', '.join(SWEPT)}, instead of at one size",
     )
     parser.add_argument(
-        "--return-memory",
-        action="store_true",
-        help="CPU: leave the allocator as it is in other programs; training keeps freed memory",
+        "--freed-memory",
+        choices=("own", "kept", "returned"),
+        default="own",
+        help="CPU: kept by all paths for their next step, returned to the system by all, or as the programs "
+        "have it that train by them: mdmscale keeps it, others do what glibc does (default: own)",
     )
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the sweep")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
@@ -87,10 +93,11 @@ def sizes_of(arguments: argparse.Namespace) -> Sizes:
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
     if arguments.rounds < 1:
         raise UserError(f"--rounds {arguments.rounds}: give at least 1")
-    names = ("vocab", "hidden", "layers", "heads", "length", "batch", "dtype", "prompt")
+    names = ("vocab", "hidden", "layers", "length", "batch", "dtype", "prompt")
     values = {name: getattr(arguments, name) for name in names}
-    key_heads = arguments.heads if arguments.key_heads is None else arguments.key_heads
-    sizes = Sizes(**values, key_heads=key_heads, device=torch.device(arguments.device))
+    heads = max(1, arguments.hidden // HEAD_WIDTH) if arguments.heads is None else arguments.heads
+    key_heads = heads if arguments.key_heads is None else arguments.key_heads
+    sizes = Sizes(**values, heads=heads, key_heads=key_heads, device=torch.device(arguments.device))
     check_sizes(sizes)
     return sizes
 
@@ -121,8 +128,12 @@ def paths_of(arguments: argparse.Namespace) -> list[LossPath]:
     Raises:
         UserError: for one that there is not, or not here.
     """
-    here = {path.name: path for path in [*ALL, *installed(torch.device(arguments.device))]}
-    names = list(here) if arguments.paths is None else [name for name in arguments.paths.split(",") if name]
+    device = torch.device(arguments.device)
+    here = {path.name: path for path in [*ALL, *installed(device)]}
+    if arguments.paths is None:
+        names = [name for name, path in here.items() if is_worth_a_round(path, device)]
+    else:
+        names = [name for name in arguments.paths.split(",") if name]
     problems = []
     for name in names:
         if name in here:
@@ -136,6 +147,13 @@ def paths_of(arguments: argparse.Namespace) -> list[LossPath]:
     if problems or not names:
         raise UserError(*problems or ["--paths: none is named"])
     return [here[name] for name in names]
+
+
+def is_worth_a_round(path: LossPath, device: torch.device) -> bool:
+    """Whether a path is measured unasked: not without its compiler, nor with a head that all others have."""
+    if path.head != "auto" and is_fused(path.head, device) == is_fused("auto", device):
+        return False
+    return can_compile(device) or not (path.compiles or is_fused(path.head, device))
 
 
 def check_files(arguments: argparse.Namespace) -> None:

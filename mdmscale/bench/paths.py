@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from mdmscale.bench.work import Sizes, make_batch, make_samples
+from mdmscale.config_section import Head
 from mdmscale.data.batch import Batch
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.packed_attention import attend_in_rows
@@ -25,8 +26,10 @@ class Path:
     description: str
     loss: Loss
     batches: Callable[[Sizes], list[Batch]]
+    ours: bool = False  # mdmscale's own
     packs: bool = False
-    compiles: bool = False
+    compiles: bool = False  # the layers
+    head: Head = "auto"  # see head.is_fused
 
 
 def full_logits(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
@@ -90,13 +93,16 @@ def packed(sizes: Sizes) -> list[Batch]:
 ALL = (
     Path("full", "logits and losses of all positions", full_logits, single),
     Path("indexed", "logits of all positions, losses of masked ones", index_after_head, single),
-    Path("masked", "mdmscale: the head at masked positions", masked_only, single),
-    Path("compiled", "mdmscale: masked, its layers compiled", masked_only, single, compiles=True),
+    Path("masked", "the head at masked positions", masked_only, single, ours=True),
+    Path("chunked", "masked, softmax in operations", masked_only, single, ours=True, head="chunked"),
+    Path("fused", "masked, softmax in two kernels", masked_only, single, ours=True, head="fused"),
+    Path("compiled", "masked, its layers compiled", masked_only, single, ours=True, compiles=True),
+    Path("pair-full", "MIRROR as two passes kept alive, all losses", full_logits, rows_of_pairs),
     Path("pair-passes", "MIRROR as two passes kept alive, indexed", index_after_head, rows_of_pairs),
-    Path("pair", "mdmscale: MIRROR's rows in one forward", masked_only, pairs),
+    Path("pair", "MIRROR's rows in one forward", masked_only, pairs, ours=True),
     Path("padded-indexed", "lengths spread 10:1, padded, indexed", index_after_head, padded),
-    Path("padded", "lengths spread 10:1, padded, the head at masked positions", masked_only, padded),
-    Path("packed", "mdmscale: lengths spread 10:1, packed", masked_only, packed, packs=True),
+    Path("padded", "lengths spread 10:1, padded, masked", masked_only, padded, ours=True),
+    Path("packed", "lengths spread 10:1, packed, masked", masked_only, packed, ours=True, packs=True),
 )
 PATHS = {path.name: path for path in ALL}
 
@@ -104,9 +110,12 @@ PATHS = {path.name: path for path in ALL}
 COMPARISONS = (
     ("full", "masked", "masked positions only, against all positions' losses"),
     ("indexed", "masked", "masked positions only, against indexing after the head"),
+    ("chunked", "masked", "the head's softmax in two kernels, against operations"),
+    ("fused", "masked", "the head's softmax in operations, against two kernels"),
     ("masked", "compiled", "compiled layers, against not"),
     ("pair", "masked", "cost of MIRROR's second row"),
-    ("pair-passes", "pair", "MIRROR in one forward, against two passes"),
+    ("pair-full", "pair", "MIRROR in one forward, against two passes with all losses"),
+    ("pair-passes", "pair", "MIRROR in one forward, against two passes, indexed"),
     ("padded-indexed", "packed", "packed, against padded and indexed after the head"),
     ("padded", "packed", "packed, against padded"),
     ("cce", "masked", "masked positions only, against cut-cross-entropy"),

@@ -50,7 +50,8 @@ def print_paths(results: list[Result], flops: FlopCount, peak: float | None, con
         )
     console.print(table)
     for result in results:
-        console.print(f"  {result.path.name:14} {result.path.description}")
+        owner = "mdmscale: " if result.path.ours else ""
+        console.print(f"  {result.path.name:14} {owner}{result.path.description}")
     found = comparisons(results)
     if found:
         ratios = plain_table("\nmedian ratios of a round", ["", "times"])
@@ -64,18 +65,17 @@ def print_parts(parts: Parts, console: Console) -> None:
     """The parts of a step of `masked`, with their floors."""
     table = plain_table("\na training step by part", ["part", "ms", "floor, ms", "floor / time"])
     table.columns[0].justify = "left"
-    rows = [(part.name, part.seconds, part.floor) for part in parts.parts]
-    for name, seconds, floor in [*rows, ("step", parts.seconds, parts.floor)]:
+    for part in (*parts.parts, *parts.steps):
         table.add_row(
-            name,
-            f"{1000 * seconds:,.1f}",
-            f"{1000 * floor:,.1f}" if floor is not None else "-",
-            f"{floor / seconds:.0%}" if floor is not None else "-",
+            part.name,
+            f"{1000 * part.seconds:,.1f}",
+            f"{1000 * part.floor:,.1f}" if part.floor is not None else "-",
+            f"{part.share:.0%}" if part.share is not None else "-",
         )
     console.print(table)
     console.print(
         f"  floors: matrix products at {parts.product_rate / GIGA:,.0f} GFLOP/s, "
-        f"memory at {parts.memory_rate / GIGA:,.1f} GB/s, as measured in the same rounds"
+        f"memory at {parts.memory_rate / GIGA:,.1f} GB/s, medians of what was measured around each part"
     )
 
 
@@ -98,8 +98,8 @@ def to_json(results: list[Result], flops: FlopCount, parts: Parts | None) -> dic
         "parts": None
         if parts is None
         else {
-            "seconds": {part.name: part.seconds for part in parts.parts},
-            "floors": {part.name: part.floor for part in parts.parts},
+            "seconds": {part.name: part.rounds for part in parts.parts},
+            "floors": {part.name: part.floors for part in parts.parts},
             "product_flops_per_second": parts.product_rate,
             "moved_bytes_per_second": parts.memory_rate,
         },

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from mdmscale.config import ModelSection
 from mdmscale.config_diffusion import DiffusionSection
+from mdmscale.config_section import Head
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import Sample
@@ -57,7 +58,7 @@ class Sizes:
         return shape_of_keys(self.model_options, self.vocab)
 
 
-def make_model(sizes: Sizes, compiles: bool = False) -> MaskedDiffusionModel:
+def make_model(sizes: Sizes, compiles: bool = False, head: Head = "auto") -> MaskedDiffusionModel:
     """A bidirectional Llama on the device, its head knowing the masked-only loss; the seed's weights."""
     config = scratch_config(sizes.model_options, sizes.vocab)
     with torch.random.fork_rng(devices=[]):
@@ -68,7 +69,7 @@ def make_model(sizes: Sizes, compiles: bool = False) -> MaskedDiffusionModel:
     backbone.config.use_cache = False
     if compiles:
         compile_layers(backbone)
-    return MaskedDiffusionModel(backbone, head_chunk_size=None).to(sizes.device).train()
+    return MaskedDiffusionModel(backbone, None, head).to(sizes.device).train()
 
 
 def make_samples(sizes: Sizes, masking: Masking, are_spread: bool = False) -> list[NoisedSample]:

@@ -113,7 +113,7 @@ class IndexedShard:
         self._idx, self._bin = (
             f"{prefix}.idx",
             f"{prefix}.bin",
-        )  # a Path takes longer to make than to read from
+        )  # names: to make a Path takes as long as a read
         raw = _map(self._idx)
         code, self._num_sequences, boundaries = _parse_header(raw, self._idx)
         self.dtype = _token_dtype_of(code, self._idx)

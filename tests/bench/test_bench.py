@@ -10,12 +10,13 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
+from mdmscale.bench import parts as parts_module
 from mdmscale.bench.cli import benches_of, main
 from mdmscale.bench.growth import parse_sweep
 from mdmscale.bench.kernels import KERNELS
 from mdmscale.bench.measure import Bench, peak_above
 from mdmscale.bench.options import build_parser, paths_of, sizes_of
-from mdmscale.bench.parts import measure_parts
+from mdmscale.bench.parts import Rate, measure_parts
 from mdmscale.bench.paths import COMPARISONS, PATHS
 from mdmscale.bench.report import comparisons
 from mdmscale.bench.work import Sizes, make_model, make_samples
@@ -39,8 +40,8 @@ def gradients(bench: Bench) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     "names",
     [
-        ("full", "indexed", "masked", "compiled"),
-        ("pair-passes", "pair"),
+        ("full", "indexed", "masked", "chunked", "fused", "compiled"),
+        ("pair-full", "pair-passes", "pair"),
         ("padded-indexed", "padded", "packed"),
     ],
 )
@@ -103,13 +104,36 @@ def test_a_peak_that_has_gone_is_seen() -> None:
 
 
 def test_parts_have_floors(sizes: Sizes) -> None:
-    parts = measure_parts(make_model(sizes), sizes, rounds=2)
-    assert [part.name for part in parts.parts] == ["batch", "layers", "head", "optimizer"]
+    parts = measure_parts(make_model(sizes), make_model(sizes), sizes, rounds=2)
+    names = [part.name for part in parts.parts]
+    assert names == ["batch", "layers", "layers, compiled", "head", "optimizer"]
     assert all(part.seconds > 0 for part in parts.parts)
-    floors = {part.name: part.floor for part in parts.parts}
-    flops = count_flops(sizes.shape).of(96, 3 * 32**2, 0)
-    assert floors["layers"] == pytest.approx(flops / parts.product_rate)
-    assert floors["batch"] is None
+    by_name = {part.name: part for part in parts.parts}
+    layers = by_name["layers"].floors
+    assert layers is not None and len(layers) == len(by_name["layers"].rounds) == 2
+    assert by_name["batch"].floors is None
+    for step, left_out in zip(parts.steps, ("layers, compiled", "layers"), strict=True):
+        others = [part for part in parts.parts if part.name != left_out]
+        assert step.rounds == pytest.approx(
+            [sum(each) for each in zip(*(part.rounds for part in others), strict=True)]
+        )
+        floors = [part.floors for part in others if part.floors is not None]
+        assert step.floors == pytest.approx([sum(each) for each in zip(*floors, strict=True)])
+
+
+def test_a_floor_is_of_the_rate_around_its_part(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter(range(1, 100))
+    monkeypatch.setattr(Rate, "measure", lambda self: float(next(rates)))
+    monkeypatch.setattr(parts_module, "median", lambda values: 0.0)  # of rates that nobody took
+    model = make_model(sizes)
+    parts, masked = (
+        measure_parts(model, None, sizes, rounds=1),
+        Bench(model, PATHS["masked"], sizes).result.num_masked,
+    )
+    flops = count_flops(sizes.shape)
+    # the warm-up takes one before each of three parts, the round one before and one after
+    assert parts.parts[1].floors == [flops.of(96, 3 * 32**2, 0) / 4.5]
+    assert parts.parts[2].floors == [flops.of(0, 0, masked) / 6.5]
 
 
 def test_ratios_are_those_of_rounds(sizes: Sizes) -> None:
@@ -124,7 +148,7 @@ def test_ratios_are_those_of_rounds(sizes: Sizes) -> None:
 
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    names = [name for name in PATHS if name != "compiled"]  # which takes the compiler a while
+    names = [name for name in PATHS if name not in ("fused", "compiled")]  # which take the compiler a while
     arguments = ["--paths", ",".join(names), "--rounds", "2", "--parts", "--json", str(file)]
     process = run_script("tools/bench.py", *TINY, *arguments)
     assert process.returncode == 0, process.stderr
