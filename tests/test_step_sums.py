@@ -12,6 +12,7 @@ from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.p_pots import TABLE_EDGES
 from mdmscale.distributed import Ranks
 from mdmscale.step_sums import StepSums, StepTotals
+from mdmscale.transfer import Arriving
 
 SCALE = 1.5
 
@@ -55,3 +56,20 @@ def test_sums_are_those_of_a_loop(samples: list[NoisedSample], turns: int, ranks
     assert totals.num_tokens == 48
     assert totals.num_masked == sum(int(sample.masks.sum()) for sample in samples)
     assert totals.num_stops == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sums_leave_the_device_without_waiting(samples: list[NoisedSample]) -> None:
+    device = torch.device("cuda")
+    batch = Collator(0)(samples).to(device)
+    norms = torch.ones(len(batch.targets), device=device)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sums = StepSums(EmaBaseline(TABLE_EDGES, (0.0, 1.0), 0.99), SCALE, Ranks(0, 1, device))
+        sums.add([(batch, norms, norms)])
+        sent = Arriving(torch.cat([sums.loss[None], sums.cells.flatten()]))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sent.wait()[0] == pytest.approx(float(batch.weights.sum()) * SCALE, rel=1e-5)

@@ -106,12 +106,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = (needs_gradient and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight: torch.Tensor | None = None
-        # One for all chunks: on the CPU touching new memory takes a third of a product's time.
-        buffer = hidden.new_empty(min(chunk_size, len(targets)), len(weight))
+        # One for all chunks: on the CPU touching new memory takes a third of a product's time. It is flat, as
+        # the compiler would take a whole [chunk, vocab] and a part of one for different things.
+        buffer = hidden.new_empty(min(chunk_size, len(targets)) * len(weight))
 
         for start in range(0, len(targets), chunk_size):
             at = slice(start, start + chunk_size)
-            logits = torch.mm(hidden[at], weight.T, out=buffer[: len(targets[at])])
+            logits = buffer[: len(targets[at]) * len(weight)].view(-1, len(weight))
+            torch.mm(hidden[at], weight.T, out=logits)
             losses[at], squared_norms[at], factor = softmax(logits, targets[at], weights[at], group)
             gradient, factor = logits, factor[:, None]
             if grad_hidden is not None:

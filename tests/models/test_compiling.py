@@ -12,6 +12,8 @@ from torch._dynamo.utils import counters
 
 from mdmscale import run
 from mdmscale.config import RunConfig
+from mdmscale.engine import check_hardware
+from mdmscale.errors import UserError
 from mdmscale.metrics import read_metrics
 from mdmscale.models.compiling import compile_layers
 from mdmscale.trainer import train
@@ -65,6 +67,17 @@ def test_a_length_like_the_width_is_not_taken_for_it(corpus: Path) -> None:
     for length in (32, 31, 33, 30):  # the width is 32
         compiled(**small_batch("plain", (length, length)))
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_a_missing_compiler_is_named(tiny: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = tiny | {"model": tiny["model"] | {"compile": True, "head": "fused"}}
+    config = RunConfig.model_validate(values)
+    check_hardware(config, torch.device("cpu"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"model.compile = true: torch.compile needs a C\+\+") as error:
+        check_hardware(config, torch.device("cpu"))
+    assert "model.head = fused: torch.compile needs" in str(error.value)
+    check_hardware(RunConfig.model_validate(tiny), torch.device("cpu"))
 
 
 @pytest.mark.slow

@@ -4,9 +4,11 @@ import pytest
 import torch
 from planning.allocated import Peak
 from torch import nn
+from torch._dynamo.utils import counters
 
 from mdmscale.config_section import Head
-from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead, naive_masked_cross_entropy
+from mdmscale.models import head as head_module
+from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead, is_fused, naive_masked_cross_entropy
 from mdmscale.models.shape import head_chunk
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -43,6 +45,25 @@ def test_matches_the_naive_twin(kind: Head, num_masked: int, chunk_size: int, dt
         torch.testing.assert_close(mine, twin, rtol=1e-5, atol=1e-5)
     for mine, twin in zip(gradients(fast, hidden, linear), gradients(naive, hidden, linear), strict=True):
         torch.testing.assert_close(mine, twin, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_two_kernels_serve_chunks_of_any_size() -> None:
+    """And two more chunks of one row, which the compiler treats by themselves."""
+    torch._dynamo.reset()
+    counters.clear()
+    for num_masked in (17, 40, 9, 23):
+        hidden, linear, targets, weights = inputs(num_masked, torch.float32)
+        MaskedCrossEntropyHead.replacing(linear, 8, "fused")(hidden, targets, weights)
+    assert counters["stats"]["unique_graphs"] <= 4
+    assert not counters["graph_break"]
+
+
+def test_auto_compiles_on_cuda_where_there_is_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for has_triton in (True, False):
+        monkeypatch.setattr(head_module, "can_compile", lambda device, found=has_triton: found)
+        assert is_fused("auto", cuda) == has_triton
+        assert not is_fused("auto", cpu) and not is_fused("chunked", cuda) and is_fused("fused", cpu)
 
 
 def test_nothing_masked_is_zero_and_still_connected() -> None:
