@@ -9,8 +9,8 @@ usage: tools/bench_gpu.sh [FOLDER] [--quick]
 Measures on one GPU and writes FOLDER/gpu.md (default: runs/bench_gpu) with, in turn,
   1. the paths to the loss on a 1B-class model, bf16, length 4096, and the head's kernels at vocabulary 126,464
      (cut-cross-entropy and liger-kernel take part where they are installed);
-  2. whole training runs of that model: MFU, tokens/s and peak memory with and without MIRROR, model.compile and
-     model.activation_checkpointing;
+  2. whole training runs of that model: MFU, tokens/s and peak memory with and without MIRROR, the head's kernels,
+     model.compile and model.activation_checkpointing;
   3. the LLaDA-8B shape at 1 x 4096 tokens: LoRA on a random model of that shape, and a full fine-tune with the
      optimizer in host memory where there are 180 GB of it, or on MDMSCALE_NVME where that names a folder.
 Part 3 takes 20 GB of disk for LoRA and 150 GB for the full fine-tune's last checkpoint; --quick leaves it out. Needs no
@@ -94,6 +94,7 @@ section "Training: 1B-class model, bf16, 4 x 4096 tokens a step in turns of one 
     heading
     train single diffusion.masking=bernoulli "${model[@]}"
     train mirror diffusion.masking=mirror "${model[@]}"
+    train single-chunked-head diffusion.masking=bernoulli model.head=chunked "${model[@]}"
     train single-compiled diffusion.masking=bernoulli model.compile=true "${model[@]}"
     train mirror-compiled diffusion.masking=mirror model.compile=true "${model[@]}"
     train mirror-selective diffusion.masking=mirror model.activation_checkpointing=selective "${model[@]}"

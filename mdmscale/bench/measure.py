@@ -66,6 +66,7 @@ class Bench:
 
     def warm_up(self) -> None:
         """The first step, which allocates, compiles and chooses kernels; its memory and loss are kept."""
+        return_freed_memory()  # or blocks that lie apart would count as taken
         self.step()
         self.model.zero_grad(set_to_none=True)
         with peak_above(self.device) as peak:
@@ -75,10 +76,11 @@ class Bench:
         self.result.loss = float(loss)
 
     def time(self, freed_memory: FreedMemory) -> None:
-        """One more round. Where memory is kept, a step before it has taken what this one needs."""
+        """One more round."""
         if freed_memory == "kept" or (freed_memory == "own" and self.path.ours):
             keep_freed_memory()
-            self.step()
+            if freed_memory == "own":
+                self.step()
         else:
             return_freed_memory()
         self.result.seconds.append(seconds_of(self.step, self.device))
