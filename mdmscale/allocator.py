@@ -10,7 +10,7 @@ from contextlib import suppress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's names for them, in malloc.h
 _NEVER, _NO_MAPS = -1, 0
-_MAPS, _LARGE = 65536, 32 << 20  # glibc's own, of blocks so large that it always gives them back
+_MAPS, _LARGE = 65536, 32 << 20  # glibc's number of maps, and the highest threshold that it chooses for them
 
 
 def keep_freed_memory() -> None:

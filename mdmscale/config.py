@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.config_parallel import ParallelSection
-from mdmscale.config_section import DType, Head, Recomputation, Section, key
+from mdmscale.config_section import DType, HeadKind, Recomputation, Section, key
 
 EXPORT_FOLDER = "hf"  # in a run folder: the trained model, adapters merged
 ADAPTER_FOLDER = "adapter"  # in a run folder: the adapters of model.lora by themselves
@@ -70,7 +70,7 @@ class ModelSection(Section):
         "attention) or full (whole layers); true is full, false none",
     )
     compile: bool = key(False, "torch.compile the decoder layers: minutes at the start, then faster steps")
-    head: Head = key(
+    head: HeadKind = key(
         "auto",
         "how a chunk of logits becomes its loss and gradient: chunked (operation by operation), fused (two "
         "kernels of torch.compile) or auto (fused on CUDA)",

@@ -24,7 +24,7 @@ def _recomputation(value: Any) -> Any:
 Recomputation = Annotated[Literal["none", "selective", "full"], BeforeValidator(_recomputation)]
 
 
-Head = Literal["auto", "chunked", "fused"]
+HeadKind = Literal["auto", "chunked", "fused"]
 
 
 class Section(BaseModel):

@@ -17,7 +17,7 @@ from mdmscale.distributed import Ranks
 from mdmscale.errors import UserError
 from mdmscale.layout import BatchLayout
 from mdmscale.mesh import ModelParallelUnit
-from mdmscale.models.compiling import can_compile
+from mdmscale.models.compiling import can_compile, needs
 from mdmscale.optim import make_optimizer
 
 
@@ -136,9 +136,8 @@ def check_hardware(config: RunConfig, device: torch.device) -> None:
         if getattr(config.parallel, name) and device.type != "cuda"
     ]
     if not can_compile(device):
-        missing = "Triton" if device.type == "cuda" else "a C++ compiler such as g++ (or CXX, if set)"
         problems += [
-            f"model.{key}: torch.compile needs {missing}; install it, or set it to {other}"
+            f"model.{key}: torch.compile needs {needs(device)}; without, set the option to {other}"
             for key, other, is_on in (
                 ("compile = true", "false", config.model.compile),
                 ("head = fused", "chunked", config.model.head == "fused"),

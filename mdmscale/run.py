@@ -113,7 +113,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     """
     hf_logging.disable_progress_bar()  # each rank would show its own
     layout = make_layout(config, ranks.world_size)
-    check_hardware(config, ranks.device)
+    on_every_rank(ranks, lambda: check_hardware(config, ranks.device))
     if config.parallel.swaps:
         on_every_rank(ranks, nvme.check_available)
     folder = Path(config.run.output_dir) / config.run.name

@@ -26,7 +26,9 @@ class StepClock:
         return time.perf_counter() - self._started
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part. On CUDA it must come after something that has waited for the device."""
+        """Seconds by part, once the device has come to the last mark."""
+        if self.device.type == "cuda":
+            self._marks[-1][1].synchronize()
         sums: dict[str, float] = {}
         for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
             sums[part] = sums.get(part, 0.0) + self._between(before, after)

@@ -128,7 +128,7 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     clock.mark("step")
     totals = StepTotals.of(sent)
     loss_mean = totals.loss / run.layout.global_batch_size
-    if not math.isfinite(loss_mean):
+    if not math.isfinite(loss_mean):  # the optimizer may have seen it, but nothing of it is ever written
         raise FloatingPointError(
             f"the loss of step {run.step + 1} is {loss_mean}; the run can go on from its last checkpoint, "
             "with a smaller optimizer.lr, say"

@@ -11,7 +11,7 @@ from planning.conftest import SMALL
 from transformers import AutoModelForCausalLM
 
 from mdmscale.config import RunConfig
-from mdmscale.config_section import Head, Recomputation
+from mdmscale.config_section import HeadKind, Recomputation
 from mdmscale.data.prefetch import Prefetcher
 from mdmscale.metrics import read_metrics
 from mdmscale.models.backbone import scratch_config
@@ -33,7 +33,7 @@ pytestmark = [
     ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"]
 )
 @pytest.mark.parametrize("kind", ["chunked", "fused"])
-def test_head_matches_its_naive_twin(kind: Head, dtype: torch.dtype, tolerance: float) -> None:
+def test_head_matches_its_naive_twin(kind: HeadKind, dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 1000, bias=False, dtype=dtype, device="cuda")
     hidden = torch.randn(300, 64, dtype=dtype, device="cuda", requires_grad=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mdmscale import step_sums
 from mdmscale.config_diffusion import DiffusionSection
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import Sample
@@ -12,7 +13,6 @@ from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.p_pots import TABLE_EDGES
 from mdmscale.distributed import Ranks
 from mdmscale.step_sums import StepSums, StepTotals
-from mdmscale.transfer import Arriving
 
 SCALE = 1.5
 
@@ -60,8 +60,11 @@ def test_sums_are_those_of_a_loop(samples: list[NoisedSample], turns: int, ranks
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_sums_leave_the_device_without_waiting(samples: list[NoisedSample]) -> None:
+def test_sums_leave_the_device_without_waiting(
+    samples: list[NoisedSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = torch.device("cuda")
+    monkeypatch.setattr(step_sums, "all_reduce_sum", lambda tensor: tensor)  # the process group is the CPU's
     batch = Collator(0)(samples).to(device)
     norms = torch.ones(len(batch.targets), device=device)
     torch.cuda.synchronize()
@@ -69,7 +72,7 @@ def test_sums_leave_the_device_without_waiting(samples: list[NoisedSample]) -> N
     try:
         sums = StepSums(EmaBaseline(TABLE_EDGES, (0.0, 1.0), 0.99), SCALE, Ranks(0, 1, device))
         sums.add([(batch, norms, norms)])
-        sent = Arriving(torch.cat([sums.loss[None], sums.cells.flatten()]))
+        sent = sums.reduce(stop=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert sent.wait()[0] == pytest.approx(float(batch.weights.sum()) * SCALE, rel=1e-5)
+    assert StepTotals.of(sent).loss == pytest.approx(float(batch.weights.sum()) * SCALE, rel=1e-5)

@@ -76,13 +76,14 @@ class Bench:
         self.result.loss = float(loss)
 
     def time(self, freed_memory: FreedMemory) -> None:
-        """One more round."""
-        if freed_memory == "kept" or (freed_memory == "own" and self.path.ours):
-            keep_freed_memory()
-            if freed_memory == "own":
-                self.step()
-        else:
-            return_freed_memory()
+        """One more round, after a step that finds memory as the path before it left it."""
+        if self.device.type == "cpu":
+            is_kept = freed_memory == "kept" or (freed_memory == "own" and self.path.ours)
+            if is_kept:
+                keep_freed_memory()
+            else:
+                return_freed_memory()
+            self.step()
         self.result.seconds.append(seconds_of(self.step, self.device))
 
 

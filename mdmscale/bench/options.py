@@ -12,9 +12,6 @@ from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.work import Sizes
 from mdmscale.errors import UserError
 from mdmscale.models.compiling import can_compile
-from mdmscale.models.head import is_fused
-
-HEAD_WIDTH = 64  # as in Llama-3.2-1B
 
 EPILOG = """examples:
   python tools/bench.py --vocab 32000
@@ -42,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("vocab", 126464, "rows of the head"),
         ("hidden", 256, "width of the model"),
         ("layers", 4, "decoder layers"),
-        ("heads", None, "query heads (default: as many as are 64 wide)"),
+        ("heads", None, "query heads (default: 64 wide or the next that divides the width)"),
         ("key-heads", None, "key and value heads (default: as many)"),
         ("length", 512, "tokens of a sample; of the longest, where they differ"),
         ("batch", 4, "samples of a step"),
@@ -61,10 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--paths",
         metavar="P,...",
         help=f"which of {', '.join(path.name for path in ALL)}, on CUDA also "
-        f"{', '.join(path.name for path, _ in KERNELS)} (default: all that make sense here)",
+        f"{', '.join(path.name for path, _ in KERNELS)} (default: all for which there is a compiler)",
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all paths (default: 5)")
-    parser.add_argument("--parts", action="store_true", help="also a step's parts with their floors")
+    parser.add_argument(
+        "--parts", action="store_true", help="also a step's parts with their floors, its layers compiled too"
+    )
     parser.add_argument(
         "--sweep",
         metavar="NAME=N,N,...",
@@ -93,11 +92,9 @@ def sizes_of(arguments: argparse.Namespace) -> Sizes:
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
     if arguments.rounds < 1:
         raise UserError(f"--rounds {arguments.rounds}: give at least 1")
-    names = ("vocab", "hidden", "layers", "length", "batch", "dtype", "prompt")
+    names = ("vocab", "hidden", "layers", "heads", "key_heads", "length", "batch", "dtype", "prompt")
     values = {name: getattr(arguments, name) for name in names}
-    heads = max(1, arguments.hidden // HEAD_WIDTH) if arguments.heads is None else arguments.heads
-    key_heads = heads if arguments.key_heads is None else arguments.key_heads
-    sizes = Sizes(**values, heads=heads, key_heads=key_heads, device=torch.device(arguments.device))
+    sizes = Sizes(**values, device=torch.device(arguments.device))
     check_sizes(sizes)
     return sizes
 
@@ -109,12 +106,12 @@ def check_sizes(sizes: Sizes) -> None:
         UserError: naming the options.
     """
     for name in ("vocab", "hidden", "layers", "heads", "key_heads", "length", "batch"):
-        if getattr(sizes, name) < 1:
+        if getattr(sizes, name) is not None and getattr(sizes, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(sizes, name)}: give at least 1")
-    if sizes.heads % sizes.key_heads or sizes.hidden % (2 * sizes.heads):
+    if sizes.num_heads % sizes.num_key_heads or sizes.hidden % (2 * sizes.num_heads):
+        given = f"--hidden {sizes.hidden} --heads {sizes.num_heads} --key-heads {sizes.num_key_heads}"
         raise UserError(
-            f"--hidden {sizes.hidden} --heads {sizes.heads} --key-heads {sizes.key_heads}: heads must be a "
-            "multiple of the key heads, and the width an even multiple of the heads"
+            f"{given}: heads must be a multiple of the key heads, and the width an even multiple of the heads"
         )
     if sizes.vocab < 2 or not 0 <= sizes.prompt < 1:
         raise UserError(
@@ -131,7 +128,10 @@ def paths_of(arguments: argparse.Namespace) -> list[LossPath]:
     device = torch.device(arguments.device)
     here = {path.name: path for path in [*ALL, *installed(device)]}
     if arguments.paths is None:
-        names = [name for name, path in here.items() if is_worth_a_round(path, device)]
+        compiles = can_compile(device)
+        names = [
+            name for name, path in here.items() if compiles or not (path.compiles or path.head == "fused")
+        ]
     else:
         names = [name for name in arguments.paths.split(",") if name]
     problems = []
@@ -147,13 +147,6 @@ def paths_of(arguments: argparse.Namespace) -> list[LossPath]:
     if problems or not names:
         raise UserError(*problems or ["--paths: none is named"])
     return [here[name] for name in names]
-
-
-def is_worth_a_round(path: LossPath, device: torch.device) -> bool:
-    """Whether a path is measured unasked: not without its compiler, nor with a head that all others have."""
-    if path.head != "auto" and is_fused(path.head, device) == is_fused("auto", device):
-        return False
-    return can_compile(device) or not (path.compiles or is_fused(path.head, device))
 
 
 def check_files(arguments: argparse.Namespace) -> None:

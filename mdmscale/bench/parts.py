@@ -61,9 +61,10 @@ class Parts:
     @property
     def steps(self) -> list[Part]:
         """All parts together; once more with compiled layers, if these were measured."""
-        names = [part.name for part in self.parts]
-        whole = [("step", COMPILED)] + [("step, compiled", PLAIN)] * (COMPILED in names)
-        return [self._without(other, name) for name, other in whole]
+        steps = [self._without(COMPILED, "step")]
+        if any(part.name == COMPILED for part in self.parts):
+            steps.append(self._without(PLAIN, "step, compiled"))
+        return steps
 
     def _without(self, other: str, name: str) -> Part:
         parts = [part for part in self.parts if part.name != other]

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from mdmscale.bench.work import Sizes, make_batch, make_samples
-from mdmscale.config_section import Head
+from mdmscale.config_section import HeadKind
 from mdmscale.data.batch import Batch
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.packed_attention import attend_in_rows
@@ -29,7 +29,7 @@ class Path:
     ours: bool = False  # mdmscale's own
     packs: bool = False
     compiles: bool = False  # the layers
-    head: Head = "auto"  # see head.is_fused
+    head: HeadKind = "auto"  # see head.is_fused
 
 
 def full_logits(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
@@ -110,8 +110,7 @@ PATHS = {path.name: path for path in ALL}
 COMPARISONS = (
     ("full", "masked", "masked positions only, against all positions' losses"),
     ("indexed", "masked", "masked positions only, against indexing after the head"),
-    ("chunked", "masked", "the head's softmax in two kernels, against operations"),
-    ("fused", "masked", "the head's softmax in operations, against two kernels"),
+    ("chunked", "fused", "the head's softmax in two kernels, against operations"),
     ("masked", "compiled", "compiled layers, against not"),
     ("pair", "masked", "cost of MIRROR's second row"),
     ("pair-full", "pair", "MIRROR in one forward, against two passes with all losses"),

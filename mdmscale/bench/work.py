@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from mdmscale.config import ModelSection
 from mdmscale.config_diffusion import DiffusionSection
-from mdmscale.config_section import Head
+from mdmscale.config_section import HeadKind
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import Sample
@@ -21,6 +21,7 @@ from mdmscale.models.compiling import compile_layers
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.shape import ModelShape, shape_of_keys
 
+HEAD_WIDTH = 64  # as in Llama-3.2-1B
 SPREAD = 10  # the longest of samples of different lengths to the shortest
 
 
@@ -31,8 +32,8 @@ class Sizes:
     vocab: int
     hidden: int
     layers: int
-    heads: int
-    key_heads: int
+    heads: int | None  # None: 64 wide or, where the width is no multiple, the next that divide it
+    key_heads: int | None  # None: as many as heads
     length: int
     batch: int  # samples
     dtype: Literal["fp32", "bf16"]
@@ -41,14 +42,25 @@ class Sizes:
     seed: int = 0
 
     @property
+    def num_heads(self) -> int:
+        if self.heads is not None:
+            return self.heads
+        most = max(1, self.hidden // HEAD_WIDTH)
+        return next((heads for heads in range(most, 0, -1) if self.hidden % (2 * heads) == 0), 1)
+
+    @property
+    def num_key_heads(self) -> int:
+        return self.num_heads if self.key_heads is None else self.key_heads
+
+    @property
     def model_options(self) -> ModelSection:
         return ModelSection(
             tokenizer="none",  # nothing is tokenised
             vocab_size=self.vocab,
             hidden_size=self.hidden,
             num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.key_heads,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_key_heads,
             max_position_embeddings=self.length,
             dtype=self.dtype,
         )
@@ -58,7 +70,7 @@ class Sizes:
         return shape_of_keys(self.model_options, self.vocab)
 
 
-def make_model(sizes: Sizes, compiles: bool = False, head: Head = "auto") -> MaskedDiffusionModel:
+def make_model(sizes: Sizes, compiles: bool = False, head: HeadKind = "auto") -> MaskedDiffusionModel:
     """A bidirectional Llama on the device, its head knowing the masked-only loss; the seed's weights."""
     config = scratch_config(sizes.model_options, sizes.vocab)
     with torch.random.fork_rng(devices=[]):

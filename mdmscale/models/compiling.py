@@ -18,10 +18,19 @@ RECOMPILE_LIMIT = 32
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile finds what it makes code with: Triton for CUDA, a C++ compiler for the CPU."""
+    """Whether torch.compile finds what it needs, see `needs`."""
     if device.type == "cuda":
-        return find_spec("triton") is not None
+        compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"]
+        is_able = find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
+        return is_able and any(map(shutil.which, compilers))
     return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
+
+
+def needs(device: torch.device) -> str:
+    """What torch.compile makes code with for a device, in words."""
+    if device.type == "cuda":
+        return "Triton, a C compiler (CC, gcc or clang) and a GPU of compute capability 7.0 or more"
+    return "a C++ compiler (CXX, or else g++; clang++ on macOS)"
 
 
 def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> None:

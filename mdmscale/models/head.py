@@ -13,10 +13,10 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mdmscale.config_section import Head
+from mdmscale.config_section import HeadKind
 from mdmscale.models.compiling import can_compile
 from mdmscale.models.shape import head_chunk
-from mdmscale.models.softmax import Softmax, fused, stepwise
+from mdmscale.models.softmax import Softmax, chunked, fused
 
 
 class HeadOutput(NamedTuple):
@@ -38,13 +38,13 @@ class MaskedCrossEntropyHead(nn.Linear):
     """
 
     chunk_size: int | None
-    kind: Head
+    kind: HeadKind
     first_row: int = 0  # of the vocabulary, where ranks have rows of it each
     group: dist.ProcessGroup | None = None  # those ranks
 
     @classmethod
     def replacing(
-        cls, linear: nn.Linear, chunk_size: int | None, kind: Head = "auto"
+        cls, linear: nn.Linear, chunk_size: int | None, kind: HeadKind = "auto"
     ) -> "MaskedCrossEntropyHead":
         """A head that shares `linear`'s weight (and so keeps a tie with the input embedding).
 
@@ -74,14 +74,14 @@ class MaskedCrossEntropyHead(nn.Linear):
                 targets - self.first_row,
                 weights,
                 self.chunk_size or head_chunk(len(self.weight)),
-                fused if is_fused(self.kind, hidden.device) else stepwise,
+                fused if is_fused(self.kind, hidden.device) else chunked,
                 needs_gradient,
                 self.group,
             )
         )
 
 
-def is_fused(kind: Head, device: torch.device) -> bool:
+def is_fused(kind: HeadKind, device: torch.device) -> bool:
     """Whether the softmax is compiled: auto leaves it to a GPU's compiler, where there is one."""
     return kind == "fused" or (kind == "auto" and device.type == "cuda" and can_compile(device))
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mdmscale.config_section import Head
+from mdmscale.config_section import HeadKind
 from mdmscale.models.annealing import for_attention
 from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead
 from mdmscale.models.packed_attention import PackedRows
@@ -19,7 +19,9 @@ class MaskedDiffusionModel(nn.Module):
         head: how their logits become a loss, see head.is_fused.
     """
 
-    def __init__(self, backbone: PreTrainedModel, head_chunk_size: int | None, head: Head = "auto") -> None:
+    def __init__(
+        self, backbone: PreTrainedModel, head_chunk_size: int | None, head: HeadKind = "auto"
+    ) -> None:
         super().__init__()
         backbone.lm_head = MaskedCrossEntropyHead.replacing(backbone.lm_head, head_chunk_size, head)
         self.backbone = backbone

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
+from mdmscale.bench import measure as measure_module
 from mdmscale.bench import parts as parts_module
 from mdmscale.bench.cli import benches_of, main
 from mdmscale.bench.growth import parse_sweep
 from mdmscale.bench.kernels import KERNELS
-from mdmscale.bench.measure import Bench, peak_above
-from mdmscale.bench.options import build_parser, paths_of, sizes_of
+from mdmscale.bench.measure import Bench, FreedMemory, peak_above
+from mdmscale.bench.options import build_parser, check_sizes, paths_of, sizes_of
 from mdmscale.bench.parts import Rate, measure_parts
 from mdmscale.bench.paths import COMPARISONS, PATHS
 from mdmscale.bench.report import comparisons
@@ -136,6 +138,32 @@ def test_a_floor_is_of_the_rate_around_its_part(sizes: Sizes, monkeypatch: pytes
     assert parts.parts[2].floors == [flops.of(0, 0, masked) / 6.5]
 
 
+@pytest.mark.parametrize(("hidden", "heads"), [(256, 4), (512, 8), (224, 2), (16, 1), (70, 1)])
+def test_heads_follow_the_width(sizes: Sizes, hidden: int, heads: int) -> None:
+    free = replace(sizes, hidden=hidden, heads=None, key_heads=None)
+    assert (free.num_heads, free.num_key_heads) == (heads, heads)
+    check_sizes(free)
+
+
+@pytest.mark.parametrize(
+    ("freed_memory", "path", "expected"),
+    [
+        ("own", "indexed", "return"),
+        ("own", "masked", "keep"),
+        ("kept", "indexed", "keep"),
+        ("returned", "masked", "return"),
+    ],
+)
+def test_memory_is_as_the_program_has_it(
+    sizes: Sizes, monkeypatch: pytest.MonkeyPatch, freed_memory: FreedMemory, path: str, expected: str
+) -> None:
+    called = []
+    for name in ("keep", "return"):
+        monkeypatch.setattr(measure_module, f"{name}_freed_memory", lambda name=name: called.append(name))
+    Bench(make_model(sizes), PATHS[path], sizes).time(freed_memory)
+    assert called == [expected]
+
+
 def test_ratios_are_those_of_rounds(sizes: Sizes) -> None:
     model = make_model(sizes)
     benches = [Bench(model, PATHS[name], sizes) for name in ("indexed", "masked")]
@@ -149,10 +177,10 @@ def test_ratios_are_those_of_rounds(sizes: Sizes) -> None:
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     names = [name for name in PATHS if name not in ("fused", "compiled")]  # which take the compiler a while
-    arguments = ["--paths", ",".join(names), "--rounds", "2", "--parts", "--json", str(file)]
+    arguments = ["--paths", ",".join(names), "--rounds", "2", "--json", str(file)]
     process = run_script("tools/bench.py", *TINY, *arguments)
     assert process.returncode == 0, process.stderr
-    for word in (*names, "clean tokens/s", "a training step by part", "masked positions only, against"):
+    for word in (*names, "clean tokens/s", "masked positions only, against"):
         assert word in process.stdout
     values = json.loads(file.read_text())
     assert list(values["paths"]) == names
@@ -160,6 +188,14 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     assert values["sizes"]["vocab"] == 64
     questions = {question for slower, faster, question in COMPARISONS if {slower, faster} <= set(names)}
     assert values["ratios"].keys() == questions
+
+
+def test_parts_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bench.json"
+    assert main([*TINY, "--paths", "masked", "--rounds", "2", "--parts", "--json", str(file)]) == 0
+    assert "a training step by part" in capsys.readouterr().out
+    values = json.loads(file.read_text())["parts"]
+    assert len(values["seconds"]["layers, compiled"]) == len(values["floors"]["head"]) == 2
 
 
 def test_a_sweep_is_drawn(tmp_path: Path) -> None:

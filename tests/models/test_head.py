@@ -6,7 +6,7 @@ from planning.allocated import Peak
 from torch import nn
 from torch._dynamo.utils import counters
 
-from mdmscale.config_section import Head
+from mdmscale.config_section import HeadKind
 from mdmscale.models import head as head_module
 from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead, is_fused, naive_masked_cross_entropy
 from mdmscale.models.shape import head_chunk
@@ -34,7 +34,7 @@ def gradients(
 @pytest.mark.parametrize("num_masked", [1, 7, 64, 65])
 @pytest.mark.parametrize("chunk_size", [1, 8, 1000])
 @pytest.mark.parametrize("kind", ["chunked", "fused"])
-def test_matches_the_naive_twin(kind: Head, num_masked: int, chunk_size: int, dtype: torch.dtype) -> None:
+def test_matches_the_naive_twin(kind: HeadKind, num_masked: int, chunk_size: int, dtype: torch.dtype) -> None:
     hidden, linear, targets, weights = inputs(num_masked, dtype)
     head = MaskedCrossEntropyHead.replacing(linear, chunk_size, kind)
     fast, naive = (
@@ -116,7 +116,7 @@ def test_a_chunks_logits_become_its_gradient_in_place() -> None:
 
 
 @pytest.mark.parametrize("kind", ["chunked", "fused"])
-def test_large_logits_cost_no_precision(kind: Head) -> None:
+def test_large_logits_cost_no_precision(kind: HeadKind) -> None:
     hidden, linear, targets, weights = inputs(20, torch.float32)
     linear.weight.data *= 300
     head = MaskedCrossEntropyHead.replacing(linear, 8, kind)
