@@ -10,12 +10,14 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from mdmscale.config import RunConfig
 from mdmscale.config_parallel import SWAPPED_GROUP_BUFFERS, SWAPPED_GROUP_SIZE, SWAPPED_PARAMETERS
@@ -24,11 +26,11 @@ from mdmscale.errors import UserError
 
 
 def swap_folder(config: RunConfig, rank: int) -> Path:
-    """Where a rank's swap files lie: one folder for each run folder, so that jobs may share a disk."""
+    """Where a rank's swap files lie: a folder for each run folder and node, so that jobs may share a disk."""
     assert config.parallel.nvme_path is not None  # config_parallel.py
     run = Path(config.run.output_dir, config.run.name).resolve()
     digest = hashlib.sha256(str(run).encode()).hexdigest()[:8]
-    return Path(config.parallel.nvme_path) / f"{run.name}-{digest}" / f"rank-{rank}"
+    return Path(config.parallel.nvme_path) / f"{run.name}-{digest}.{socket.gethostname()}" / f"rank-{rank}"
 
 
 def check_available() -> None:
@@ -48,7 +50,7 @@ def check_available() -> None:
 
 @contextmanager
 def own_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
-    """Hold this rank's swap folder, empty at first; leave nothing on the disk, however the run ends.
+    """Hold this rank's swap folder, empty at first; only an empty lock file stays, however the run ends.
 
     What a killed run left on this node goes first, of ranks that are no more, too. Every rank calls it.
 
@@ -59,46 +61,51 @@ def own_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
         yield
         return
     folder = swap_folder(config, ranks.rank)
+    is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0  # on this node
+    dist.barrier()  # every rank has let go of what these processes trained before
     with ExitStack() as held:
-        on_every_rank(ranks, lambda: held.enter_context(_held(folder)))
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            for leftover in folder.parent.iterdir():
-                with suppress(UserError), _held(leftover):  # unless a living rank holds it
-                    pass
+
+        def hold() -> None:
+            try:
+                held.enter_context(_held(folder, clear=is_first))
+            except BlockingIOError:
+                raise UserError(
+                    f"{folder.parent}: this run is training on this node already; stop it, or choose another "
+                    "run.name"
+                ) from None
+            except OSError as error:
+                raise UserError(f"parallel.nvme_path = {config.parallel.nvme_path!r}: {error}") from None
+
+        on_every_rank(ranks, lambda: hold() if is_first else None)
+        on_every_rank(ranks, lambda: None if is_first else hold())
         yield
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """`folder` to this process alone: empty at first, removed at the end. Its lock ends with its holder."""
+def _held(folder: Path, clear: bool) -> Iterator[None]:
+    """A new `folder`, removed at the end. With `clear`, all that its node has for the run is removed first.
+
+    Every rank shares in the node's lock, which ends with its last holder: only then may another run clear.
+    Its file stays, or one process could lock it as another removes it.
+    """
+    node = folder.parent
+    node.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(f"{node}.lock", os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks only what may be written to
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"parallel.nvme_path: {error}") from None
-    try:
-        _lock(lock, folder)
-        for leftover in folder.iterdir():
-            shutil.rmtree(leftover, ignore_errors=True)
+        if clear:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if node.exists():
+                shutil.rmtree(node)
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        folder.mkdir(parents=True)
         try:
             yield
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # other ranks of this node have not ended yet
-                folder.parent.rmdir()
+                node.rmdir()
     finally:
         os.close(lock)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{folder}: this run is training on this node already; stop it, or choose another run.name"
-        ) from None
-    except OSError as error:
-        raise UserError(f"parallel.nvme_path: {folder} cannot be locked: {error.strerror}") from None
 
 
 def offload_options(config: RunConfig, rank: int, largest: int) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """Optimizer state and parameters on disk: the same runs, whose checkpoints are like any other's."""
 
+import errno
+import fcntl
 import json
+import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,11 +115,16 @@ def test_runs_go_on(runs: Path, dtype: str, first: str, second: str) -> None:
     assert_same(runs / f"{dtype}-{first}-{second}", runs / f"{dtype}-{first}", exactly="tensor" not in second)
 
 
+def assert_empty(disk: Path) -> None:
+    """Of lock files apart, which are empty."""
+    assert [each.name for each in disk.iterdir() if each.suffix != ".lock" or each.stat().st_size] == []
+
+
 @swaps
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_nothing_is_left_on_the_disk(runs: Path) -> None:
-    assert list((runs / "disk").iterdir()) == []
+    assert_empty(runs / "disk")
 
 
 def config_with(corpus: Path, folder: Path, **parallel: Any) -> RunConfig:
@@ -164,7 +173,7 @@ def test_a_disk_that_cannot_be_written_to_is_refused(corpus: Path, tmp_path: Pat
     (tmp_path / "file").touch()
     config = config_with(corpus, tmp_path, nvme_path=str(tmp_path / "file"))
     with (
-        pytest.raises(UserError, match=r"parallel.nvme_path: .*Not a directory"),
+        pytest.raises(UserError, match=r"parallel.nvme_path = .*File exists"),
         nvme.own_folder(config, ranks),
     ):
         pass
@@ -186,24 +195,91 @@ def test_nothing_is_left_by_a_run_that_cannot_start(corpus: Path, tmp_path: Path
     config = config_with(corpus, tmp_path)
     with pytest.raises(UserError), nvme.own_folder(config, ranks):
         raise UserError("the checkpoint is another model's")
-    assert list((tmp_path / "disk").iterdir()) == []
+    assert_empty(tmp_path / "disk")
 
 
+@pytest.mark.parametrize("rank", [0, 8])
 def test_a_run_that_trains_keeps_its_files_when_it_is_started_again(
-    corpus: Path, tmp_path: Path, ranks: Ranks
+    corpus: Path, tmp_path: Path, ranks: Ranks, rank: int
 ) -> None:
-    """The second one is refused before it writes anything; one with other ranks leaves the files alone."""
+    """The second one is refused before it writes anything, whatever ranks the first one has here."""
     config = config_with(corpus, tmp_path)
-    with nvme.own_folder(config, ranks):
-        file = nvme.swap_folder(config, 0) / "state.swp"
+    with nvme.own_folder(config, replace(ranks, rank=rank)):
+        file = nvme.swap_folder(config, rank) / "state.swp"
         file.touch()
         with pytest.raises(UserError, match="this run is training on this node already"):
             train_run(config)
-        with nvme.own_folder(config, replace(ranks, rank=7)):
-            pass
         assert file.exists()
     assert not (tmp_path / "run").exists()
-    assert list((tmp_path / "disk").iterdir()) == []
+    assert_empty(tmp_path / "disk")
+
+
+def test_a_run_trains_until_the_last_of_its_ranks_has_ended(
+    corpus: Path, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_with(corpus, tmp_path)
+    with ExitStack() as second:
+        with nvme.own_folder(config, ranks):
+            monkeypatch.setenv("LOCAL_RANK", "1")
+            second.enter_context(nvme.own_folder(config, replace(ranks, rank=1)))
+            assert nvme.swap_folder(config, 0).is_dir() and nvme.swap_folder(config, 1).is_dir()
+        monkeypatch.setenv("LOCAL_RANK", "0")
+        with pytest.raises(UserError, match="already"), nvme.own_folder(config, ranks):
+            pass
+        assert nvme.swap_folder(config, 1).is_dir()
+    with nvme.own_folder(config, ranks):
+        pass
+    assert_empty(tmp_path / "disk")
+
+
+def test_another_nodes_files_on_a_shared_disk_stay(
+    corpus: Path, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if its locks are not seen here, as on some file systems."""
+    config = config_with(corpus, tmp_path)
+    monkeypatch.setattr("socket.gethostname", lambda: "other")
+    file = nvme.swap_folder(config, 8) / "state.swp"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    monkeypatch.undo()
+    with nvme.own_folder(config, ranks):
+        pass
+    assert file.exists()
+
+
+def test_the_lock_is_one_that_nfs_grants(
+    corpus: Path, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with nvme.own_folder(config_with(corpus, tmp_path), ranks):
+        pass
+    assert set(modes) == {os.O_RDWR}
+
+
+@pytest.mark.parametrize("call", ["fcntl.flock", "shutil.rmtree", "pathlib.Path.mkdir"])
+def test_what_fails_on_the_disk_is_named(
+    corpus: Path, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A failed clean-up, too; every rank learns of it."""
+
+    def fail(*arguments: Any, ignore_errors: bool = False, **options: Any) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EIO, "Input/output error")
+
+    config = config_with(corpus, tmp_path)
+    nvme.swap_folder(config, 0).mkdir(parents=True)
+    (nvme.swap_folder(config, 0) / "leftover.swp").touch()
+    monkeypatch.setattr(call, fail)
+    with (
+        pytest.raises(UserError, match=r"parallel.nvme_path = .*disk.*Input/output error"),
+        nvme.own_folder(config, ranks),
+    ):
+        pass
 
 
 def test_runs_of_one_name_have_folders_of_their_own(corpus: Path, tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ class IndexedShard:
         pointers = _HEADER.size + 4 * self._num_sequences
         documents = _HEADER.size + _BYTES_PER_SEQUENCE * self._num_sequences
         first, end = _TWO_INT64.unpack(read_at(self._idx, 16, documents + 8 * document))
+        if first == self._num_sequences:  # nothing but empty documents follows
+            return self.num_tokens, self.num_tokens
         starts = np.frombuffer(read_at(self._idx, 8 * (end - first + 1), pointers + 8 * first), "<i8")
         stop = self.num_tokens if end == self._num_sequences else int(starts[-1]) // self.dtype.itemsize
         return int(starts[0]) // self.dtype.itemsize, stop

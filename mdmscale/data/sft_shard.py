@@ -74,6 +74,11 @@ class SFTShard:
                 f"{path}: of {num_samples} samples, but the shard has {self.tokens.num_documents}; it is "
                 "another shard's, and may be deleted"
             )
+        if self.tokens.num_tokens > num_samples * longest:
+            raise UserError(
+                f"{path}: of samples of at most {longest} tokens, but the shard's {num_samples} have "
+                f"{self.tokens.num_tokens}; it is another shard's, and may be deleted"
+            )
         return longest
 
     def all_lengths(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

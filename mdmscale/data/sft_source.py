@@ -8,7 +8,7 @@ from mdmscale.config import DataSection
 from mdmscale.data.held_out import held_out_places, kept_before, kept_place
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.data.sft import fit_lengths
-from mdmscale.data.sft_shard import SFTShard
+from mdmscale.data.sft_shard import SFTShard, samples_path
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards
 from mdmscale.data.source import Sample, describe, path_list
 from mdmscale.errors import UserError
@@ -33,7 +33,7 @@ class SFTSource:
         self._stream = TokenStream(shards, vocab_size)
         self._stream.check_token_ids()
         self._shards = [SFTShard(shard) for shard in shards]
-        self._longest = data.sequence_length
+        self._longest, self._truncates = data.sequence_length, data.too_long == "truncate"
         left_out = _left_out(data, self._shards)
         self._fitting_before = kept_before(left_out)
         num_fitting = self._stream.num_documents - len(left_out)
@@ -58,10 +58,19 @@ class SFTSource:
         document = kept_place(self._fitting_before, fitting)
         owner, local = self._stream.owner_of(document)
         start, stop = self._stream.document_span(owner, local)
-        prompt_length = self._shards[owner].prompt_length(local)
-        if not 0 <= prompt_length < stop - start:
-            raise UserError(f"{self._shards[owner].tokens.prefix}: sample {local} has no response")
-        token_ids = self._fill(self._stream.read(start, min(stop, start + self._longest)))
+        prompt_length, prefix = self._shards[owner].prompt_length(local), self._shards[owner].tokens.prefix
+        length = min(stop - start, self._longest)
+        if length < stop - start and not self._truncates:
+            raise UserError(
+                f"{prefix}: sample {local} has {stop - start} tokens, more than data.sequence_length = "
+                f"{self._longest}, though {samples_path(prefix)} says that none has; delete that file"
+            )
+        if not 0 <= prompt_length < length:
+            raise UserError(
+                f"{prefix}: sample {local} has no response in its first {length} tokens, though "
+                f"{samples_path(prefix)} says that it has; delete that file"
+            )
+        token_ids = self._fill(self._stream.read(start, start + length))
         return Sample(token_ids, np.arange(len(token_ids)) >= prompt_length)
 
 

@@ -1,4 +1,5 @@
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,15 @@ def test_documents_of_several_sequences(tmp_path, code, dtype):
     assert shard.document_starts(np.arange(3)).tolist() == [0, 4, 10]
     assert [shard.document_span(document) for document in range(2)] == [(0, 4), (4, 10)]
     assert shard.tokens(0, 10).tolist() == list(range(10))
+
+
+def test_spans_are_those_of_the_starts_where_documents_are_empty(tmp_path):
+    write_by_hand(tmp_path / "m", 8, "<u2", lengths=[3, 2], documents=[0, 0, 1, 1, 2, 2, 2])
+    shard = IndexedShard(tmp_path / "m")
+    starts = shard.document_starts(np.arange(7)).tolist()
+    assert starts == [0, 0, 3, 3, 5, 5, 5]
+    spans = [shard.document_span(document) for document in range(6)]
+    assert spans == list(pairwise(starts))
 
 
 def test_float_shards_are_refused(tmp_path):

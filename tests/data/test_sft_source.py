@@ -128,7 +128,12 @@ def test_a_shard_that_says_how_long_its_samples_get_is_read_alike(prefix, option
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"), [("{", "cannot be read"), ('{"num_samples": 39, "longest": 7}', "of 39 samples")]
+    ("text", "problem"),
+    [
+        ("{", "cannot be read"),
+        ('{"num_samples": 39, "longest": 7}', "of 39 samples"),
+        ('{"num_samples": 40, "longest": 4}', "of samples of at most 4 tokens, but the shard's 40 have 200"),
+    ],
 )
 def test_what_is_said_of_the_samples_must_fit_the_shard(prefix, text, problem):
     samples_path(prefix).write_text(text)
@@ -141,3 +146,25 @@ def test_a_sample_without_a_response_is_refused_when_it_is_read(prefix):
     source = open_sft(prefix)
     with pytest.raises(UserError, match=r"sample .* has no response"):
         source.train_sample(0)
+
+
+@pytest.mark.parametrize(
+    ("too_long", "prompt_length", "problem"),
+    [
+        ("error", 2, r"sft: sample \d+ has [67] tokens, .*sequence_length = 5, though .*sft\.samples\.json"),
+        ("drop", 2, r"sft: sample \d+ has [67] tokens, .*sequence_length = 5, though .*sft\.samples\.json"),
+        ("truncate", 5, r"sft: sample \d+ has no response in its first 5 tokens, .*sft\.samples\.json"),
+    ],
+)
+def test_a_sample_longer_than_its_shard_says_is_refused_when_it_is_read(
+    prefix, too_long, prompt_length, problem
+):
+    prompts = np.where(np.arange(40) % 5 + 3 > 5, prompt_length, 2)
+    write_samples(prefix, prompts, longest=5)  # two of five have more
+    source = open_sft(prefix, sequence_length=5, too_long=too_long)
+    with pytest.raises(UserError, match=problem + ".*delete that file"):
+        numbers(source)
+    samples_path(prefix).unlink()
+    if too_long != "error":
+        mended = open_sft(prefix, sequence_length=5, too_long=too_long, held_out=0.0)
+        assert len(numbers(mended)) == 24
