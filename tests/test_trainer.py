@@ -143,7 +143,7 @@ def test_fine_tuning_starts_from_the_exported_weights(runs: Path) -> None:
 @pytest.mark.distributed
 def test_fine_tuning_encodes_the_pairs_once(runs: Path) -> None:
     (shard,) = (runs / "sft" / "data").glob("*.idx")
-    assert {path.suffix for path in shard.parent.iterdir()} == {".idx", ".bin", ".npy"}
+    assert {path.suffix for path in shard.parent.iterdir()} == {".idx", ".bin", ".npy", ".json"}
 
 
 @pytest.mark.distributed
