@@ -23,19 +23,12 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Let this process do again what glibc does by default, once large blocks have been freed."""
+    """Let this process do again what glibc does by default, and return what is free at this moment."""
     library = glibc()
     if library is not None:
         library.mallopt(_MMAP_MAX, _MAPS)
         library.mallopt(_MMAP_THRESHOLD, _LARGE)
         library.mallopt(_TRIM_THRESHOLD, 2 * _LARGE)
-        library.malloc_trim(0)
-
-
-def release_freed_memory() -> None:
-    """Return what is free at this moment to the system."""
-    library = glibc()
-    if library is not None:
         library.malloc_trim(0)
 
 

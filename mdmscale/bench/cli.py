@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         values = run_once(sizes, paths, arguments, console)
     if arguments.json is not None:
-        described = {"machine": machine(sizes), "sizes": {**vars(sizes), "device": str(sizes.device)}}
+        heads = {"heads": sizes.num_heads, "key_heads": sizes.num_key_heads}
+        described = {"machine": machine(sizes), "sizes": vars(sizes) | heads | {"device": str(sizes.device)}}
         arguments.json.write_text(json.dumps({**described, **values}, indent=1) + "\n")
     return 0
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from mdmscale.allocator import keep_freed_memory, release_freed_memory, return_freed_memory
+from mdmscale.allocator import keep_freed_memory, return_freed_memory
 from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.paths import prepare
 from mdmscale.bench.work import Sizes
@@ -66,7 +66,6 @@ class Bench:
 
     def warm_up(self) -> None:
         """The first step, which allocates, compiles and chooses kernels; its memory and loss are kept."""
-        return_freed_memory()  # or blocks that lie apart would count as taken
         self.step()
         self.model.zero_grad(set_to_none=True)
         with peak_above(self.device) as peak:
@@ -123,7 +122,7 @@ def peak_above(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
-    release_freed_memory()  # or it would be taken again unseen
+    return_freed_memory()  # or what is free would be taken again unseen
     resident = None
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS

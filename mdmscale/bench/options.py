@@ -2,11 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from mdmscale.bench.growth import SWEPT
 from mdmscale.bench.kernels import KERNELS, installed
+from mdmscale.bench.measure import FreedMemory
 from mdmscale.bench.paths import ALL
 from mdmscale.bench.paths import Path as LossPath
 from mdmscale.bench.work import Sizes
@@ -71,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--freed-memory",
-        choices=("own", "kept", "returned"),
+        choices=get_args(FreedMemory),
         default="own",
         help="CPU: kept by all paths for their next step, returned to the system by all, or as the programs "
         "have it that train by them: mdmscale keeps it, others do what glibc does (default: own)",

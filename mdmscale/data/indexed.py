@@ -110,10 +110,8 @@ class IndexedShard:
 
     def __init__(self, prefix: Path, num_checked: int = CHECKED_SEQUENCES) -> None:
         self.prefix = prefix
-        self._idx, self._bin = (
-            f"{prefix}.idx",
-            f"{prefix}.bin",
-        )  # names: to make a Path takes as long as a read
+        # Names, as to make a Path of one takes as long as a read.
+        self._idx, self._bin = f"{prefix}.idx", f"{prefix}.bin"
         raw = _map(self._idx)
         code, self._num_sequences, boundaries = _parse_header(raw, self._idx)
         self.dtype = _token_dtype_of(code, self._idx)

@@ -7,6 +7,7 @@ head and what surrounds the layers stay as they are.
 import os
 import shutil
 import sys
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -20,10 +21,16 @@ RECOMPILE_LIMIT = 32
 def can_compile(device: torch.device) -> bool:
     """Whether torch.compile finds what it needs, see `needs`."""
     if device.type == "cuda":
-        compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"]
-        is_able = find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
-        return is_able and any(map(shutil.which, compilers))
+        return _can_compile_for_cuda(device)
     return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
+
+
+@cache
+def _can_compile_for_cuda(device: torch.device) -> bool:
+    """Looked up once: the head asks in every forward."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"]
+    is_able = find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
+    return is_able and any(map(shutil.which, compilers))
 
 
 def needs(device: torch.device) -> str:
