@@ -66,6 +66,7 @@ class Bench:
 
     def warm_up(self) -> None:
         """The first step, which allocates, compiles and chooses kernels; its memory and loss are kept."""
+        return_freed_memory()  # before the first step, or blocks that it leaves apart would count as taken
         self.step()
         self.model.zero_grad(set_to_none=True)
         with peak_above(self.device) as peak:
