@@ -23,7 +23,10 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Let this process do again what glibc does by default, and return what is free at this moment."""
+    """Let this process do again what glibc does by default, and return what is free at this moment.
+
+    Where a block that was kept lies between others, its addresses stay, and later tensors may use it again.
+    """
     library = glibc()
     if library is not None:
         library.mallopt(_MMAP_MAX, _MAPS)

@@ -24,9 +24,10 @@ def new_pages(rounds=8):
 new_pages()
 print(new_pages())
 keep_freed_memory()
-new_pages(24)  # until it lies where it can stay
+return_freed_memory()  # before anything was kept, which would be used first
 print(new_pages())
-return_freed_memory()
+keep_freed_memory()
+new_pages(24)  # until it lies where it can stay
 print(new_pages())
 """
 
@@ -34,7 +35,7 @@ print(new_pages())
 def test_kept_memory_is_not_mapped_again() -> None:
     """In a process of its own, whose allocator nobody has touched before."""
     process = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
-    returned, kept, returned_again = map(int, process.stdout.split())
+    returned, returned_again, kept = map(int, process.stdout.split())
     assert returned > 8, "a page of 64 MiB there is not"
     assert kept < returned / 10
     assert returned_again > returned / 2
