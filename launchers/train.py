@@ -4,7 +4,7 @@
 import sys
 
 from mdmscale.cli import train_main
-from mdmscale.errors import run_command
+from mdmscale.system.errors import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(train_main))

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mdmscale import __version__
-from mdmscale.config import RunConfig
-from mdmscale.config_loading import describe_keys, load_config
+from mdmscale.config.loading import describe_keys, load_config
+from mdmscale.config.run import RunConfig
 from mdmscale.data.source import path_list
-from mdmscale.errors import UserError, run_command
-from mdmscale.layout import make_layout
+from mdmscale.parallel.batch_layout import make_layout
+from mdmscale.system.errors import UserError, run_command
 
 STOPPED = 75  # exit status of a run that stopped on request; sysexits.h calls it a temporary failure
 
@@ -75,14 +75,14 @@ def train_main(argv: list[str] | None = None) -> int:
     make_layout(config, world_size)  # refuses a batch that does not divide
     if arguments.dry_run:
         if os.environ.get("RANK", "0") == "0":
-            from mdmscale.planning.dry_run import print_dry_run
+            from mdmscale.analysis.planning.dry_run import print_dry_run
 
             print_dry_run(config, world_size)
         return 0
     check_paths(config)
 
-    from mdmscale.distributed import finalise
-    from mdmscale.trainer import train
+    from mdmscale.parallel.ranks import finalise
+    from mdmscale.training.trainer import train
 
     # The group is left only where all ranks get here: after a crash of one, leaving would wait for ever.
     try:
@@ -127,43 +127,43 @@ def print_keys() -> None:
 
 
 def _prepare(argv: list[str]) -> int:
-    from mdmscale.data.prepare import main
+    from mdmscale.data.preparation.prepare_command import main
 
     return main(argv)
 
 
 def _variance(argv: list[str]) -> int:
-    from mdmscale.variance.cli import main
+    from mdmscale.analysis.variance.variance_command import main
 
     return main(argv)
 
 
 def _stability(argv: list[str]) -> int:
-    from mdmscale.study.cli import main
+    from mdmscale.analysis.study.study_command import main
 
     return main(argv)
 
 
 def _bench(argv: list[str]) -> int:
-    from mdmscale.bench.cli import main
+    from mdmscale.analysis.bench.bench_command import main
 
     return main(argv)
 
 
 def _generate(argv: list[str]) -> int:
-    from mdmscale.generation.cli import main
+    from mdmscale.generation.generate_command import main
 
     return main(argv)
 
 
 def _convert(argv: list[str]) -> int:
-    from mdmscale.conversion.cli import main
+    from mdmscale.conversion.convert_command import main
 
     return main(argv)
 
 
 def _plan(argv: list[str]) -> int:
-    from mdmscale.planning.cli import main
+    from mdmscale.analysis.planning.plan_command import main
 
     return main(argv)
 

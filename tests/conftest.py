@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from mdmscale.distributed import Ranks
+    from mdmscale.parallel.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
@@ -24,7 +24,7 @@ WORKERS = Path(__file__).parent / "workers"
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a 512-token tokenizer and one shard: a few files of the standard library."""
     from mdmscale.data.indexed import IndexedWriter, token_dtype
-    from mdmscale.data.tokenizer import load_tokenizer, train_tokenizer
+    from mdmscale.models.tokenizer import load_tokenizer, train_tokenizer
 
     folder = tmp_path_factory.mktemp("corpus")
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-c]*.py"))
@@ -101,7 +101,7 @@ def kept_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def process_group() -> Iterator[None]:
     """One group of the test process alone, for all tests: DeepSpeed remembers the first that it meets."""
-    from mdmscale.distributed import finalise, initialise
+    from mdmscale.parallel.ranks import finalise, initialise
 
     with kept_environment():
         initialise()
@@ -112,7 +112,7 @@ def process_group() -> Iterator[None]:
 @pytest.fixture
 def ranks(process_group: None) -> "Iterator[Ranks]":
     """The test process as the only rank."""
-    from mdmscale.distributed import initialise
+    from mdmscale.parallel.ranks import initialise
 
     with kept_environment():
         yield initialise()

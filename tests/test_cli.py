@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, WORKERS, kill_group, run_script, tiny_values, without_ranks
 
-from mdmscale import errors
 from mdmscale.cli import train_main
-from mdmscale.config_loading import describe_keys
+from mdmscale.config.loading import describe_keys
 from mdmscale.data.indexed import IndexedWriter, token_dtype
-from mdmscale.errors import UserError
+from mdmscale.system import errors
+from mdmscale.system.errors import UserError
 
 LAUNCHER = ROOT / "launchers" / "train.py"
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from mdmscale.config_loading import describe_keys
-from mdmscale.metrics import read_metrics
+from mdmscale.config.loading import describe_keys
+from mdmscale.training.metrics import read_metrics
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS_HARDWARE = "# needs "

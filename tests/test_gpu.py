@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from analysis.planning.conftest import SMALL
 from conftest import ROOT, run_ranks, tiny_values
 from data.measure import fitted_sampler, make_config, make_loader, open_corpus, write_documents
-from planning.conftest import SMALL
 from transformers import AutoModelForCausalLM
 
-from mdmscale.config import RunConfig
-from mdmscale.config_section import HeadKind, Recomputation
+from mdmscale.analysis.planning.job import make_job
+from mdmscale.analysis.planning.memory import memory_of
+from mdmscale.analysis.planning.planned import planned_shape
+from mdmscale.config.run import RunConfig
+from mdmscale.config.section import HeadKind, Recomputation
 from mdmscale.data.prefetch import Prefetcher
-from mdmscale.metrics import read_metrics
 from mdmscale.models.backbone import scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead, naive_masked_cross_entropy
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.packed_attention import PackedRows, packed_attention
 from mdmscale.models.recomputation import recompute_activations
-from mdmscale.planning.job import make_job
-from mdmscale.planning.memory import memory_of
-from mdmscale.planning.planned import planned_shape
+from mdmscale.training.metrics import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, without_ranks
 
-from mdmscale.metrics import read_metrics
+from mdmscale.training.metrics import read_metrics
 
 SCRIPT = ROOT / "launchers" / "multinode.sh"
 ADDRESSES = ("10.213.7.1", "10.213.7.2")

@@ -59,7 +59,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from mdmscale.metrics import read_metrics
+from mdmscale.training.metrics import read_metrics
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 records = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []

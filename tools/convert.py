@@ -3,8 +3,8 @@
 
 import sys
 
-from mdmscale.conversion.cli import main
-from mdmscale.errors import run_command
+from mdmscale.conversion.convert_command import main
+from mdmscale.system.errors import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

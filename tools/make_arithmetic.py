@@ -3,8 +3,8 @@
 
 import sys
 
-from mdmscale.data.arithmetic import main
-from mdmscale.errors import run_command
+from mdmscale.data.preparation.arithmetic import main
+from mdmscale.system.errors import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from mdmscale.conversion.tensor_source import TensorInfo
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
+from mdmscale.weights.tensor_source import TensorInfo
 
 # Fields that mean the same in Dream's and in Qwen2's config.json.
 SHARED = (

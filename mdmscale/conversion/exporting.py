@@ -7,7 +7,6 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from mdmscale.conversion import dream, llada
-from mdmscale.conversion.lora import MergedSource
 from mdmscale.conversion.model_folder import (
     expected_shapes,
     main_dtype,
@@ -17,15 +16,16 @@ from mdmscale.conversion.model_folder import (
     write_object,
 )
 from mdmscale.conversion.place import ADAPTER_FOLDER, OpenedModel, open_model
-from mdmscale.conversion.progress import weights_progress
 from mdmscale.conversion.publish import check_destination, published
-from mdmscale.conversion.tensor_source import TensorSource
-from mdmscale.conversion.tensor_views import EMBEDDINGS, CastSource, Part, RemappedSource
 from mdmscale.conversion.tokenizer_files import copy_tokenizer, drop_tokens_from
-from mdmscale.conversion.weight_files import check_expected
-from mdmscale.conversion.weight_writer import MAX_SHARD_BYTES, write_weights
-from mdmscale.errors import UserError
 from mdmscale.models.backbone import DTYPES
+from mdmscale.system.errors import UserError
+from mdmscale.weights.adapters import MergedSource
+from mdmscale.weights.progress import weights_progress
+from mdmscale.weights.tensor_source import TensorSource
+from mdmscale.weights.tensor_views import EMBEDDINGS, CastSource, Part, RemappedSource
+from mdmscale.weights.weight_files import check_expected
+from mdmscale.weights.weight_writer import MAX_SHARD_BYTES, write_weights
 
 TARGETS = ("hf", "llada", "dream", "arm")
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mdmscale.errors import UserError
 from mdmscale.models.backbone import FAMILIES as ARCHITECTURES
+from mdmscale.system.errors import UserError
 
 IMPORTED = ("arm", "llada", "dream", "diffullama")
 

@@ -18,10 +18,7 @@ from mdmscale.conversion.model_folder import (
     save_hf_config,
     weight_parts,
 )
-from mdmscale.conversion.progress import weights_progress
 from mdmscale.conversion.publish import check_destination, published
-from mdmscale.conversion.tensor_source import TensorSource
-from mdmscale.conversion.tensor_views import CastSource, MeanRowsSource, RemappedSource
 from mdmscale.conversion.tokenizer_files import (
     add_mask_token,
     check_mask_token,
@@ -29,11 +26,14 @@ from mdmscale.conversion.tokenizer_files import (
     name_mask_token,
     open_copied,
 )
-from mdmscale.conversion.weight_files import WeightFolder, check_expected
-from mdmscale.conversion.weight_writer import MAX_SHARD_BYTES, write_weights
-from mdmscale.errors import UserError
 from mdmscale.models.backbone import DTYPES, open_windows
 from mdmscale.models.shape import ROW_MULTIPLE, round_up
+from mdmscale.system.errors import UserError
+from mdmscale.weights.progress import weights_progress
+from mdmscale.weights.tensor_source import TensorSource
+from mdmscale.weights.tensor_views import CastSource, MeanRowsSource, RemappedSource
+from mdmscale.weights.weight_files import WeightFolder, check_expected
+from mdmscale.weights.weight_writer import MAX_SHARD_BYTES, write_weights
 
 # DiffuLLaMA trained an ordinary token of LLaMA-2 as its mask.
 DIFFULLAMA_MASK = 811

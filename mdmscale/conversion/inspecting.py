@@ -8,17 +8,17 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from mdmscale.checkpoint import MODEL_FOLDER, TrainingState, published
-from mdmscale.config import EXPORT_FOLDER
 from mdmscale.conversion.families import identify
 from mdmscale.conversion.importing import SHIFTED, translate
-from mdmscale.conversion.lora import read_adapter
 from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, read_object, weight_parts
 from mdmscale.conversion.place import ADAPTER_FOLDER, CHECKPOINTS, kind_of
-from mdmscale.conversion.tensor_source import TensorInfo
-from mdmscale.conversion.tensor_views import RemappedSource
-from mdmscale.conversion.weight_files import WeightFolder
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import EXPORT_FOLDER
+from mdmscale.training.checkpoint import MODEL_FOLDER, TrainingState, published
+from mdmscale.weights.adapters import read_adapter
+from mdmscale.weights.tensor_source import TensorInfo
+from mdmscale.weights.tensor_views import RemappedSource
+from mdmscale.weights.weight_files import WeightFolder
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from mdmscale.conversion.tensor_source import TensorInfo
-from mdmscale.conversion.tensor_views import Part
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
+from mdmscale.weights.tensor_source import TensorInfo
+from mdmscale.weights.tensor_views import Part
 
 TOP_NAMES = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
 BLOCK_NAMES = {

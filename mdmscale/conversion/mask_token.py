@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from mdmscale.errors import UserError
 from mdmscale.models.backbone import MASK_TOKEN
+from mdmscale.system.errors import UserError
 
 # <|reserved_special_token_7|> of Llama 3, [control_8] of Mistral, <unused3> of Gemma, <|extra_0|> of Qwen
 RESERVED = re.compile(r"[<\[]\|?(reserved|unused|control|extra|special)[a-z_-]*\d+\|?[>\]]", re.IGNORECASE)

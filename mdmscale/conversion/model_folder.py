@@ -11,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mdmscale.conversion.tensor_source import TensorInfo
-from mdmscale.conversion.tensor_views import Part
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
+from mdmscale.weights.tensor_source import TensorInfo
+from mdmscale.weights.tensor_views import Part
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mdmscale.checkpoint import ENGINE_FOLDER, PREFIX, published
-from mdmscale.config import ADAPTER_FOLDER, EXPORT_FOLDER
-from mdmscale.conversion.lora import Adapter, read_adapter, split_adapter
-from mdmscale.conversion.tensor_source import TensorSource
-from mdmscale.conversion.weight_files import WeightFolder
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import ADAPTER_FOLDER, EXPORT_FOLDER
+from mdmscale.training.checkpoint import ENGINE_FOLDER, PREFIX, published
+from mdmscale.weights.adapters import Adapter, read_adapter, split_adapter
+from mdmscale.weights.tensor_source import TensorSource
+from mdmscale.weights.weight_files import WeightFolder
 
 CHECKPOINTS = "checkpoints"
 
@@ -76,7 +76,7 @@ def _find_checkpoint(run: Path, step: int | None) -> Path:
 
 def _open_checkpoint(folder: Path) -> OpenedModel:
     # Imported here, as only this needs what a trained run brings with it.
-    from mdmscale.conversion.deepspeed_checkpoint import DeepSpeedCheckpoint
+    from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
 
     checkpoint = DeepSpeedCheckpoint(folder)
     if checkpoint.adapter is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 # For config, tokenizer and index, and so that the disk is not filled to the last byte.
 SPARE_BYTES = 64 * 2**20

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 FILES = (
     "tokenizer.json",
@@ -52,7 +52,7 @@ def name_mask_token(folder: Path, text: str) -> None:
 def add_mask_token(folder: Path, text: str, token_id: int) -> None:
     """Add `text` as a special token of that id, and say that it is the mask token."""
     if not (folder / "tokenizer.json").is_file():
-        from mdmscale.data.tokenizer import load_tokenizer
+        from mdmscale.models.tokenizer import load_tokenizer
 
         load_tokenizer(folder).save_pretrained(folder)  # makes a tokenizer.json of the other files
     token = {"content": text, **SPECIAL}
@@ -100,7 +100,7 @@ def open_copied(folder: Path) -> Any | None:
     Raises:
         UserError: where a library class gives its added tokens other ids than the files say.
     """
-    from mdmscale.data.tokenizer import load_tokenizer
+    from mdmscale.models.tokenizer import load_tokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None

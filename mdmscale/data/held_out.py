@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from mdmscale.diffusion.uniforms import Stream, generator
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 # Not run.seed: runs with different seeds are compared on the same held-out data.
 _SPLIT_SEED = 0

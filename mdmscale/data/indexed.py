@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1

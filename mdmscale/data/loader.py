@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from mdmscale.config import RunConfig
+from mdmscale.config.run import RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.diffusion.uniforms import mask_uniforms
-from mdmscale.layout import BatchLayout
 from mdmscale.models.annealing import open_pairs
+from mdmscale.parallel.batch_layout import BatchLayout
 
 
 class TrainLoader:

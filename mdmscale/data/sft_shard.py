@@ -13,7 +13,7 @@ import numpy as np
 
 from mdmscale.data.indexed import IndexedShard, read_at
 from mdmscale.data.shards import prompts_path
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 _SAMPLES_AT_ONCE = 2**20
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mdmscale.data.indexed import CHECKED_SEQUENCES, IndexedShard, bin_path
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 _CHECKED_TOKENS = 64 * 2**20
 _HASHED_BYTES = 64 * 2**20

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mdmscale.config import DataSection
+from mdmscale.config.run import DataSection
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mdmscale.config import DataSection
+from mdmscale.config.run import DataSection
 from mdmscale.data.held_out import held_out_places
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards
 from mdmscale.data.source import Sample, describe, path_list
 from mdmscale.diffusion.uniforms import Stream, generator
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 
 class TokenSpans:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mdmscale.config_diffusion import DiffusionSection, ISADSection, SyRMSection
+from mdmscale.config.diffusion import DiffusionSection, ISADSection, SyRMSection
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.masking import copy_rates, draw_masks, position_rates, syrm_eligible
 from mdmscale.diffusion.objective import position_weight
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 if TYPE_CHECKING:  # workers that make batches start a second earlier without it
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mdmscale.config_diffusion import PPotsSection
+from mdmscale.config.diffusion import PPotsSection
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.epr import epr_weight, fit_epr
 

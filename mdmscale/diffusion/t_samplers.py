@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mdmscale.config import RunConfig
+from mdmscale.config.run import RunConfig
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.uniforms import Stream, generator, uniform_t
 

@@ -9,10 +9,10 @@ from hashlib import blake2b
 
 import torch
 
-from mdmscale.errors import UserError
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.schedule import block_sizes, commits_per_step
+from mdmscale.system.errors import UserError
 
 GIVEN = -1  # the block of tokens that are given, and of padding
 

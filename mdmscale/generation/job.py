@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mdmscale.errors import UserError
 from mdmscale.generation.loading import FolderFacts, LoadedModel, load_model
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.output import Place
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampler import Generation, finish, stream
 from mdmscale.generation.sources import Source, encode
+from mdmscale.system.errors import UserError
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdmscale.config import EXPORT_FOLDER
-from mdmscale.data.tokenizer import load_tokenizer
-from mdmscale.errors import UserError
+from mdmscale.models.tokenizer import load_tokenizer
+from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import EXPORT_FOLDER
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 Remasking = Literal["confidence", "margin", "entropy", "random"]
 Eos = Literal["stop", "late", "never"]

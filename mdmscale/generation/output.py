@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 Place = tuple[int, int]
 """The number of a source, and of its sample."""

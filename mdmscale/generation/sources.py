@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mdmscale.errors import UserError
 from mdmscale.generation.loading import LoadedModel
 from mdmscale.generation.prompts import (
     Request,
@@ -14,6 +13,7 @@ from mdmscale.generation.prompts import (
     encode_messages,
     encode_prompt,
 )
+from mdmscale.system.errors import UserError
 
 Source = dict[str, Any]
 """One of prompt, messages, text and input_ids, and whatever else the user's line holds; {}: no prompt."""

@@ -91,7 +91,7 @@ class _Group:
     def __init__(self, world_size: int) -> None:
         self.ranks = None
         if world_size > 1:
-            from mdmscale.distributed import initialise
+            from mdmscale.parallel.ranks import initialise
 
             self.ranks = initialise()
 
@@ -99,7 +99,7 @@ class _Group:
         if self.ranks is None:
             action()
             return
-        from mdmscale.distributed import on_first_rank
+        from mdmscale.parallel.ranks import on_first_rank
 
         on_first_rank(self.ranks, action)
 
@@ -120,6 +120,6 @@ class _Group:
         return Tally(tally.started, *(sum(column) for column in zip(*tallies, strict=True)))
 
     def leave(self) -> None:
-        from mdmscale.distributed import finalise
+        from mdmscale.parallel.ranks import finalise
 
         finalise()

@@ -10,11 +10,11 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from mdmscale.config import ModelSection
-from mdmscale.data.tokenizer import load_tokenizer
-from mdmscale.errors import UserError
+from mdmscale.config.run import ModelSection
 from mdmscale.models.lora import add_lora
 from mdmscale.models.shape import ROW_MULTIPLE, round_up, shape_of_keys
+from mdmscale.models.tokenizer import load_tokenizer
+from mdmscale.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mdmscale.config_section import HeadKind
+from mdmscale.config.section import HeadKind
 from mdmscale.models.compiling import can_compile
 from mdmscale.models.shape import head_chunk
 from mdmscale.models.softmax import Softmax, chunked, fused

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from mdmscale.config import LoraSection
-from mdmscale.conversion.lora import PEFT_PREFIX, WEIGHTS_FILE, merged_weight
-from mdmscale.errors import UserError
+from mdmscale.config.run import LoraSection
+from mdmscale.system.errors import UserError
+from mdmscale.weights.adapters import PEFT_PREFIX, WEIGHTS_FILE, merged_weight
 
 BASE = ".base_layer.weight"
 SIDE_A, SIDE_B = ".lora_A.default.weight", ".lora_B.default.weight"

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mdmscale.config_section import HeadKind
+from mdmscale.config.section import HeadKind
 from mdmscale.models.annealing import for_attention
 from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead
 from mdmscale.models.packed_attention import PackedRows

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
-from mdmscale.transfer import to_device
+from mdmscale.system.transfer import to_device
 
 NAME = "mdmscale_packed"
 

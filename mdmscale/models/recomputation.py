@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
-from mdmscale.config_section import Recomputation
+from mdmscale.config.section import Recomputation
 
 aten = torch.ops.aten
 # Products of activations with each other (bmm) are not: as eager attention's scores they are larger than all.

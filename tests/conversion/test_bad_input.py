@@ -12,7 +12,7 @@ import torch
 from conversion.folders import DREAM, LLADA, llada_shapes, make_arm, random_weights, write_folder
 
 from mdmscale.conversion.importing import ImportOptions, import_model
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from conversion.folders import (
     write_folder,
 )
 
-from mdmscale.conversion.cli import main
+from mdmscale.conversion.convert_command import main
 from mdmscale.conversion.place import open_model
-from mdmscale.errors import UserError
-from mdmscale.metrics import read_metrics
+from mdmscale.system.errors import UserError
+from mdmscale.training.metrics import read_metrics
 
 STEPS = 4
 

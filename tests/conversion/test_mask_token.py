@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mdmscale.conversion.exporting import ExportOptions, export_model
 from mdmscale.conversion.importing import ImportOptions, import_model
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 RESERVED = ("<|begin_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>")
 ROWS = ("model.embed_tokens.weight", "lm_head.weight")

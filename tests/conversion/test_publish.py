@@ -24,7 +24,7 @@ from conversion.folders import (
 from mdmscale.conversion import publish
 from mdmscale.conversion.importing import ImportOptions, import_model
 from mdmscale.conversion.publish import check_destination, published
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mdmscale.conversion.exporting import ExportOptions, export_model
 from mdmscale.conversion.importing import ImportOptions, import_model
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 # Every field of the dataclass ModelConfig in LLaDA's configuration_llada.py.
 MODEL_CONFIG = """

@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mdmscale.data.documents import stdlib_files
 from mdmscale.data.indexed import IndexedWriter
-from mdmscale.data.tokenizer import load_tokenizer, train_tokenizer
+from mdmscale.data.preparation.documents import stdlib_files
+from mdmscale.models.tokenizer import load_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="session")

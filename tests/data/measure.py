@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mdmscale.config import RunConfig
+from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.data.indexed import bin_path, write_index
 from mdmscale.data.loader import TrainLoader
@@ -30,7 +30,7 @@ from mdmscale.data.source import SampleSource, open_source
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
-from mdmscale.layout import make_layout
+from mdmscale.parallel.batch_layout import make_layout
 
 LONGEST_DOCUMENT = 2**30  # tokens; the format counts them in 32 bits
 DTYPE = np.dtype("<u2")

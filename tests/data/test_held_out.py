@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mdmscale.data.held_out import held_out_places, kept_before, kept_place
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 
 @pytest.mark.parametrize(

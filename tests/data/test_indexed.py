@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mdmscale.data.indexed import IndexedShard, IndexedWriter, token_dtype
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6]]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mdmscale.config import RunConfig
+from mdmscale.config.run import RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
 from mdmscale.data.indexed import bin_path
@@ -22,8 +22,8 @@ from mdmscale.data.source import open_source
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
-from mdmscale.errors import UserError
-from mdmscale.layout import make_layout
+from mdmscale.parallel.batch_layout import make_layout
+from mdmscale.system.errors import UserError
 
 CPU = torch.device("cpu")
 LENGTH = 16

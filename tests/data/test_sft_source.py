@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdmscale.config import DataSection
+from mdmscale.config.run import DataSection
 from mdmscale.data.sft_shard import samples_path, write_samples
 from mdmscale.data.source import SampleSource, open_source
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 EOS = 1
 

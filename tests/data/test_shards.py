@@ -9,7 +9,7 @@ import pytest
 from mdmscale.data import shards
 from mdmscale.data.indexed import IndexedShard, IndexedWriter, bin_path
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from mdmscale.config import DataSection
+from mdmscale.config.run import DataSection
 from mdmscale.data.held_out import held_out_places
 from mdmscale.data.source import SampleSource, open_source
 from mdmscale.data.token_source import cut_length
-from mdmscale.errors import UserError
+from mdmscale.system.errors import UserError
 
 LENGTH = 8
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from mdmscale.config_diffusion import DiffusionSection
+from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.source import Sample
-from mdmscale.data.tokenizer import load_tokenizer
 from mdmscale.diffusion.noise import make_noise, noise_sample
-from mdmscale.errors import UserError
+from mdmscale.models.tokenizer import load_tokenizer
+from mdmscale.system.errors import UserError
 
 VOCAB = 512
 

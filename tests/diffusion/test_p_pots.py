@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from mdmscale.config_diffusion import PPotsSection
+from mdmscale.config.diffusion import PPotsSection
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.epr import epr_weight, fit_epr
 from mdmscale.diffusion.p_pots import (

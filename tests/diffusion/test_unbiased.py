@@ -10,7 +10,7 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mdmscale.config_diffusion import DiffusionSection
+from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.density import DensityTable

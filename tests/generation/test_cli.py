@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mdmscale.errors import UserError
 from mdmscale.generation import (
     GenerationOptions,
     LoadedModel,
@@ -20,8 +19,9 @@ from mdmscale.generation import (
     generate,
     stream,
 )
-from mdmscale.generation.cli import main
 from mdmscale.generation.display import frame_text, print_sample
+from mdmscale.generation.generate_command import main
+from mdmscale.system.errors import UserError
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
 
@@ -164,7 +164,7 @@ def test_ranks_share_a_file_and_an_interrupted_command_goes_on(model_folder: Pat
 SLOWLY = """
 import sys, time
 from mdmscale.generation.output import PartialOutput
-from mdmscale.generation.cli import main
+from mdmscale.generation.generate_command import main
 append = PartialOutput.append
 def append_and_wait(self, lines):
     append(self, lines)
@@ -241,7 +241,7 @@ def test_tool_names_a_folder_that_is_no_model(tmp_path: Path) -> None:
 def test_help_teaches_without_importing_torch() -> None:
     code = (
         "import sys\n"
-        "from mdmscale.generation.cli import build_parser\n"
+        "from mdmscale.generation.generate_command import build_parser\n"
         "print(build_parser().format_help())\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )

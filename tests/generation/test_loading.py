@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdmscale.errors import UserError
 from mdmscale.generation.loading import find_model_folder, load_model, read_folder_facts
+from mdmscale.system.errors import UserError
 
 
 def edit_config(source: Path, target: Path, **changes: object) -> Path:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from mdmscale.errors import UserError
 from mdmscale.generation import GenerationOptions
+from mdmscale.system.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mdmscale.errors import UserError
 from mdmscale.generation.output import PartialOutput
+from mdmscale.system.errors import UserError
 
 RECIPE = {"seed": 1, "length": 8}
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from mdmscale.errors import UserError
 from mdmscale.generation import (
     GenerationOptions,
     LoadedModel,
@@ -15,6 +14,7 @@ from mdmscale.generation import (
     generate,
     stream,
 )
+from mdmscale.system.errors import UserError
 
 LENGTH = 12
 PROMPTS = ("def add(a", "x", None, "for step in range(steps): print", "return")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from mdmscale.errors import UserError
 from mdmscale.generation import LoadedModel
-from mdmscale.generation.cli import build_parser
+from mdmscale.generation.generate_command import build_parser
 from mdmscale.generation.prompts import decode_response, encode_messages, encode_prompt, shorten
 from mdmscale.generation.sources import Source, encode, read_sources
+from mdmscale.system.errors import UserError
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from mdmscale.config import ModelSection, RunConfig
+from mdmscale.config.run import ModelSection, RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.source import Sample
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.t_samplers import make_t_sampler
-from mdmscale.layout import BatchLayout
 from mdmscale.models.annealing import annealed_mask, for_attention, open_pairs, open_share
 from mdmscale.models.backbone import build_backbone
+from mdmscale.parallel.batch_layout import BatchLayout
 
 LENGTH = 64
 

@@ -7,10 +7,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
-from mdmscale.config import ModelSection
-from mdmscale.errors import UserError
+from mdmscale.config.run import ModelSection
 from mdmscale.models.backbone import Backbone, build_backbone, scratch_config
 from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.system.errors import UserError
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 

@@ -10,13 +10,13 @@ import torch
 from models.small import LAYOUTS, assert_same, loss_and_gradients, small_batch, small_model
 from torch._dynamo.utils import counters
 
-from mdmscale import run
-from mdmscale.config import RunConfig
-from mdmscale.engine import check_hardware
-from mdmscale.errors import UserError
-from mdmscale.metrics import read_metrics
+from mdmscale.config.run import RunConfig
+from mdmscale.engine.engine import check_hardware
 from mdmscale.models.compiling import compile_layers
-from mdmscale.trainer import train
+from mdmscale.system.errors import UserError
+from mdmscale.training import setup as run
+from mdmscale.training.metrics import read_metrics
+from mdmscale.training.trainer import train
 
 BATCHES = ((16, 12), (24, 9, 24, 3), (31, 30), (17,), (40, 7, 40), (22,), (16, 16))
 

@@ -10,7 +10,7 @@ from models.small import LAYOUTS, loss_and_gradients, small_batch, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mdmscale.config_section import Recomputation
+from mdmscale.config.section import Recomputation
 from mdmscale.models.recomputation import recompute_activations
 
 LENGTHS = (24, 9, 24, 3)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from planning.allocated import Peak
+from analysis.planning.allocated import Peak
 from torch import nn
 from torch._dynamo.utils import counters
 
-from mdmscale.config_section import HeadKind
+from mdmscale.config.section import HeadKind
 from mdmscale.models import head as head_module
 from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead, is_fused, naive_masked_cross_entropy
 from mdmscale.models.shape import head_chunk

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, tiny_values, without_ranks
 
-from mdmscale.metrics import read_metrics
+from mdmscale.training.metrics import read_metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.distributed]
 

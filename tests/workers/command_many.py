@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mdmscale.cli import train_main
-from mdmscale.errors import run_command
+from mdmscale.system.errors import run_command
 
 
 def run(arguments: list[str]) -> dict[str, object]:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from mdmscale.config import RunConfig
-from mdmscale.distributed import Ranks, finalise, initialise
-from mdmscale.engine import Engine, initialise_engine
-from mdmscale.layout import make_layout
+from mdmscale.config.run import RunConfig
+from mdmscale.engine.engine import Engine, initialise_engine
 from mdmscale.models.backbone import DTYPES, scratch_config
 from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.parallel.batch_layout import make_layout
+from mdmscale.parallel.ranks import Ranks, finalise, initialise
 
 LARGEST = 100_000_000  # bytes; above it are DeepSpeed's buckets, made for large models
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from mdmscale import checkpoint, distributed, trainer
 from mdmscale.cli import train_main
-from mdmscale.engine import Engine
+from mdmscale.engine.engine import Engine
 from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.parallel import ranks as distributed
+from mdmscale.training import checkpoint, trainer
 
 PHASES: dict[str, tuple[Any, str]] = {
     "forward": (MaskedDiffusionModel, "forward"),

@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from mdmscale.config import RunConfig
-from mdmscale.distributed import finalise
-from mdmscale.trainer import train
+from mdmscale.config.run import RunConfig
+from mdmscale.parallel.ranks import finalise
+from mdmscale.training.trainer import train
 
 if __name__ == "__main__":
     for values in json.loads(Path(sys.argv[1]).read_text()):

@@ -1,0 +1,113 @@
+"""`bench`: what a step costs, by how its loss is computed and where its time goes."""
+
+import argparse
+import json
+import platform
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from mdmscale.analysis.bench import report
+from mdmscale.analysis.bench.growth import Growth, draw_growth, growth_table, parse_sweep
+from mdmscale.analysis.bench.measure import Bench, FreedMemory, Result
+from mdmscale.analysis.bench.options import build_parser, check_files, check_sizes, paths_of, sizes_of
+from mdmscale.analysis.bench.parts import Parts, measure_parts
+from mdmscale.analysis.bench.paths import Path as LossPath
+from mdmscale.analysis.bench.profile import write_profile
+from mdmscale.analysis.bench.work import Sizes, make_model
+from mdmscale.models.compiling import can_compile
+from mdmscale.models.flops import count_flops, peak_flops
+from mdmscale.system.allocator import keep_freed_memory
+from mdmscale.system.console import make_console
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print, write. Returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    sizes, paths = sizes_of(arguments), paths_of(arguments)
+    sweep = None if arguments.sweep is None else parse_sweep(arguments.sweep, sizes)
+    check_files(arguments)
+    for each in sweep[1].values() if sweep else ():
+        check_sizes(each)
+    console = make_console()
+    console.print(machine(sizes))
+    if arguments.profile is not None:
+        for bench in benches_of(sizes, paths):
+            console.print(write_profile(bench, arguments.profile))
+        return 0
+    if sweep is not None:
+        values = run_sweep(*sweep, paths, arguments, console)
+    else:
+        values = run_once(sizes, paths, arguments, console)
+    if arguments.json is not None:
+        heads = {"heads": sizes.num_heads, "key_heads": sizes.num_key_heads}
+        described = {"machine": machine(sizes), "sizes": vars(sizes) | heads | {"device": str(sizes.device)}}
+        arguments.json.write_text(json.dumps({**described, **values}, indent=1) + "\n")
+    return 0
+
+
+def run_once(
+    sizes: Sizes, paths: list[LossPath], arguments: argparse.Namespace, console: Console
+) -> dict[str, Any]:
+    """Measure and print the paths at one size, and its parts where asked. Returns the figures."""
+    console.print(
+        f"{sizes.shape.num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} "
+        f"tokens, vocabulary {sizes.vocab:,}\n"
+    )
+    results = measure(benches_of(sizes, paths), arguments.rounds, arguments.freed_memory, console)
+    flops = count_flops(sizes.shape)
+    report.print_paths(results, flops, peak_flops(sizes.device), console)
+    parts: Parts | None = None
+    if arguments.parts:
+        compiled = make_model(sizes, compiles=True) if can_compile(sizes.device) else None
+        keep_freed_memory()  # as training does on the CPU
+        parts = measure_parts(make_model(sizes), compiled, sizes, arguments.rounds)
+        report.print_parts(parts, console)
+    return report.to_json(results, flops, parts)
+
+
+def run_sweep(
+    name: str, along: dict[int, Sizes], paths: list[LossPath], arguments: argparse.Namespace, console: Console
+) -> dict[str, Any]:
+    """Measure the paths along one size, print and draw them. Returns the figures."""
+    growth: Growth = {
+        value: measure(benches_of(sizes, paths), arguments.rounds, arguments.freed_memory, console)
+        for value, sizes in along.items()
+    }
+    console.print(growth_table(name, growth))
+    if arguments.figure is not None:
+        draw_growth(name, growth, arguments.figure)
+        console.print(f"drawn in {arguments.figure}")
+    figures = {
+        str(value): report.to_json(growth[value], count_flops(sizes.shape), None)
+        for value, sizes in along.items()
+    }
+    return {name: figures}
+
+
+def benches_of(sizes: Sizes, paths: list[LossPath]) -> list[Bench]:
+    """The paths, on one model; those that compile parts of it, on others with the same weights."""
+    kinds = {(path.compiles, path.head) for path in paths}
+    models = {kind: make_model(sizes, *kind) for kind in kinds}
+    return [Bench(models[path.compiles, path.head], path, sizes) for path in paths]
+
+
+def measure(benches: list[Bench], rounds: int, freed_memory: FreedMemory, console: Console) -> list[Result]:
+    """Warm each path up and see its memory, then time them in turn."""
+    for bench in track(benches, "first steps", console=console, transient=True):
+        bench.warm_up()
+    for _ in track(range(rounds), "rounds", console=console, transient=True):
+        for bench in benches:
+            bench.time(freed_memory)
+    return [bench.result for bench in benches]
+
+
+def machine(sizes: Sizes) -> str:
+    """One line on what this was measured on."""
+    if sizes.device.type == "cuda":
+        device = torch.cuda.get_device_name(sizes.device)
+    else:
+        device = f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"

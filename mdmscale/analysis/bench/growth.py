@@ -1,0 +1,66 @@
+"""How time and memory of the paths grow with one size."""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from mdmscale.analysis.bench.measure import Result
+from mdmscale.analysis.bench.report import MIB
+from mdmscale.analysis.bench.work import Sizes
+from mdmscale.system.console import plain_table
+from mdmscale.system.errors import UserError
+from mdmscale.training.figures import save_figure
+
+SWEPT = ("vocab", "hidden", "layers", "length", "batch")
+
+Growth = dict[int, list[Result]]  # the paths' results at each value
+
+
+def parse_sweep(text: str, sizes: Sizes) -> tuple[str, dict[int, Sizes]]:
+    """`vocab=8000,32000` as a size's name, and for each value, ascending, `sizes` with it.
+
+    Raises:
+        UserError: for another form, another name or values below 1.
+    """
+    name, _, listed = text.partition("=")
+    try:
+        values = sorted({int(value) for value in listed.split(",")})
+    except ValueError:
+        values = []
+    if name not in SWEPT or not values or values[0] < 1:
+        raise UserError(
+            f"--sweep {text}: give NAME=N,N,... with one of {', '.join(SWEPT)}, such as vocab=8000,32000"
+        )
+    return name, {value: replace(sizes, **{name: value}) for value in values}  # type: ignore[arg-type]
+
+
+def growth_table(name: str, growth: Growth) -> Table:
+    """Seconds and MiB of every path by the swept size."""
+    names = [result.path.name for result in next(iter(growth.values()))]
+    headings = [name, *(f"{each}, s" for each in names), *(f"{each}, MiB" for each in names)]
+    table = plain_table(f"\nforward and backward by {name}: medians, memory above the model", headings)
+    for value, results in growth.items():
+        seconds = (f"{median(result.seconds):.3f}" for result in results)
+        memory = ("-" if each.memory is None else f"{each.memory / MIB:,.0f}" for each in results)
+        table.add_row(f"{value:,}", *seconds, *memory)
+    return table
+
+
+def draw_growth(name: str, growth: Growth, file: Path) -> None:
+    """Both as curves, logarithmic."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, what in zip(figure.subplots(1, 2), ("seconds a step", "MiB above the model"), strict=True):
+        for place, first in enumerate(next(iter(growth.values()))):
+            results = [results[place] for results in growth.values()]
+            values = [
+                median(each.seconds) if what.startswith("seconds") else (each.memory or 0) / MIB
+                for each in results
+            ]
+            axes.loglog(list(growth), values, marker="o", markersize=3, label=first.path.name)
+        axes.set(xlabel=name, ylabel=what)
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].legend(frameon=False)
+    save_figure(figure, file)

@@ -1,0 +1,130 @@
+"""Ways to the same loss: how other stacks compute it, written plainly, and how this one does.
+
+Every path is a function of a model and its batches to a loss whose backward gives the same gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from mdmscale.analysis.bench.work import Sizes, make_batch, make_samples
+from mdmscale.config.section import HeadKind
+from mdmscale.data.batch import Batch
+from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.models.packed_attention import attend_in_rows
+
+Loss = Callable[[MaskedDiffusionModel, list[Batch]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way: what is told of it, its loss, and the batches that it takes."""
+
+    name: str
+    description: str
+    loss: Loss
+    batches: Callable[[Sizes], list[Batch]]
+    ours: bool = False  # mdmscale's own
+    packs: bool = False
+    compiles: bool = False  # the layers
+    head: HeadKind = "auto"  # see head.is_fused
+
+
+def full_logits(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
+    """Cross-entropies of all positions, the masked ones picked of them, as dllm's trainer has it."""
+    total = torch.zeros((), device=batches[0].weights.device)
+    for batch in batches:
+        logits = _all_logits(model, batch)  # [rows, length, vocab]
+        clean = batch.input_ids.flatten().index_put((batch.positions,), batch.targets)
+        clean = clean.view_as(batch.input_ids)
+        losses = F.cross_entropy(logits.float().transpose(1, 2), clean, reduction="none").flatten()
+        total = total + (losses[batch.positions] * batch.weights).sum()
+    return total
+
+
+def index_after_head(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
+    """Logits of all positions, cross-entropies of the masked ones, as LLaDA's guidelines have it."""
+    total = torch.zeros((), device=batches[0].weights.device)
+    for batch in batches:
+        logits = _all_logits(model, batch).flatten(0, 1)[batch.positions]  # [masked, vocab]
+        losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
+        total = total + (losses * batch.weights).sum()
+    return total
+
+
+def masked_only(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
+    """As in training: the head works where tokens are masked, and computes its gradient at once."""
+    (batch,) = batches
+    return model(**batch.model_inputs).loss
+
+
+def _all_logits(model: MaskedDiffusionModel, batch: Batch) -> torch.Tensor:
+    return model.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+
+
+def single(sizes: Sizes) -> list[Batch]:
+    """One row a sample."""
+    return [make_batch(sizes, make_samples(sizes, "bernoulli"))]
+
+
+def pairs(sizes: Sizes) -> list[Batch]:
+    """MIRROR's two rows a sample, in one forward."""
+    return [make_batch(sizes, make_samples(sizes, "mirror"))]
+
+
+def rows_of_pairs(sizes: Sizes) -> list[Batch]:
+    """MIRROR's two rows, a forward each."""
+    samples = make_samples(sizes, "mirror")
+    return [make_batch(sizes, [sample.copy(number) for sample in samples]) for number in range(2)]
+
+
+def padded(sizes: Sizes) -> list[Batch]:
+    """Samples of different lengths, padded to the longest."""
+    return [make_batch(sizes, make_samples(sizes, "bernoulli", are_spread=True))]
+
+
+def packed(sizes: Sizes) -> list[Batch]:
+    """Samples of different lengths, end to end."""
+    return [make_batch(sizes, make_samples(sizes, "bernoulli", are_spread=True), packs=True)]
+
+
+ALL = (
+    Path("full", "logits and losses of all positions", full_logits, single),
+    Path("indexed", "logits of all positions, losses of masked ones", index_after_head, single),
+    Path("masked", "the head at masked positions", masked_only, single, ours=True),
+    Path("chunked", "masked, softmax in operations", masked_only, single, ours=True, head="chunked"),
+    Path("fused", "masked, softmax in two kernels", masked_only, single, ours=True, head="fused"),
+    Path("compiled", "masked, its layers compiled", masked_only, single, ours=True, compiles=True),
+    Path("pair-full", "MIRROR as two passes kept alive, all losses", full_logits, rows_of_pairs),
+    Path("pair-passes", "MIRROR as two passes kept alive, indexed", index_after_head, rows_of_pairs),
+    Path("pair", "MIRROR's rows in one forward", masked_only, pairs, ours=True),
+    Path("padded-indexed", "lengths spread 10:1, padded, indexed", index_after_head, padded),
+    Path("padded", "lengths spread 10:1, padded, masked", masked_only, padded, ours=True),
+    Path("packed", "lengths spread 10:1, packed, masked", masked_only, packed, ours=True, packs=True),
+)
+PATHS = {path.name: path for path in ALL}
+
+# What the paths are there to be compared for: (slower, faster, question).
+COMPARISONS = (
+    ("full", "masked", "masked positions only, against all positions' losses"),
+    ("indexed", "masked", "masked positions only, against indexing after the head"),
+    ("chunked", "fused", "the head's softmax in two kernels, against operations"),
+    ("masked", "compiled", "compiled layers, against not"),
+    ("pair", "masked", "cost of MIRROR's second row"),
+    ("pair-full", "pair", "MIRROR in one forward, against two passes with all losses"),
+    ("pair-passes", "pair", "MIRROR in one forward, against two passes, indexed"),
+    ("padded-indexed", "packed", "packed, against padded and indexed after the head"),
+    ("padded", "packed", "packed, against padded"),
+    ("cce", "masked", "masked positions only, against cut-cross-entropy"),
+    ("liger", "masked", "masked positions only, against liger-kernel"),
+)
+
+
+def prepare(model: MaskedDiffusionModel, path: Path) -> None:
+    """Set the model's attention as the path wants it."""
+    if path.packs:
+        attend_in_rows(model.backbone)
+    else:
+        model.backbone.config._attn_implementation = "sdpa"

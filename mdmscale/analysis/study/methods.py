@@ -1,0 +1,29 @@
+"""The methods that a stability study compares, each at the same number of forward rows a step."""
+
+from typing import Any
+
+from mdmscale.config.run import RunConfig
+
+METHODS: dict[str, dict[str, Any]] = {
+    "standard": {"t_sampler": "uniform", "masking": "bernoulli"},
+    "clipped": {"t_sampler": "clipped", "masking": "bernoulli"},
+    "p_pots": {"t_sampler": "p_pots", "masking": "bernoulli"},
+    "mirror": {"t_sampler": "uniform", "masking": "mirror"},
+    "p_pots+mirror": {"t_sampler": "p_pots", "masking": "mirror"},
+}
+BASELINE = "standard"
+OURS = ("p_pots", "mirror", "p_pots+mirror")
+
+
+def overrides(config: RunConfig, method: str) -> list[str]:
+    """What turns the study's config, whose batch sizes count pairs, into the method's at equal rows.
+
+    A pair takes two rows, so methods without pairs get twice the samples.
+    """
+    options = METHODS[method]
+    rows = 2 if options["masking"] == "bernoulli" else 1
+    return [
+        *(f"diffusion.{name}={value}" for name, value in options.items()),
+        f"train.global_batch_size={config.train.global_batch_size * rows}",
+        f"train.micro_batch_size={config.train.micro_batch_size * rows}",
+    ]

@@ -1,0 +1,132 @@
+"""What a stability study found: accuracy of every method and seed, spread, and the table that is printed."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from mdmscale.analysis.study.methods import BASELINE, OURS
+from mdmscale.training.figures import save_figure
+from mdmscale.training.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run. accuracy: share of test answers that match exactly; the rest is from its second half's steps.
+
+    gradient_spread: standard deviation of the gradient norm over its mean. loss: mean training loss.
+    """
+
+    method: str
+    seed: int
+    accuracy: float
+    loss: float
+    gradient_spread: float
+
+
+def measure(folder: Path, method: str, seed: int, accuracy: float) -> Result:
+    """The result of a finished run."""
+    records = read_metrics(folder)
+    late = records[len(records) // 2 :]
+    norms = np.array([record["grad_norm"] for record in late])
+    loss = float(np.mean([record["loss"] for record in late]))
+    return Result(method, seed, accuracy, loss, float(norms.std() / norms.mean()))
+
+
+def by_method(results: list[Result]) -> dict[str, list[Result]]:
+    """Results of each method, in the order in which methods come."""
+    return {
+        method: [r for r in results if r.method == method]
+        for method in dict.fromkeys(r.method for r in results)
+    }
+
+
+def spread(values: list[float]) -> float:
+    """Standard deviation over seeds; 0 of a single one."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def verdict(results: list[Result]) -> str:
+    """The paper's comparison: each method's worst seed against the best of standard."""
+    groups = by_method(results)
+    if BASELINE not in groups:
+        return ""
+    best = max(result.accuracy for result in groups[BASELINE])
+    worst = {name: min(r.accuracy for r in groups[name]) for name in OURS if name in groups}
+    words = [f"{name} {value:.1%}" for name, value in worst.items()]
+    return f"best seed of standard {best:.1%}; worst seed of {', '.join(words)}" if words else ""
+
+
+def rows(results: list[Result]) -> list[list[str]]:
+    """The table's cells: method, each seed's accuracy, mean, spread, worst, gradient spread, loss."""
+    lines = []
+    for method, group in by_method(results).items():
+        accuracies = [result.accuracy for result in group]
+        lines.append(
+            [
+                method,
+                " / ".join(f"{accuracy:.1%}" for accuracy in accuracies),
+                f"{mean(accuracies):.1%}",
+                f"{100 * spread(accuracies):.1f}",
+                f"{min(accuracies):.1%}",
+                f"{mean(result.gradient_spread for result in group):.2f}",
+                f"{mean(result.loss for result in group):.4f}",
+            ]
+        )
+    return lines
+
+
+HEADINGS = [
+    "method",
+    "accuracy by seed",
+    "mean",
+    "spread (points)",
+    "worst",
+    "grad norm std/mean",
+    "training loss",
+]
+
+
+def table(results: list[Result]) -> Table:
+    """For the terminal."""
+    shown = Table(title="exact match on the test set", title_justify="left")
+    for heading in HEADINGS:
+        shown.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right")
+    for cells in rows(results):
+        shown.add_row(*cells)
+    return shown
+
+
+def write(results: list[Result], folder: Path, seeds: list[int]) -> None:
+    """results.json, report.md and accuracy.png."""
+    values = {"results": [asdict(result) for result in results], "verdict": verdict(results)}
+    (folder / "results.json").write_text(json.dumps(values, indent=1))
+    lines = [
+        f"# Stability over seeds {', '.join(map(str, seeds))}",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + "---|" * len(HEADINGS),
+        *("| " + " | ".join(cells) + " |" for cells in rows(results)),
+        "",
+        verdict(results),
+    ]
+    (folder / "report.md").write_text("\n".join(lines) + "\n")
+    save_figure(figure(results), folder / "accuracy.png")
+
+
+def figure(results: list[Result]) -> Figure:
+    """Every run's accuracy, and each method's mean."""
+    drawn = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = drawn.subplots()
+    groups = by_method(results)
+    for place, group in enumerate(groups.values()):
+        accuracies = [result.accuracy for result in group]
+        axes.plot([place] * len(group), accuracies, "o", color="C0", alpha=0.6)
+        axes.plot([place - 0.2, place + 0.2], [mean(accuracies)] * 2, color="C1", linewidth=2)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylabel("exact match")
+    return drawn

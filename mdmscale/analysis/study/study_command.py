@@ -1,0 +1,152 @@
+"""`stability`: train every method under several seeds at equal forward rows, and compare their accuracy."""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mdmscale.analysis.study.methods import METHODS, overrides
+from mdmscale.analysis.study.runs import StudyRun, train_all
+from mdmscale.config.loading import dump_config, load_config
+from mdmscale.config.run import RunConfig
+from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import EXPORT_FOLDER
+
+EPILOG = """The config describes one run of pairs (diffusion.masking: mirror); methods without pairs get twice
+its batch sizes, so that every method has the same forward rows a step. A study that was interrupted goes on
+with the same command.
+
+example, after `make train`:
+  python tools/make_arithmetic.py --num 8000 --operators + --output data/arithmetic_2.jsonl \\
+    --num-test 500 --test-output data/arithmetic_2_test.jsonl
+  python tools/stability_study.py --config configs/stability.yaml --test data/arithmetic_2_test.jsonl \\
+    --output runs/stability
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="stability_study.py",
+        description="Train each method under several seeds at equal forward rows, and compare accuracies.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of one run, with pairs")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for training")
+    parser.add_argument(
+        "--test", required=True, type=Path, metavar="FILE", help="JSONL with prompt and response"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="runs, report and figure")
+    parser.add_argument(
+        "--methods",
+        type=lambda text: text.split(","),
+        default=list(METHODS),
+        metavar="M,M",
+        help=f"some of {','.join(METHODS)} (default: all)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=lambda text: [int(seed) for seed in text.split(",")],
+        default=[42, 731, 20231],
+        metavar="N,N",
+        help="default: 42,731,20231",
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU or core)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run or take up a study.
+
+    Raises:
+        UserError: for options or files that do not do, and for a run that fails.
+    """
+    arguments = build_parser().parse_intermixed_args(argv)
+    config = load_config(arguments.config, arguments.overrides)
+    if config.diffusion.copies != 2:
+        raise UserError(
+            f"{arguments.config}: diffusion.masking = {config.diffusion.masking}; a study's batch sizes "
+            "count pairs, so give mirror"
+        )
+    if unknown := [method for method in arguments.methods if method not in METHODS]:
+        raise UserError(f"--methods {unknown[0]}: choose from {', '.join(METHODS)}")
+    if any(seed < 0 for seed in arguments.seeds):
+        raise UserError(f"--seeds {','.join(map(str, arguments.seeds))}: seeds are not negative")
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"--jobs {arguments.jobs}: must be at least 1")
+    from transformers.utils import logging as hf_logging
+
+    from mdmscale.analysis.study import results
+    from mdmscale.analysis.study.scoring import exact_match, read_tests
+
+    hf_logging.disable_progress_bar()
+    tests = read_tests(arguments.test)
+    claim(arguments.output, config, arguments.test)
+    runs = [
+        StudyRun(method, seed, arguments.output / "runs")
+        for seed in arguments.seeds
+        for method in arguments.methods
+    ]
+    found = []
+    for run in trained(runs, config, arguments):
+        score = run.folder / "accuracy.json"
+        if not score.exists():
+            score.write_text(
+                json.dumps(exact_match(run.folder / EXPORT_FOLDER, tests, config.data.fill_multiple))
+            )
+        found.append(results.measure(run.folder, run.method, run.seed, json.loads(score.read_text())))
+    found.sort(key=lambda result: (list(METHODS).index(result.method), arguments.seeds.index(result.seed)))
+    results.write(found, arguments.output, arguments.seeds)
+    console = Console()
+    console.print(results.table(found))
+    console.print(f"{results.verdict(found)}\nwritten to {arguments.output}", highlight=False)
+    return 0
+
+
+def claim(folder: Path, config: RunConfig, test: Path) -> None:
+    """Make the output folder this study's.
+
+    Raises:
+        UserError: where it holds another's, whose runs would be taken for this one's.
+    """
+    path = folder / "study.json"
+    identity = {"config": dump_config(config), "test": hashlib.sha256(test.read_bytes()).hexdigest()}
+    if path.exists() and json.loads(path.read_text()) != identity:
+        raise UserError(f"--output {folder}: holds a study of another config or test set; choose another")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(identity, indent=1))
+
+
+def trained(runs: list[StudyRun], config: RunConfig, arguments: argparse.Namespace) -> Iterator[StudyRun]:
+    """The runs as they are finished, under a progress bar of all their steps."""
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    jobs = arguments.jobs or num_gpus or len(os.sched_getaffinity(0))
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"0 of {len(runs)} runs", total=len(runs) * config.train.steps)
+
+        def watch() -> None:
+            bar.update(task, completed=sum(run.steps_done() for run in runs))
+
+        under_way = train_all(
+            runs, lambda run: train_arguments(run, config, arguments), jobs, num_gpus, watch
+        )
+        for finished, run in enumerate(under_way, start=1):
+            bar.update(task, description=f"{finished} of {len(runs)} runs")
+            if not console.is_terminal:
+                print(f"{finished} of {len(runs)} runs: {run.name} is finished", flush=True)
+            yield run
+
+
+def train_arguments(run: StudyRun, config: RunConfig, arguments: argparse.Namespace) -> list[str]:
+    """What `mdmscale train` is given for a run."""
+    own = [f"run.name={run.name}", f"run.output_dir={run.output_dir}", f"run.seed={run.seed}"]
+    return ["--config", arguments.config, *arguments.overrides, *overrides(config, run.method), *own]

@@ -1,0 +1,139 @@
+"""The `diffusion` section: how t and masks are drawn, and which positions they may fall on."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from mdmscale.config.section import Section, key
+
+
+class PPotsSection(Section):
+    target: Literal["paper", "loss", "gradient"] = key(
+        "gradient",
+        "second moment that p(t) follows: E[g]^2+E[v] (paper), E[l^2] (loss), E||grad||^2 (gradient)",
+    )
+    fit: Literal["epr", "table"] = key(
+        "table", "epr: the paper's parametric family; table: piecewise constant"
+    )
+    probe_steps: list[Annotated[int, Field(ge=0)]] = key(
+        [0], "steps before which statistics are measured and p(t) fitted anew; t is uniform before the first"
+    )
+    num_x0: int = key(10, "samples measured in a probe", ge=2)
+    num_t: int = key(29, "epr: midpoints of t measured in a probe (table has its own bins)", ge=8)
+    num_masks: int = key(10, "masks drawn for each sample and t in a probe", ge=2)
+    refit_every: int = key(
+        0, "steps between refits from the losses and gradient norms that training sees anyway; 0: none", ge=0
+    )
+    defensive: float = key(
+        0.05, "share of the uniform density mixed in: no weight exceeds 1/defensive", gt=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _training_shows_the_target(self) -> Self:
+        if self.refit_every and self.target == "paper":
+            raise ValueError(
+                "refit_every is set but target is paper: training draws one mask a sample, which cannot tell "
+                "E[g]^2 from E[v]; set target to loss or gradient, or give probe_steps instead"
+            )
+        return self
+
+
+class ISADSection(Section):
+    tokens: list[int | str] = key(
+        ..., "delimiters: token ids, or texts whose tokens all count, such as '####'", min_length=1
+    )
+    delta: float = key(0.1, "added to the mask rate of delimiters", gt=0, le=1)
+
+
+class SyRMSection(Section):
+    tokens: list[int] = key([], "ids of structural tokens")
+    pattern: str | None = key(None, "regular expression that finds structural tokens by their text")
+    extra: float = key(0.0, "share of the prompt's other tokens that may be masked too", ge=0, le=1)
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.tokens and self.pattern is None and not self.extra:
+            raise ValueError("names nothing to mask in prompts; give tokens, pattern or extra")
+        return self
+
+
+class DiffusionSection(Section):
+    t_sampler: Literal["uniform", "stratified", "low_discrepancy", "clipped", "p_pots"] = key(
+        "uniform", "how t is drawn; clipped changes the objective: it leaves out t outside `clip`"
+    )
+    strata: int | None = key(
+        None, "strata of t over the global batch; null: one a sample for stratified, else none", ge=1
+    )
+    clip: list[Annotated[float, Field(ge=0, le=1)]] | None = key(
+        None, "clipped: the range of t; null means [0.3, 0.8]", min_length=2, max_length=2
+    )
+    masking: Literal["bernoulli", "mirror", "complement"] = key(
+        "bernoulli",
+        "bernoulli: one mask a sample; mirror: an antithetic pair at t; complement: a pair at t and 1 - t",
+    )
+    pair_forward: Literal["joint", "sequential"] = key(
+        "joint", "a pair's rows in one forward, or one after the other: half the activations, same numbers"
+    )
+    eps: float = key(1e-3, "smallest mask rate: r(t) = (1 - eps) t + eps", gt=0, lt=1)
+    normalization: Literal["sample", "token"] = key(
+        "sample", "sample: every sample weighs the same; token: by its number of eligible tokens"
+    )
+    ema_decay: float = key(
+        0.99,
+        "a sample's weight in the EMA baseline that steadies the logged loss (loss_controlled); 0: none",
+        ge=0,
+        lt=1,
+    )
+    p_pots: PPotsSection = key(PPotsSection(), "options of t_sampler: p_pots")
+    isad: ISADSection | None = key(
+        None, "mask answer delimiters more often, weighed down for it; shifts the contexts that are seen"
+    )
+    syrm: SyRMSection | None = key(
+        None, "sft: mask structural prompt tokens too; trains another objective than LLaDA's"
+    )
+
+    @model_validator(mode="after")
+    def _options_are_used(self) -> Self:
+        problems = []
+        if self.strata is not None and self.t_sampler in ("uniform", "low_discrepancy"):
+            problems.append(
+                f"strata is set but t_sampler is {self.t_sampler}; "
+                "strata go with stratified, clipped and p_pots"
+            )
+        if self.clip is not None and self.t_sampler != "clipped":
+            problems.append(f"clip is set but t_sampler is {self.t_sampler}; only clipped reads it")
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            problems.append(f"clip = {self.clip} is empty; give [low, high] with low < high")
+        if self.pair_forward == "sequential" and self.masking == "bernoulli":
+            problems.append("pair_forward is sequential but masking is bernoulli, which makes no pairs")
+        if self.masking == "complement" and abs(sum(self.t_range) - 1) > 1e-9:
+            problems.append(
+                f"masking is complement but clip = {list(self.t_range)} is not symmetric: 1 - t would leave "
+                "it; give [low, 1 - low], or mask with mirror"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def t_range(self) -> tuple[float, float]:
+        """The values of t that training sees."""
+        if self.t_sampler != "clipped":
+            return 0.0, 1.0
+        low, high = self.clip or (0.3, 0.8)
+        return low, high
+
+    @property
+    def copies(self) -> int:
+        """Forward rows a sample takes: 2 for a pair."""
+        return 1 if self.masking == "bernoulli" else 2

@@ -1,0 +1,186 @@
+"""From a YAML file and `key=value` overrides to a RunConfig; all problems reported, by their dotted paths."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mdmscale.config.run import RunConfig
+from mdmscale.system.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with `1e-4` as a number, only true/false as booleans, and duplicate keys refused."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that `_Loader` reads back: quotes the strings that it would take for numbers, such as `1e-4`."""
+
+
+_FLOAT, _BOOL, _TIMESTAMP = (f"tag:yaml.org,2002:{name}" for name in ("float", "bool", "timestamp"))
+_FLOAT_PATTERN = re.compile(
+    r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.inf|\.nan)$"
+)
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_FLOAT, _BOOL, _TIMESTAMP)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|false|True|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_FLOAT, _FLOAT_PATTERN, list("-+0123456789."))
+_Dumper.add_implicit_resolver(_FLOAT, _FLOAT_PATTERN, list("-+0123456789."))
+
+
+def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            continue  # construct_mapping refuses it
+        if key_node.value in seen:
+            problem = f"duplicate key {key_node.value!r}"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        seen.add(key_node.value)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read `path`, apply `section.key=value` overrides and validate.
+
+    Raises:
+        UserError: with all problems found, one line each, named by dotted path.
+    """
+    values = _read_yaml(Path(path))
+    for override in overrides or []:
+        _apply_override(values, override)
+    return validate(values, source=str(path))
+
+
+def validate(values: dict[str, Any], source: str) -> RunConfig:
+    """Check `values` against RunConfig; `source` is named in the errors."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [line for details in error.errors() for line in _describe(details)]
+        raise UserError(*(f"{source}: {problem}" for problem in dict.fromkeys(problems))) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal RunConfig."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def describe_keys() -> list[tuple[str, str, str]]:
+    """(dotted key, default, description) of every config key, in order. For --help and the docs."""
+    return list(_walk(RunConfig, ""))
+
+
+def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        subsection = _section_of(field.annotation)
+        if subsection is None or field.default is None:
+            default = (
+                "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True)
+            )
+            yield f"{prefix}{name}", default.removesuffix("...\n").strip(), field.description or ""
+        if subsection is not None:
+            yield from _walk(subsection, f"{prefix}{name}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class of a field that holds one, or one or null."""
+    for choice in (annotation, *get_args(annotation)):
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            return choice
+    return None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read: {error}") from None
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: {_yaml_problem(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: expected sections with keys (run:, model:, ...), found {type(values).__name__}"
+        )
+    return values
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return f"not YAML: {' '.join(str(error).split())}"
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise UserError(f"override {override!r}: write section.key=value, such as train.steps=100")
+    try:
+        value = yaml.load(text, Loader=_Loader) if text else ""
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: {_yaml_problem(error)}") from None
+    *parents, name = path.split(".")
+    section: Any = values
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise UserError(f"override {override!r}: {parent} is a value, not a section")
+    section[name] = value
+
+
+def _describe(details: Any) -> list[str]:
+    """Lines for one pydantic error: dotted path, what is wrong, and the mend where it is known."""
+    location = [str(part) for part in details["loc"]]
+    path = ".".join(part for part in location if part not in ("str", "list[str]"))
+    match details["type"]:
+        case "extra_forbidden":
+            return [f"{path}: unknown key{_suggestion(location)}"]
+        case "model_type":
+            return [f"{path} = {details['input']!r}: expected a section with keys under it"]
+        case "missing":
+            return [f"{path}: required, but not given"]
+        case "value_error":
+            prefix = f"{path}: " if path else ""
+            return [prefix + line for line in str(details["ctx"]["error"]).split("\n")]
+        case _:
+            message = details["msg"][0].lower() + details["msg"][1:]
+            return [f"{path} = {details['input']!r}: {message}"]
+
+
+def _suggestion(location: list[str]) -> str:
+    """The known key that an unknown one may mean: the same name in another section, else the nearest name."""
+    keys = [dotted for dotted, _, _ in describe_keys()]
+    sections = dict.fromkeys(dotted.rpartition(".")[0] for dotted in keys)
+    known = [*sections, *keys]
+    parent, name = ".".join(location[:-1]), location[-1]
+    siblings = [dotted for dotted in known if dotted.rpartition(".")[0] == parent]
+    close = _named(name, known) or _nearest(name, siblings) or _nearest(name, known)
+    return f"; did you mean {close[0]}?" if close else "; see --keys for the known ones"
+
+
+def _named(name: str, dotted_keys: list[str]) -> list[str]:
+    return [dotted for dotted in dotted_keys if dotted.rpartition(".")[2] == name]
+
+
+def _nearest(name: str, dotted_keys: list[str]) -> list[str]:
+    """Keys whose last name is the nearest to `name`; a likeness of their sections would say nothing."""
+    names = [dotted.rpartition(".")[2] for dotted in dotted_keys]
+    return [
+        dotted
+        for close in difflib.get_close_matches(name, names, n=1)
+        for dotted in _named(close, dotted_keys)
+    ]

@@ -1,0 +1,108 @@
+"""Documents to token ids, in parallel, the results in the documents' order whatever the number of workers."""
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from mdmscale.data.preparation.documents import Document
+from mdmscale.models.tokenizer import load_tokenizer
+from mdmscale.system.errors import UserError
+
+_BATCH_CHARACTERS = 2**20
+_BATCH_DOCUMENTS = 1024
+_BATCHES_AHEAD = 3
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Some documents' ids one after the other, EOS at the end of each."""
+
+    token_ids: np.ndarray  # int32 [tokens]
+    lengths: np.ndarray  # int64 [documents]
+    text_bytes: int  # of the texts in UTF-8
+    input_bytes: float  # of the input they came from
+
+    def documents(self) -> list[np.ndarray]:
+        """The ids of each document."""
+        return np.split(self.token_ids, np.cumsum(self.lengths)[:-1])
+
+
+def encode_documents(documents: Iterable[Document], tokenizer: str, workers: int) -> Iterator[EncodedBatch]:
+    """Encode `documents` with the tokenizer that the name `tokenizer` opens, with EOS behind each.
+
+    Special tokens written out in a text are encoded as the text they are: a corpus never masks itself.
+
+    Raises:
+        UserError: where the tokenizer has no EOS token.
+    """
+    if load_tokenizer(tokenizer).eos_token_id is None:
+        raise UserError(
+            f"tokenizer {tokenizer!r} has no EOS token, but documents must end with one; set its eos_token"
+        )
+    batches = _batches(documents)
+    if workers == 1:
+        yield from (_encode(tokenizer, batch) for batch in batches)
+        return
+    # spawn: forking a process whose tokenizer threads run can deadlock
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+    try:
+        yield from _in_order(pool, tokenizer, batches, workers * _BATCHES_AHEAD)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, tokenizer: str, batches: Iterator[list[Document]], limit: int
+) -> Iterator[EncodedBatch]:
+    """Results in the order of `batches`, with at most `limit` of them read ahead."""
+    waiting: deque[Future[EncodedBatch]] = deque()
+    for batch in batches:
+        waiting.append(pool.submit(_encode, tokenizer, batch))
+        if len(waiting) >= limit:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(tokenizer_name: str, batch: list[Document]) -> EncodedBatch:
+    tokenizer = _tokenizer(tokenizer_name)
+    texts = [document.text for document in batch]
+    encoded = tokenizer(
+        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+    )
+    ids = [np.asarray([*row, tokenizer.eos_token_id], dtype=np.int32) for row in encoded.input_ids]
+    return EncodedBatch(
+        token_ids=np.concatenate(ids),
+        lengths=np.asarray([len(row) for row in ids], dtype=np.int64),
+        text_bytes=sum(len(text.encode()) for text in texts),
+        input_bytes=sum(document.input_bytes for document in batch),
+    )
+
+
+_tokenizer: Callable[[str], Any] = lru_cache(maxsize=1)(load_tokenizer)
+
+
+def _start_worker() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle

@@ -1,0 +1,263 @@
+"""The command that turns text or SFT data into a folder of shards, whole or not at all."""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from mdmscale.data.preparation.documents import Document, Input, find_inputs, input_bytes, read_documents
+from mdmscale.data.preparation.encode import EncodedBatch, encode_documents
+from mdmscale.data.preparation.sft import encode_sft
+from mdmscale.data.preparation.shard_set import ShardSetWriter
+from mdmscale.models.tokenizer import load_tokenizer, train_tokenizer
+from mdmscale.system.errors import UserError
+
+_FACTS = "dataset.json"
+_BYTES_PER_WORKER = 16 * 2**20
+
+_EXAMPLES = """\
+examples:
+  # the quickstart's corpus: the Python standard library, with a tokenizer trained on it
+  python tools/prepare_data.py stdlib --train-tokenizer 1024 --output data/quickstart
+
+  # JSONL and parquet files, for a model that has a tokenizer
+  python tools/prepare_data.py corpus/*.jsonl more.parquet --tokenizer models/llada --output data/corpus
+
+  # source files of a folder; a Hugging Face dataset
+  python tools/prepare_data.py ~/code --suffix .py .md --tokenizer models/llada --output data/code
+  python tools/prepare_data.py hf:wikimedia/wikipedia:20231101.de --tokenizer models/llada --output data/wiki
+
+  # prompts and responses
+  python tools/prepare_data.py sft.jsonl --kind sft --sequence-length 1024 --tokenizer models/llada \\
+      --output data/sft
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="prepare_data.py",
+        description="Tokenise text into shards in Megatron's indexed format (.bin, .idx), or SFT data.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files (.jsonl, .parquet, .arrow, else one text document each), folders, globs, "
+        "hf:NAME[:CONFIG], or stdlib (5 MB of the Python standard library)",
+    )
+    add("--output", required=True, type=Path, metavar="DIR", help="folder to make")
+    add("--overwrite", action="store_true", help="replace DIR if this command made it")
+    tokenizer = parser.add_mutually_exclusive_group(required=True)
+    tokenizer.add_argument("--tokenizer", metavar="NAME", help="tokenizer folder or hub id")
+    tokenizer.add_argument(
+        "--train-tokenizer",
+        type=int,
+        metavar="VOCAB",
+        help="train one of VOCAB tokens, saved as DIR/tokenizer",
+    )
+    add("--kind", choices=["tokens", "sft"], default="tokens", help="default: tokens")
+    _add_text_options(parser)
+    _add_sft_options(parser)
+    return parser
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("text (--kind tokens)").add_argument
+    add("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
+    add(
+        "--suffix",
+        nargs="+",
+        default=[".txt", ".jsonl", ".parquet", ".arrow"],
+        metavar="END",
+        help="what the names of a folder's files end with (default: .txt .jsonl .parquet .arrow)",
+    )
+    add("--split", default="train", help="split of a Hugging Face dataset (default: train)")
+    add("--shard-tokens", type=_positive_integer, default=2**28, metavar="N", help="default: 2^28 a shard")
+    add(
+        "--workers",
+        type=_positive_integer,
+        metavar="N",
+        help="processes (default: CPUs, fewer for small inputs)",
+    )
+
+
+def _add_sft_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("prompts and responses (--kind sft)").add_argument
+    add("--sequence-length", type=_positive_integer, metavar="N", help="most tokens a sample may have")
+    add(
+        "--too-long",
+        choices=["error", "truncate", "drop"],
+        default="error",
+        help="longer samples: refuse, cut the response, or leave out (default: error)",
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command. Raises UserError for mistakes in the options or the data."""
+    arguments = build_parser().parse_args(argv)
+    started = time.monotonic()
+    _check_output(arguments.output, arguments.overwrite)
+    facts = _prepare_sft(arguments) if arguments.kind == "sft" else _prepare_tokens(arguments)
+    _print_summary(facts, arguments.output, time.monotonic() - started)
+    return 0
+
+
+def _positive_integer(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
+    inputs = find_inputs(arguments.inputs, arguments.suffix)
+    with _published(arguments.output) as folder:
+        tokenizer = arguments.tokenizer
+        if arguments.train_tokenizer is not None:
+            tokenizer = str(folder / "tokenizer")
+            texts = (document.text for document in _documents(inputs, arguments))
+            train_tokenizer(texts, arguments.train_tokenizer, Path(tokenizer))
+        vocab_size = len(load_tokenizer(tokenizer))
+        with ShardSetWriter(folder, vocab_size, arguments.shard_tokens) as shards:
+            workers = arguments.workers or _default_workers(inputs)
+            encoded = encode_documents(_documents(inputs, arguments), tokenizer, workers)
+            for batch in _with_progress(encoded, input_bytes(inputs)):
+                shards.add(batch)
+        if not shards.num_documents:
+            raise UserError(f"{' '.join(arguments.inputs)}: holds no text, so there is nothing to write")
+        facts = {
+            "kind": "tokens",
+            "inputs": arguments.inputs,
+            "tokenizer": arguments.tokenizer or "tokenizer",
+            **shards.facts(),
+        }
+        _write_facts(folder, facts)
+    return facts
+
+
+def _documents(inputs: list[Input], arguments: argparse.Namespace) -> Iterator[Document]:
+    return read_documents(inputs, arguments.text_key, arguments.split)
+
+
+def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
+    if arguments.sequence_length is None:
+        raise UserError("--kind sft needs --sequence-length, the most tokens that a sample may have")
+    if arguments.tokenizer is None:
+        raise UserError(
+            "--kind sft needs --tokenizer: a model's own, not one trained on its prompts and responses"
+        )
+    paths = [item for item in find_inputs(arguments.inputs, [".jsonl"]) if isinstance(item, Path)]
+    wrong = [path for path in paths if path.suffix != ".jsonl"]
+    if wrong or not paths:
+        raise UserError(f"--kind sft reads .jsonl files, not {wrong[0] if wrong else arguments.inputs[0]}")
+    with _published(arguments.output) as folder:
+        summary = encode_sft(
+            paths,
+            load_tokenizer(arguments.tokenizer),
+            folder / "shard-00000",
+            sequence_length=arguments.sequence_length,
+            too_long=arguments.too_long,
+        )
+        facts = {
+            "kind": "sft",
+            "inputs": arguments.inputs,
+            "tokenizer": arguments.tokenizer,
+            "sequence_length": arguments.sequence_length,
+            **asdict(summary),
+        }
+        _write_facts(folder, facts)
+    return facts
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists():
+        return
+    if not overwrite:
+        raise UserError(f"--output {output}: exists already; choose another folder or give --overwrite")
+    if not (output / _FACTS).is_file():
+        raise UserError(
+            f"--output {output}: was not made by this command ({_FACTS} is missing), so it is not replaced"
+        )
+
+
+@contextmanager
+def _published(output: Path) -> Iterator[Path]:
+    """A folder to write into, beside `output`: renamed to it when the block ends, removed where it fails."""
+    new_folders = [folder for folder in output.parents if not folder.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    replaced = output.with_name(f".{output.name}.replaced-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        if output.exists():
+            output.rename(replaced)
+        partial.rename(output)
+    except BaseException:
+        if replaced.exists() and not output.exists():
+            replaced.rename(output)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+        for folder in new_folders:  # after a failure they are empty
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _write_facts(folder: Path, facts: dict[str, object]) -> None:
+    (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _default_workers(inputs: list[Input]) -> int:
+    """As many as there are CPUs, but none that would cost more to start than it saves."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = input_bytes(inputs)
+    return cpus if size is None else min(cpus, 1 + size // _BYTES_PER_WORKER)
+
+
+def _with_progress(batches: Iterator[EncodedBatch], total_bytes: int | None) -> Iterator[EncodedBatch]:
+    """The batches, with a bar over the input's bytes where their number is known."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    counts = TextColumn("{task.fields[documents]:,} documents, {task.fields[tokens]:,} tokens")
+    with Progress(
+        SpinnerColumn(), BarColumn(), counts, TimeElapsedColumn(), TimeRemainingColumn()
+    ) as progress:
+        task = progress.add_task("", total=total_bytes, documents=0, tokens=0)
+        documents = tokens = 0
+        for batch in batches:
+            yield batch
+            documents, tokens = documents + len(batch.lengths), tokens + len(batch.token_ids)
+            progress.update(task, advance=batch.input_bytes, documents=documents, tokens=tokens)
+
+
+def _print_summary(facts: dict[str, object], output: Path, seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=str(output), show_header=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    for name, value in facts.items():
+        if isinstance(value, int | float):
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+            table.add_row(name.removeprefix("num_").replace("_", " "), shown)
+    table.add_row("seconds", f"{seconds:.1f}")
+    Console().print(table)

@@ -1,0 +1,102 @@
+"""A checkpoint of any ZeRO stage, number of ranks and tensor parallelism, read parameter by parameter."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mdmscale.engine.files import DeepSpeedFiles
+from mdmscale.models.lora import public_name
+from mdmscale.parallel.tensor import split_dimension
+from mdmscale.system.errors import UserError
+from mdmscale.training.checkpoint import MODEL_FOLDER, TrainingState
+from mdmscale.weights.adapters import CONFIG_FILE
+from mdmscale.weights.tensor_source import TensorInfo
+
+PREFIX = "backbone."  # of the backbone's parameters among those of the trained module
+
+
+class DeepSpeedCheckpoint:
+    """The weights of a checkpoint under their Hugging Face names (a TensorSource), and its optimizer's state.
+
+    Raises:
+        UserError: naming the file that is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model_folder = folder / MODEL_FOLDER
+        try:
+            self.state = TrainingState.read(folder)
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{folder / 'state.json'}: cannot be read: {error}") from None
+        self._parts = [DeepSpeedFiles(folder, self.state, rank) for rank in range(self.state.tensor)]
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Every weight once; one that is tied to another has that one's name."""
+        module = self._parts[0].module
+        return {
+            public: TensorInfo(self.shape(name), module[name].dtype)
+            for public, name in self._by_public_name.items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """A weight in the precision that it is trained in."""
+        return self.weight(self._by_public_name[name]).contiguous()
+
+    @cached_property
+    def adapter(self) -> dict[str, Any] | None:
+        """peft's adapter_config.json, where the run trains adapters; their tensors have peft's names."""
+        path = self.model_folder / CONFIG_FILE
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    @cached_property
+    def _by_public_name(self) -> dict[str, str]:
+        return {public_name(name.removeprefix(PREFIX)): name for name in self.names}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The parameters of the trained module, tied ones once, by the names that it has for them."""
+        tied = self._parts[0].tied
+        config = json.loads((self.model_folder / "config.json").read_text())
+        if config.get("tie_word_embeddings"):
+            tied.add(f"{PREFIX}lm_head.weight")
+        return [name for name in self._parts[0].module if name not in tied]
+
+    @property
+    def trained(self) -> set[str]:
+        """The parameters that the optimizer knows; the others are frozen."""
+        return self._parts[0].trained
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a whole parameter."""
+        shape, dimension = list(self._parts[0].shape(name)), self._dimension(name)
+        if dimension is not None:
+            shape[dimension] *= len(self._parts)
+        return tuple(shape)
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A whole parameter as it is trained: in bf16 the rounded one, not its fp32 master."""
+        return self._joined(name, [part.weight(name) for part in self._parts_of(name)])
+
+    def optimizer_value(self, name: str, kind: str) -> torch.Tensor:
+        """The fp32 master of a trained parameter, or one of its two moments, whole and in fp32."""
+        return self._joined(name, [part.optimizer_value(name, kind) for part in self._parts_of(name)])
+
+    @property
+    def optimizer_step(self) -> int:
+        """The optimizer's own count of steps, on which Adam's bias correction depends."""
+        return self._parts[0].optimizer_step
+
+    def _dimension(self, name: str) -> int | None:
+        return split_dimension(name) if len(self._parts) > 1 else None
+
+    def _parts_of(self, name: str) -> list[DeepSpeedFiles]:
+        """Where to find a parameter: in all ranks' files, or in the first's where all have it whole."""
+        return self._parts[:1] if self._dimension(name) is None else self._parts
+
+    def _joined(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:
+        dimension = self._dimension(name)
+        return parts[0] if dimension is None else torch.cat(parts, dimension)

@@ -1,0 +1,71 @@
+"""Sequence parallelism (DeepSpeed-Ulysses, arXiv 2309.14509): each rank holds a slice of every row.
+
+All layers but attention look at single tokens and need nothing from other slices. Around attention two
+all-to-alls turn slices with all heads into whole rows with some of the heads, and back.
+
+Legend: rows; heads; slice = length / ranks; width = of a head.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from mdmscale.models.packed_attention import PackedRows, attention
+from mdmscale.parallel.ranks import Ranks
+
+NAME = "mdmscale_ulysses"
+HEADS, TOKENS = 1, 2  # dimensions
+
+
+def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
+    """Let `model` attend over all slices of its rows; its inputs are then this rank's slices."""
+    if ranks.sequence_group is None:
+        return
+
+    def attend(
+        module: nn.Module,
+        query: torch.Tensor,  # [rows, heads, slice, width]
+        key: torch.Tensor,  # [rows, key heads, slice, width]
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,  # bool [rows, 1, 1 or length, length], or pairs of packed rows
+        packed_rows: PackedRows | None = None,
+        scaling: float | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        heads, key_heads = query.shape[1], key.shape[1]
+        if key_heads % ranks.sequence:  # too few to share out
+            key, value = (each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value))
+        group = ranks.sequence_group
+        query, key, value = (_Exchange.apply(each, HEADS, TOKENS, group) for each in (query, key, value))
+        attended = attention(query, key, value, attention_mask, packed_rows, scaling)
+        # now [rows, heads / ranks, length, width]
+        attended = _Exchange.apply(attended, TOKENS, HEADS, group)  # [rows, heads, slice, width]
+        return attended.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(NAME, attend)
+    model.config._attn_implementation = NAME
+
+
+def _exchange(tensor: torch.Tensor, scattered: int, gathered: int, group: Any) -> torch.Tensor:
+    """Split along dimension `scattered`, one part a rank, and join what arrives along `gathered`."""
+    ranks = dist.get_world_size(group)
+    sent = torch.stack([part.contiguous() for part in tensor.chunk(ranks, scattered)])  # [ranks, ...]
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, group=group)
+    return torch.cat(list(received), dim=gathered)
+
+
+class _Exchange(torch.autograd.Function):
+    """`_exchange`, whose gradient goes the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, scattered: int, gathered: int, group: Any) -> torch.Tensor:
+        ctx.way_back = (gathered, scattered, group)
+        return _exchange(tensor, scattered, gathered, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        return _exchange(gradient, *ctx.way_back), None, None, None

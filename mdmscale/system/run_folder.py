@@ -1,0 +1,4 @@
+"""The layout of a run folder."""
+
+EXPORT_FOLDER = "hf"  # the trained model, adapters merged
+ADAPTER_FOLDER = "adapter"  # the adapters of model.lora by themselves

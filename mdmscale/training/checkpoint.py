@@ -1,0 +1,259 @@
+"""Checkpoints that are whole or not there: written aside, verified by a manifest, published by one rename.
+
+    checkpoints/step-00000100/
+        engine/          DeepSpeed's files, every rank's shards
+        model/           config.json and tokenizer: with them a checkpoint alone is enough for an export
+        state.json       step, samples, tokens, world size, seed, data, t-sampler
+        manifest.json    size and sha256 of every file above
+
+DeepSpeed's own `latest` file is not used: it is written without a barrier, and a kill at the wrong moment
+leaves it naming a damaged checkpoint. Here the newest folder that has its final name and passes its manifest
+is the latest.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from mdmscale.config.run import RunConfig
+from mdmscale.data.source import SampleSource
+from mdmscale.engine.nvme import mapped
+from mdmscale.parallel.ranks import Ranks, on_first_rank
+from mdmscale.system.errors import UserError
+
+PREFIX = "step-"
+UNFINISHED = ".unfinished-"
+ENGINE_FOLDER = "engine"
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a run needs to go on, beside what DeepSpeed keeps: a position and facts that must not change."""
+
+    step: int  # optimizer steps taken
+    consumed_samples: int
+    consumed_tokens: int
+    world_size: int
+    zero_stage: int
+    tensor: int  # parallel.tensor
+    dtype: str  # model.dtype
+    seed: int
+    global_batch_size: int
+    lora: dict[str, Any] | None  # model.lora
+    data_fingerprint: str
+    data_description: str
+    t_sampler: str
+    density: dict[str, Any]  # the table of t_sampler: p_pots
+    baseline: dict[str, Any]  # the EMA control variate
+    cell_sums: list[list[float]]  # what training has shown of the estimator by t
+    parameter_groups: list[list[str]]  # the optimizer's, by the names of their parameters, in its order
+
+    @classmethod
+    def read(cls, folder: Path) -> "TrainingState":
+        """Read state.json of a checkpoint.
+
+        Raises:
+            UserError: where it is another version's.
+        """
+        try:
+            return cls(**json.loads((folder / "state.json").read_text()))
+        except TypeError as error:
+            raise UserError(f"{folder / 'state.json'}: written by another version: {error}") from None
+
+
+def save(
+    engine: Any,
+    state: TrainingState,
+    write_model: Callable[[Path], None],
+    folder: Path,
+    keep: int,
+    ranks: Ranks,
+) -> Path:
+    """Publish a checkpoint of the DeepSpeed `engine` in `folder`; keep the newest `keep` (0: all).
+
+    Every rank calls it; rank 0's `write_model` fills the model/ folder. A kill at any moment leaves either
+    the whole checkpoint or none of that name.
+    """
+    target = folder / f"{PREFIX}{state.step:08d}"
+    unfinished = folder / f"{UNFINISHED}{target.name}"
+    on_first_rank(ranks, lambda: _fresh_folder(folder, unfinished))
+    with mapped(engine.optimizer):
+        engine.save_checkpoint(str(unfinished), tag=ENGINE_FOLDER, save_latest=False)
+    if ranks.is_first:
+        write_model(unfinished / MODEL_FOLDER)
+        (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    dist.barrier()
+    names = on_first_rank(ranks, lambda: _file_names(unfinished))
+    digests = _digests(unfinished, names, ranks, sync=True)
+    on_first_rank(ranks, lambda: _publish(unfinished, target, digests, keep))
+    return target
+
+
+def load_engine(engine: Any, checkpoint: Path) -> None:
+    """Restore DeepSpeed's model and optimizer from a verified checkpoint."""
+    try:
+        loaded, _ = engine.load_checkpoint(str(checkpoint), tag=ENGINE_FOLDER)
+    except RuntimeError as error:  # load_state_dict on other shapes
+        reason = str(error).strip().split("\n")[-1].strip()
+        raise UserError(f"{checkpoint}: its weights do not fit this config's model: {reason}") from None
+    assert loaded is not None, "DeepSpeed found no engine folder in a checkpoint that passed its manifest"
+
+
+def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
+    """The checkpoint to continue from (None: start anew), with warnings about damaged ones passed over.
+
+    The newest whole one under `folder`, where the run has checkpoints of its own (an error if `resume` is
+    none). Else the checkpoint that `resume` names, if it is a path; it must be whole.
+
+    Raises:
+        UserError: also where the run has checkpoints and none of them is whole.
+    """
+    candidates = on_first_rank(ranks, lambda: published(folder))
+    if resume == "none" and candidates:
+        raise UserError(
+            f"checkpoint.resume = none, but {folder} already holds checkpoints; "
+            "choose another run.name, or checkpoint.resume=auto to go on"
+        )
+    warnings: list[str] = []
+    for candidate in reversed(candidates):
+        damage = find_damage(candidate, ranks)
+        if damage is None:
+            return candidate, warnings
+        warnings.append(f"checkpoint {candidate} is passed over: {damage}")
+    if warnings:
+        raise UserError(*warnings, f"{folder}: no checkpoint is whole; choose another run.name to start anew")
+    if resume in ("auto", "none"):
+        return None, warnings
+    damage = find_damage(Path(resume), ranks)
+    if damage:
+        raise UserError(f"checkpoint.resume = {resume!r}: {damage}")
+    return Path(resume), warnings
+
+
+def published(folder: Path) -> list[Path]:
+    """The checkpoints under their final names, oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+
+
+def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None if every file is as its manifest says.
+
+    Rank 0 looks at names and sizes, as ranks that see a shared folder at different moments must not part
+    ways; the hashing is shared out.
+    """
+    damage, expected = on_first_rank(ranks, lambda: _read_manifest(checkpoint))
+    if damage is not None:
+        return damage
+    digests = _digests(checkpoint, sorted(expected), ranks)
+    damaged = [name for name in sorted(expected) if list(digests[name]) != expected[name]]
+    return f"{checkpoint / damaged[0]} does not match its sha256" if damaged else None
+
+
+def _read_manifest(checkpoint: Path) -> tuple[str | None, dict[str, list[Any]]]:
+    """What names and sizes tell of damage, and the manifest: {name: [size, sha256]}."""
+    manifest = checkpoint / "manifest.json"
+    if not manifest.is_file():
+        return f"no checkpoint there ({manifest} is missing)", {}
+    try:
+        files = json.loads(manifest.read_text())["files"]
+        expected = {name: [size, digest] for name, (size, digest) in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{manifest} is damaged", {}
+    for name, (size, _) in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing", {}
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size} bytes instead of {size}", {}
+    return None, expected
+
+
+def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -> None:
+    """Refuse to continue with another seed or batch size.
+
+    Raises:
+        UserError: naming both sides.
+    """
+    problems = []
+    for name, now, then in (
+        ("run.seed", config.run.seed, state.seed),
+        ("train.global_batch_size", config.train.global_batch_size, state.global_batch_size),
+        ("model.lora", config.model.lora.model_dump() if config.model.lora else None, state.lora),
+    ):
+        if now != then:
+            problems.append(
+                f"{name} = {now}, but checkpoint {checkpoint} was trained with {then}; continue with that, "
+                "or choose another run.name to start anew"
+            )
+    if problems:
+        raise UserError(*problems)
+
+
+def check_data(state: TrainingState, checkpoint: Path, source: SampleSource) -> None:
+    """Refuse to continue with other data.
+
+    Raises:
+        UserError: naming both.
+    """
+    if state.data_fingerprint != source.fingerprint:
+        raise UserError(
+            f"data: {source.description} is not what checkpoint {checkpoint} was trained on: "
+            f"{state.data_description}; choose another run.name to start anew"
+        )
+
+
+def _fresh_folder(folder: Path, unfinished: Path) -> None:
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover)
+    unfinished.mkdir(parents=True)
+
+
+def _publish(unfinished: Path, target: Path, digests: dict[str, tuple[int, str]], keep: int) -> None:
+    manifest = unfinished / "manifest.json"
+    manifest.write_text(json.dumps({"files": digests}, indent=1))
+    for path in (manifest, *(path for path in unfinished.rglob("*") if path.is_dir()), unfinished):
+        _fsync(path)
+    for damaged in published(target.parent):  # of this step or a later one: passed over when the run resumed
+        if damaged.name >= target.name:
+            shutil.rmtree(damaged)
+    unfinished.rename(target)
+    _fsync(target.parent)
+    for old in published(target.parent)[:-keep] if keep else []:
+        shutil.rmtree(old)
+
+
+def _file_names(checkpoint: Path) -> list[str]:
+    return sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
+
+
+def _digests(
+    checkpoint: Path, names: list[str], ranks: Ranks, sync: bool = False
+) -> dict[str, tuple[int, str]]:
+    """(size, sha256) of every named file, each hashed (and synced to disk) by one of the ranks."""
+    mine = {name: _digest(checkpoint / name, sync) for name in names[ranks.rank :: ranks.world_size]}
+    parts: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(parts, mine)
+    return {name: digest for part in parts for name, digest in part.items()}
+
+
+def _digest(path: Path, sync: bool) -> tuple[int, str]:
+    if sync:
+        _fsync(path)
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,177 @@
+"""What a run writes down and shows: metrics.jsonl, TensorBoard, and the line that a person watches."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from mdmscale.system.run_folder import EXPORT_FOLDER
+
+if TYPE_CHECKING:
+    from mdmscale.training.setup import Run
+
+FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """metrics.jsonl, with a line for every step, and TensorBoard's event files; written where `enabled`.
+
+    On resume the lines after the resumed step are dropped, so that the file reads as one uninterrupted run.
+    """
+
+    def __init__(self, folder: Path, first_step: int, tensorboard: bool, enabled: bool) -> None:
+        self.file: IO[str] | None = None
+        self.board: Any = None
+        if not enabled:
+            return
+        path = folder / FILE
+        _drop_lines_after(path, first_step)
+        self.file = path.open("a")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for output in (self.file, self.board):
+            if output is not None:
+                output.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add the record of one step; its `step` counts the steps taken, from 1.
+
+        TensorBoard gets its numbers; the rest (the table of p(t)) it shows as figures.
+        """
+        if self.file is not None:
+            self.file.write(json.dumps(record) + "\n")
+        if self.board is not None:
+            for name, value in record.items():
+                if name != "step" and isinstance(value, int | float):
+                    self.board.add_scalar(name, value, record["step"])
+
+    def figure(self, name: str, figure: Any, step: int) -> None:
+        """Show a matplotlib figure in TensorBoard."""
+        if self.board is not None:
+            self.board.add_figure(name, figure, step)
+
+    def flush(self) -> None:
+        """Hand everything written so far to the disk."""
+        for output in (self.file, self.board):
+            if output is not None:
+                output.flush()
+
+
+class ProgressLine:
+    """What a person sees while training: a live line on a terminal, one line a logging interval elsewhere.
+
+    Loss and speed are means since the line before, for a single step's are noisy; so is the time left.
+    """
+
+    def __init__(self, num_steps: int, first_step: int, enabled: bool) -> None:
+        console = Console()
+        self.num_steps = num_steps
+        self.enabled = enabled
+        self.live = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not (enabled and console.is_terminal),
+        )
+        self.task = self.live.add_task("train", total=num_steps, completed=first_step, status="")
+        self.recent: list[dict[str, Any]] = []
+        self.since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count a step in."""
+        self.recent.append(record)
+        self.live.update(self.task, completed=record["step"])
+
+    def show(self) -> None:
+        """Show the steps since the last time."""
+        now, last = time.monotonic(), self.recent[-1]
+        seconds_a_step = (now - self.since) / len(self.recent)
+        loss = sum(record["loss"] for record in self.recent) / len(self.recent)
+        speed = sum(record["tokens_per_second"] for record in self.recent) / len(self.recent)
+        left = format_duration(seconds_a_step * (self.num_steps - last["step"]))
+        status = (
+            f"loss {loss:.4f}  grad {last['grad_norm']:.2f}  lr {last['lr']:.2e}  "
+            f"{speed:,.0f} tokens/s  {left} left"
+        )
+        self.live.update(self.task, status=status)
+        if self.enabled and self.live.disable:
+            print(f"step {last['step']}/{self.num_steps}  {status}", flush=True)
+        self.recent, self.since = [], now
+
+    def say(self, text: str) -> None:
+        """A line above the live one."""
+        if self.enabled:
+            self.live.console.print(text, highlight=False, soft_wrap=True)
+
+
+def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -> str:
+    """The closing words of a run: steps, tokens, final losses, and where things are."""
+    records = read_metrics(run.folder)
+    recent = [record["loss"] for record in records[-20:]]
+    evaluations = [record["eval_loss"] for record in records if "eval_loss" in record]
+    verb = "stopped on request" if stopped else "finished" if steps_now else "already finished"
+    lines = [
+        f"{verb} at step {run.step} of {run.config.train.steps}: "
+        f"{steps_now} steps in {format_duration(seconds)}",
+        f"  tokens      {run.consumed_tokens:,} in {run.consumed_samples:,} samples",
+    ]
+    if recent:  # none where another run's last checkpoint was continued
+        mean = sum(recent) / len(recent)
+        lines.append(f"  loss        {mean:.4f} nats a token, mean of the last {len(recent)} steps")
+    if evaluations:
+        lines.append(f"  eval loss   {evaluations[-1]:.4f} nats a token, held out")
+    lines.append(f"  run folder  {run.folder}")
+    if stopped:
+        lines.append("  go on       with the same command")
+    else:
+        lines.append(f"  model       {run.folder / EXPORT_FOLDER} (tools/generate.py samples from it)")
+    return "\n".join(lines)
+
+
+def format_duration(seconds: float) -> str:
+    """Such as 3:05 or 2:03:05."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run folder's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):  # cut short by a kill
+            continue
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text("".join(kept))
+    unfinished.replace(path)

@@ -1,0 +1,83 @@
+"""From a run's config to its open sample source."""
+
+import glob
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mdmscale.config.run import RunConfig
+from mdmscale.data.indexed import idx_path
+from mdmscale.data.preparation.sft import encode_sft
+from mdmscale.data.source import SampleSource, describe, open_source, path_list
+from mdmscale.models.backbone import Backbone
+from mdmscale.parallel.ranks import Ranks, on_every_rank, on_first_rank
+from mdmscale.system.errors import UserError
+
+
+def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ranks) -> SampleSource:
+    """Open `data.path`; SFT JSONL is tokenised first, once a run, by rank 0, into the run folder."""
+    data = config.data
+    paths = path_list(data)
+    if data.kind == "sft" and any(path.endswith(".jsonl") for path in paths):
+        prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, paths, folder / "data"))
+        data = data.model_copy(update={"path": str(prefix)})
+    vocab_size, eos_token_id = backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
+    source = on_every_rank(ranks, lambda: open_source(data, config.run.seed, vocab_size, eos_token_id))
+    source.description = describe(
+        config.data, source.fingerprint
+    )  # by the user's paths, not the encoded ones
+    return source
+
+
+@contextmanager
+def undone_on_refusal(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Remove what the block added to `folder` when it ends in a UserError, raised on every rank."""
+    before = set(folder.rglob("*"))
+    new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
+    except UserError:
+        if ranks.is_first:
+            for path in set(folder.rglob("*")) - before:
+                path.unlink()
+            for new in new_folders:
+                with suppress(OSError):  # not made after all
+                    new.rmdir()
+        raise
+
+
+def _matching(path: str) -> list[Path]:
+    files = [Path(path)] if Path(path).is_file() else sorted(Path(match) for match in glob.glob(path))
+    if not files:
+        raise UserError(f"data.path = {path!r}: no such file")
+    return files
+
+
+def _encode_once(config: RunConfig, backbone: Backbone, paths: list[str], folder: Path) -> Path:
+    """The prefix of the encoded files, named by their content and by what else decides the result."""
+    data, tokenizer = config.data, backbone.tokenizer
+    files = [file for path in paths for file in _matching(path)]
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    options = (
+        sorted(tokenizer.get_vocab().items()),
+        tokenizer.chat_template,
+        data.sequence_length,
+        data.too_long,
+    )
+    digest.update(repr(options).encode())
+    prefix = folder / f"sft-{digest.hexdigest()[:12]}"
+    if not idx_path(prefix).exists():
+        summary = encode_sft(
+            files, tokenizer, prefix, sequence_length=data.sequence_length, too_long=data.too_long
+        )
+        print(
+            f"{', '.join(map(str, files))}: {summary.num_samples:,} samples, {summary.num_tokens:,} tokens, "
+            f"{summary.num_response_tokens:,} of them in responses; "
+            f"{summary.num_truncated:,} samples truncated, {summary.num_dropped:,} dropped",
+            flush=True,
+        )
+    return prefix

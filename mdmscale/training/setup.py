@@ -1,0 +1,238 @@
+"""A run's parts, opened and checked in the order that makes errors cheap: nothing is written on bad input."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from transformers.utils import logging as hf_logging
+
+from mdmscale.config.loading import dump_config
+from mdmscale.config.run import RunConfig
+from mdmscale.data.collate import Collator
+from mdmscale.data.loader import TrainLoader
+from mdmscale.data.prefetch import Prefetcher
+from mdmscale.data.slicing import Slicer
+from mdmscale.data.source import SampleSource
+from mdmscale.diffusion.baseline import EmaBaseline
+from mdmscale.diffusion.density import DensityTable
+from mdmscale.diffusion.noise import Noise, make_noise
+from mdmscale.diffusion.p_pots import probe_edges
+from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
+from mdmscale.engine import nvme
+from mdmscale.engine.elastic import load_other_layout
+from mdmscale.engine.engine import Engine, check_hardware, initialise_engine
+from mdmscale.engine.optim import named_groups, set_options
+from mdmscale.models.backbone import Backbone, build_backbone
+from mdmscale.models.compiling import compile_layers
+from mdmscale.models.flops import FlopCount, count_flops
+from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.models.packed_attention import attend_in_rows
+from mdmscale.models.recomputation import recompute_activations
+from mdmscale.models.shape import shape_of_config
+from mdmscale.parallel.batch_layout import BatchLayout, make_layout
+from mdmscale.parallel.ranks import Ranks, on_every_rank, on_first_rank
+from mdmscale.parallel.sequence import split_sequences
+from mdmscale.parallel.tensor import check_divides, split_model
+from mdmscale.system.errors import UserError
+from mdmscale.training import checkpoint
+from mdmscale.training.facts import gather_facts
+from mdmscale.training.run_data import open_run_data, undone_on_refusal
+
+# What of a checkpoint must be this job's for DeepSpeed to load it by itself.
+LAYOUT = ("zero_stage", "world_size", "tensor", "dtype")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to continue from."""
+
+    path: Path
+    state: checkpoint.TrainingState
+
+
+@dataclass
+class Run:
+    """The parts of a run, and below them the values that change from step to step."""
+
+    config: RunConfig
+    ranks: Ranks
+    layout: BatchLayout
+    folder: Path
+    source: SampleSource
+    backbone: Backbone
+    noise: Noise
+    engine: Engine
+    loader: Prefetcher  # of a TrainLoader, whose batches it may make ahead
+    collate: Collator
+    flops: FlopCount
+
+    step: int  # optimizer steps taken
+    consumed_tokens: int
+    t_sampler: TSampler
+    baseline: EmaBaseline
+    cell_sums: np.ndarray  # float64 [4, cells], see p_pots.CellSums; what refits of p(t) start from
+    skipped_in_a_row: int = 0  # steps whose gradient was not finite
+    probe_is_overdue: bool = False  # p_pots was turned on when the run resumed, after its probe steps
+
+    @property
+    def consumed_samples(self) -> int:
+        """The whole state of the data: sample n, its place in the order and its noise follow from n."""
+        return self.step * self.layout.global_batch_size
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def state(self) -> checkpoint.TrainingState:
+        """What a checkpoint keeps of this run."""
+        return checkpoint.TrainingState(
+            step=self.step,
+            consumed_samples=self.consumed_samples,
+            consumed_tokens=self.consumed_tokens,
+            world_size=self.ranks.world_size,
+            zero_stage=self.config.parallel.zero_stage,
+            tensor=self.ranks.tensor,
+            dtype=self.config.model.dtype,
+            seed=self.config.run.seed,
+            global_batch_size=self.layout.global_batch_size,
+            lora=self.config.model.lora.model_dump() if self.config.model.lora else None,
+            data_fingerprint=self.source.fingerprint,
+            data_description=self.source.description,
+            t_sampler=self.config.diffusion.t_sampler,
+            density=self.t_sampler.density.to_state(),
+            baseline=self.baseline.to_state(),
+            cell_sums=self.cell_sums.tolist(),
+            parameter_groups=named_groups(self.engine.deepspeed.module),
+        )
+
+
+def set_up(config: RunConfig, ranks: Ranks) -> Run:
+    """Find where to go on, build the model, open the data, and hand the model to DeepSpeed.
+
+    Raises:
+        UserError: for a model, data or checkpoint that do not fit the config.
+    """
+    hf_logging.disable_progress_bar()  # each rank would show its own
+    layout = make_layout(config, ranks.world_size)
+    on_every_rank(ranks, lambda: check_hardware(config, ranks.device))
+    if config.parallel.swaps:
+        on_every_rank(ranks, nvme.check_available)
+    folder = Path(config.run.output_dir) / config.run.name
+    resumed = find_start(config, folder, ranks)
+    backbone = on_every_rank(
+        ranks, lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed)
+    )
+    check_length(config, backbone)
+    check_divides(backbone.model.config, ranks.tensor, ranks.sequence)
+    vocab_size = backbone.model.config.vocab_size
+    with undone_on_refusal(folder / "data", ranks):
+        source = open_run_data(config, backbone, folder, ranks)
+        if resumed is not None:
+            checkpoint.check_data(resumed.state, resumed.path, source)
+        noise = on_every_rank(ranks, lambda: make_noise(config.diffusion, backbone.tokenizer, vocab_size))
+
+    on_first_rank(ranks, lambda: _write_config(config, folder))
+    num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
+    num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
+    slicer = Slicer(ranks.sequence_rank, ranks.sequence)
+    collate = Collator(backbone.mask_token_id, backbone.logit_shift, layout.packs, slicer)
+    model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
+    if layout.packs:
+        attend_in_rows(backbone.model)
+    split_model(backbone.model, ranks)
+    split_sequences(backbone.model, ranks)
+    recompute_activations(backbone.model, config.model.activation_checkpointing)
+    if config.model.compile:  # last, as adapters, attention and recomputation are parts of the graph
+        compile_layers(backbone.model)
+    engine = initialise_engine(model.train(), config, layout, ranks)
+    loader = Prefetcher(
+        TrainLoader(source, config, layout, ranks.data_rank, noise, collate),
+        config.data.num_workers,
+        ranks.device,
+    )
+    edges = probe_edges(config.diffusion.p_pots)
+    run = Run(
+        config,
+        ranks,
+        layout,
+        folder,
+        source,
+        backbone,
+        noise,
+        engine,
+        loader,
+        collate,
+        count_flops(shape_of_config(backbone.model.config), is_frozen=backbone.lora is not None),
+        step=0,
+        consumed_tokens=0,
+        t_sampler=make_t_sampler(config),
+        baseline=EmaBaseline(edges, config.diffusion.t_range, config.diffusion.ema_decay),
+        cell_sums=np.zeros((4, len(edges) - 1)),
+    )
+    if resumed is not None:
+        restore(run, resumed)
+    facts = gather_facts(config, layout, ranks)
+    if ranks.is_first:
+        trained = f" ({num_trained:,} trained)" if num_trained < num_parameters else ""
+        beginning = f"continuing from {resumed.path}" if resumed else "starting anew"
+        print(
+            f"{folder}: {num_parameters:,} parameters{trained}, "
+            f"{source.num_train:,} training samples an epoch, {source.num_held_out:,} held out; {beginning}",
+            *facts,
+            sep="\n  ",
+            flush=True,
+        )
+    return run
+
+
+def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
+    """The checkpoint to continue from, checked against this job; None to start anew."""
+    path, warnings = checkpoint.find_resume(config.checkpoint.resume, folder / "checkpoints", ranks)
+    if ranks.is_first:
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
+    if path is None:
+        return None
+    state = on_every_rank(ranks, lambda: checkpoint.TrainingState.read(path))
+    checkpoint.check_continues(state, path, config)
+    return Start(path, state)
+
+
+def restore(run: Run, start: Start) -> None:
+    """Put a checkpoint's weights, optimizer state, position and p(t) into a run that was set up."""
+    state, now = start.state, run.state()
+    same_layout = all(getattr(state, name) == getattr(now, name) for name in LAYOUT)
+    if same_layout and not run.config.parallel.swaps:
+        checkpoint.load_engine(run.engine.deepspeed, start.path)
+    else:
+        load_other_layout(run.engine.deepspeed, start.path, run.ranks)
+    set_options(run.engine.deepspeed.optimizer, run.config.optimizer)  # the load brought back the old ones
+    run.step, run.consumed_tokens = start.state.step, start.state.consumed_tokens
+    run.baseline.restore(start.state.baseline)
+    cell_sums = np.array(start.state.cell_sums)
+    if cell_sums.shape == run.cell_sums.shape:  # of the same cells
+        run.cell_sums = cell_sums
+    if run.config.diffusion.t_sampler == "p_pots":
+        if start.state.t_sampler == "p_pots":
+            density = DensityTable.from_state(start.state.density)
+            run.t_sampler = replace(run.t_sampler, density=density)
+        else:
+            run.probe_is_overdue = any(step < run.step for step in run.config.diffusion.p_pots.probe_steps)
+
+
+def check_length(config: RunConfig, backbone: Backbone) -> None:
+    """Refuse sequences longer than the model was made for."""
+    longest = backbone.model.config.max_position_embeddings
+    if config.data.sequence_length > longest:
+        raise UserError(
+            f"data.sequence_length = {config.data.sequence_length} exceeds the model's "
+            f"max_position_embeddings = {longest}"
+        )
+
+
+def _write_config(config: RunConfig, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stop").unlink(missing_ok=True)
+    unfinished = folder / ".config.yaml"
+    unfinished.write_text(dump_config(config))
+    unfinished.rename(folder / "config.yaml")

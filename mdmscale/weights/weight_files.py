@@ -1,0 +1,201 @@
+"""Folders of weights as tensor sources: safetensors or PyTorch .bin files, in one file or with an index.
+
+Everything here is taken for untrusted: .bin files are read with weights_only, and an index may name only
+files beside itself.
+"""
+
+import json
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mdmscale.system.errors import UserError
+from mdmscale.weights.tensor_source import TensorInfo, TensorSource
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX_SUFFIX = ".index.json"
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class WeightFile(Protocol):
+    """One opened file of tensors."""
+
+    def infos(self) -> dict[str, TensorInfo]: ...
+
+    def read(self, name: str) -> torch.Tensor: ...
+
+
+class SafetensorsFile:
+    """A .safetensors file: its header is read at once, its tensors when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: is damaged or no safetensors file: {_first_line(error)}") from None
+
+    def infos(self) -> dict[str, TensorInfo]:
+        return {name: _info(self._file.get_slice(name)) for name in self._file.offset_keys()}
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+
+class BinFile:
+    """A .bin file of torch.save, memory-mapped where its format allows; code in it is refused, not run."""
+
+    def __init__(self, path: Path) -> None:
+        self._tensors = _load_bin(path)
+
+    def infos(self) -> dict[str, TensorInfo]:
+        return {name: TensorInfo(tuple(item.shape), item.dtype) for name, item in self._tensors.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        # A copy: tensors of one .bin file may share their storage.
+        return self._tensors[name].clone(memory_format=torch.contiguous_format)
+
+
+class WeightFolder:
+    """The tensors of a model folder, with one of its files open at a time.
+
+    Raises:
+        UserError: naming the file that is missing, damaged, outside the folder, or holds code.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file_of: dict[str, str] = {}
+        self._infos: dict[str, TensorInfo] = {}
+        self._open_name: str | None = None
+        self._open_file: WeightFile | None = None
+        for file_name, names in _listed_files(folder).items():
+            self._add(file_name, names)
+        self._open_file = None
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        return dict(self._infos)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._opened(self._file_of[name]).read(name)
+
+    def _add(self, file_name: str, names: set[str] | None) -> None:
+        infos = self._opened(file_name).infos()
+        if missing := sorted((names or set()) - infos.keys()):
+            raise UserError(
+                f"{self.folder / file_name}: has no tensor {missing[0]}, which the index says it has"
+            )
+        for name, info in infos.items():
+            if names is None or name in names:
+                self._file_of[name] = file_name
+                self._infos[name] = info
+
+    def _opened(self, file_name: str) -> WeightFile:
+        if self._open_file is None or self._open_name != file_name:
+            self._open_file = None  # closes the one before, whose pages are then no longer held
+            path = self.folder / file_name
+            self._open_file = BinFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+            self._open_name = file_name
+        return self._open_file
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there is a file that `WeightFolder` would begin with."""
+    return any(
+        (folder / name).is_file() for single in SINGLE_FILES for name in (single + INDEX_SUFFIX, single)
+    )
+
+
+def check_expected(source: TensorSource, expected: dict[str, tuple[int, ...]], where: Path) -> None:
+    """Refuse weights that are not exactly the expected ones.
+
+    Raises:
+        UserError: with the first that is missing, of another shape, or not known.
+    """
+    infos = source.tensors()
+    if missing := [name for name in expected if name not in infos]:
+        raise UserError(f"{where}: {len(missing)} weights are missing, such as {missing[0]}")
+    for name, shape in expected.items():
+        if infos[name].shape != shape:
+            raise UserError(
+                f"{where}: {name} has the shape {infos[name].shape}, where its config.json asks for {shape}"
+            )
+    if unknown := [name for name in infos if name not in expected]:
+        raise UserError(f"{where}: {len(unknown)} weights are not known to the model, such as {unknown[0]}")
+
+
+def _listed_files(folder: Path) -> dict[str, set[str] | None]:
+    """Files with the tensors to take from each (None: all), safetensors before .bin."""
+    for single in SINGLE_FILES:
+        if (folder / (single + INDEX_SUFFIX)).is_file():
+            return dict(_read_index(folder / (single + INDEX_SUFFIX)))
+        if (folder / single).is_file():
+            return {single: None}
+    shards = sorted(path.name for path in folder.iterdir() if "-of-" in path.name)
+    reason = f"{shards[0]} is there, but no index of the shards" if shards else "no weights there"
+    raise UserError(f"{folder}: {reason}; expected {SINGLE_FILES[0]} or {SINGLE_FILES[1]}, or {INDEX_SUFFIX}")
+
+
+def _read_index(path: Path) -> dict[str, set[str]]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        pairs: Iterable[tuple[str, str]] = weight_map.items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: is damaged: no weight_map of tensors and files") from None
+    listed: dict[str, set[str]] = {}
+    for name, file_name in pairs:
+        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+            raise UserError(f"{path}: names the file {file_name!r}, which is not in its folder")
+        if not file_name.endswith((".safetensors", ".bin")):
+            raise UserError(f"{path}: names the file {file_name!r}, which is neither .safetensors nor .bin")
+        listed.setdefault(file_name, set()).add(name)
+    for file_name in listed:
+        if not (path.parent / file_name).is_file():
+            raise UserError(f"{path.parent / file_name}: is missing, but {path.name} names it")
+    return dict(sorted(listed.items()))
+
+
+def _load_bin(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: holds more than tensors (pickled code or objects), or is damaged; nothing of it was "
+            "run; get the model as safetensors"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is damaged: {_first_line(error)}") from None
+    if not isinstance(loaded, dict) or not all(isinstance(item, torch.Tensor) for item in loaded.values()):
+        raise UserError(f"{path}: is no dictionary of tensors")
+    return loaded
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether torch can memory-map it, as it can not the format of before 1.6."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _info(view: Any) -> TensorInfo:
+    return TensorInfo(tuple(view.get_shape()), _DTYPES[view.get_dtype()])
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,128 @@
+"""Operations against torch's own count, and speeds against what others have published."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from mdmscale.analysis.planning.compute import forward_flops, model_flops
+from mdmscale.analysis.planning.hardware import make_cluster
+from mdmscale.analysis.planning.job import Job
+from mdmscale.analysis.planning.plan import Plan, make_plan
+from mdmscale.analysis.planning.planned import planned_shape
+from mdmscale.config.run import RunConfig
+from mdmscale.models.backbone import scratch_config
+from mdmscale.models.head import MaskedCrossEntropyHead
+
+LLAMA_8B = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+LLAMA_70B = LLAMA_8B | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
+LLAMA_2_13B = {
+    "vocab_size": 32000,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+
+
+def test_operations_are_those_that_torch_counts(small_job: Callable[..., Job]) -> None:
+    """Forward and backward of a step of one forward, with as many positions masked as are expected."""
+    job = small_job(
+        model={"dtype": "fp32", "attention": "eager", "head_chunk_size": 10_000},
+        train={"global_batch_size": 2},
+    )
+    model = AutoModelForCausalLM.from_config(scratch_config(job.config.model, 0), attn_implementation="eager")
+    head = MaskedCrossEntropyHead.replacing(model.lm_head, 10_000)
+    token_ids = torch.zeros(2, job.length, dtype=torch.int64)
+    masked = int(job.tokens * job.masked_share)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        model.model(input_ids=token_ids, use_cache=False)
+    assert job.tokens * forward_flops(job) == pytest.approx(forward.get_total_flops(), rel=0.01)
+    with FlopCounterMode(display=False) as counted:
+        hidden = model.model(input_ids=token_ids, use_cache=False).last_hidden_state.flatten(0, 1)[:masked]
+        head(hidden, torch.zeros(masked, dtype=torch.int64), torch.ones(masked)).loss.backward()
+    assert model_flops(job) == pytest.approx(counted.get_total_flops(), rel=0.01)
+
+
+def plan(model: dict[str, Any], length: int, micro: int, gpu: str, num_gpus: int, **keys: Any) -> Plan:
+    values = {
+        "run": {"name": "anchor"},
+        "model": {
+            "tokenizer": "nowhere",
+            "max_position_embeddings": length,
+            "head": "chunked",
+            **model,
+            **keys,
+        },
+        "data": {
+            "kind": "tokens",
+            "path": "nowhere",
+            "sequence_length": length,
+            "random_length_fraction": 0.0,
+        },
+        "train": {"steps": 10, "global_batch_size": micro * num_gpus, "micro_batch_size": micro},
+        "optimizer": {"lr": 1e-4},
+        "parallel": {"zero_stage": 3},
+    }
+    config = RunConfig.model_validate(values)
+    cluster = make_cluster(gpu, "ndr400", num_gpus, None)
+    return make_plan(config, planned_shape(config.model)[0], cluster)
+
+
+@pytest.mark.parametrize(
+    ("published", "arguments", "checkpointing"),
+    [
+        ((5762, 6667), (LLAMA_8B, 8192, 2, "h100-80g", 8), False),
+        ((2904, 2973), (LLAMA_8B, 8192, 1, "a100-80g", 64), False),
+        ((331, 331), (LLAMA_70B, 8192, 1, "a100-80g", 64), True),
+        ((2162, 2162), (LLAMA_2_13B, 4096, 2, "a100-80g", 64), False),
+    ],
+    ids=["8B on 8 H100", "8B on 64 A100", "70B on 64 A100", "13B on 64 A100"],
+)
+def test_speeds_are_near_torchtitans(
+    published: tuple[int, int], arguments: tuple[Any, ...], checkpointing: bool
+) -> None:
+    """Tokens/s a GPU, within 15% of docs/performance.md of torchtitan, FSDP with the same global batch."""
+    speed = plan(*arguments, activation_checkpointing=checkpointing)
+    slowest, fastest = published
+    planned = speed.tokens_per_second / speed.cluster.num_gpus
+    assert 0.85 * slowest < planned < 1.15 * fastest
+    assert f"{fastest:,} | {planned:,.0f} |" in (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+
+
+def test_attention_is_counted_in_full_and_grows_with_the_length(small_job: Callable[..., Job]) -> None:
+    short, long = (small_job(data={"sequence_length": length}) for length in (96, 192))
+    assert (
+        forward_flops(long) - forward_flops(short) == 3 * 4 * 128 * 96
+    )  # layers x 4 x queries x tokens more
+
+
+def test_pairs_cost_two_rows_and_recomputation_a_pass_more(small_job: Callable[..., Job]) -> None:
+    single, pair = small_job(), small_job(diffusion={"masking": "mirror"})
+    assert model_flops(pair) == 2 * model_flops(single)
+    with_recompute = small_job(model={"activation_checkpointing": True})
+    assert model_flops(with_recompute) == model_flops(single), "MFU does not count it"
+    fast, between, slow = (
+        plan(LLAMA_8B, 2048, 1, "h100-80g", 8, activation_checkpointing=each)
+        for each in ("none", "selective", "full")
+    )
+    assert fast.compute.backward < between.compute.backward < 1.15 * fast.compute.backward
+    assert slow.compute.backward == pytest.approx(1.5 * fast.compute.backward)
+    assert slow.mfu < fast.mfu

@@ -1,0 +1,400 @@
+"""Configuration: what is read, what is refused, and in which words."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mdmscale.config.loading import describe_keys, dump_config, load_config, validate
+from mdmscale.parallel.batch_layout import make_layout
+from mdmscale.system.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+COMPLETE = """\
+run: {name: test}
+model: {tokenizer: tok, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 4}
+data: {kind: tokens, path: data/x, sequence_length: 64}
+train: {steps: 10, global_batch_size: 8, micro_batch_size: 2}
+optimizer: {lr: 1e-4}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(COMPLETE)
+    return path
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    """The lines of the error that loading must raise, without the file's name."""
+    with pytest.raises(UserError) as caught:
+        load_config(path, list(overrides))
+    assert all(problem.startswith((f"{path}: ", "override ")) for problem in caught.value.problems)
+    return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("1e-4", 1e-4),
+        ("2E3", 2000.0),
+        ("1.5e-5", 1.5e-5),
+        ("0.1", 0.1),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("1", 1.0),
+        ("1_0.0", 10.0),
+    ],
+)
+def test_numbers_as_people_write_them(config_file: Path, text: str, number: float) -> None:
+    config_file.write_text(COMPLETE.replace("1e-4", text))
+    assert load_config(config_file).optimizer.lr == number
+    assert load_config(config_file, [f"optimizer.weight_decay={text}"]).optimizer.weight_decay == number
+
+
+def test_sft_is_packed_where_attention_can_keep_samples_apart(config_file: Path) -> None:
+    def packs(*overrides: str) -> bool:
+        return make_layout(load_config(config_file, list(overrides)), 1).packs
+
+    sft = ("data.kind=sft", "data.path=x.jsonl")
+    assert not packs() and packs("train.packing=true")
+    assert packs(*sft) and not packs(*sft, "train.packing=false") and not packs(*sft, "model.attention=eager")
+
+
+@pytest.mark.parametrize("text", ["no", "on", "2024-01-31", "x1e5", "e4", "1e"])
+def test_words_stay_words(config_file: Path, text: str) -> None:
+    assert load_config(config_file, [f"run.name={text}"]).run.name == text
+
+
+def test_duplicate_keys_are_named_with_their_line(config_file: Path) -> None:
+    config_file.write_text(COMPLETE + "run: {name: again}\n")
+    assert problems(config_file) == ["line 6: duplicate key 'run'"]
+    config_file.write_text(COMPLETE.replace("steps: 10,", "steps: 10, steps: 20,"))
+    assert problems(config_file) == ["line 4: duplicate key 'steps'"]
+
+
+def test_yaml_merge_keys_work(config_file: Path) -> None:
+    text = COMPLETE.replace("train: {", "train: &train {") + "eval: {<<: *train, every: 5}\n"
+    config_file.write_text(text)
+    unknown = [line.partition(":")[0] for line in problems(config_file)]
+    assert unknown == ["eval.steps", "eval.global_batch_size", "eval.micro_batch_size"]
+
+
+@pytest.mark.parametrize(
+    "override, unknown, suggestion",
+    [
+        ("train.step=3", "train.step", "train.steps"),
+        ("model.hiden_size=4", "model.hiden_size", "model.hidden_size"),
+        ("diffusion.p_pots.targt=loss", "diffusion.p_pots.targt", "diffusion.p_pots.target"),
+        ("train.lr=1e-3", "train.lr", "optimizer.lr"),
+        ("optimizer.seed=1", "optimizer.seed", "run.seed"),
+        ("diffusion.target=loss", "diffusion.target", "diffusion.p_pots.target"),
+        ("steps=3", "steps", "train.steps"),
+        ("optimiser.lr=1", "optimiser", "optimizer"),
+    ],
+)
+def test_unknown_keys_come_with_the_nearest(
+    config_file: Path, override: str, unknown: str, suggestion: str
+) -> None:
+    assert problems(config_file, override) == [f"{unknown}: unknown key; did you mean {suggestion}?"]
+
+
+def test_unknown_keys_without_a_likeness_point_to_the_list(config_file: Path) -> None:
+    assert problems(config_file, "run.zzzzzz=1") == ["run.zzzzzz: unknown key; see --keys for the known ones"]
+
+
+def test_all_problems_are_reported_at_once(config_file: Path) -> None:
+    config_file.write_text(
+        COMPLETE.replace("steps: 10", "steps: ten")
+        .replace("kind: tokens, ", "")
+        .replace("name: test", "nme: test")
+    )
+    assert problems(config_file) == [
+        "run.name: required, but not given",
+        "run.nme: unknown key; did you mean run.name?",
+        "data.kind: required, but not given",
+        "train.steps = 'ten': input should be a valid integer",
+    ]
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("train.steps=1.5", "train.steps = 1.5: input should be a valid integer"),
+        ("train.steps=true", "train.steps = True: input should be a valid integer"),
+        ("train.steps='3'", "train.steps = '3': input should be a valid integer"),
+        ("train.steps=0", "train.steps = 0: input should be greater than or equal to 1"),
+        ("optimizer.lr=fast", "optimizer.lr = 'fast': input should be a valid number"),
+        ("optimizer.lr=.inf", "optimizer.lr = inf: input should be a finite number"),
+        ("run.name=7", "run.name = 7: input should be a valid string"),
+        ("logging.tensorboard=1", "logging.tensorboard = 1: input should be a valid boolean"),
+        ("model.dtype=fp16", "model.dtype = 'fp16': input should be 'fp32' or 'bf16'"),
+        ("optimizer.betas=[0.9]", "optimizer.betas = [0.9]: list should have at least 2 items"),
+        ("train=5", "train = 5: expected a section with keys under it"),
+        ("train=null", "train = None: expected a section with keys under it"),
+    ],
+)
+def test_wrong_types_and_values(config_file: Path, override: str, expected: str) -> None:
+    (problem,) = problems(config_file, override)
+    assert problem.startswith(expected)
+
+
+def test_overrides_reach_nested_keys_lists_and_null(config_file: Path) -> None:
+    config = load_config(
+        config_file,
+        [
+            "diffusion.p_pots.probe_steps=[0, 100]",
+            "diffusion.p_pots.defensive=0.1",
+            "data.path=[a, b]",
+            "model.num_key_value_heads=2",
+            "model.num_key_value_heads=null",
+            "optimizer.betas=[0.9, 0.99]",
+            "run.output_dir=",
+        ],
+    )
+    assert config.diffusion.p_pots.probe_steps == [0, 100]
+    assert config.diffusion.p_pots.defensive == 0.1
+    assert config.data.path == ["a", "b"]
+    assert config.model.num_key_value_heads is None
+    assert config.optimizer.betas == [0.9, 0.99]
+    assert config.run.output_dir == ""
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("train.steps", "override 'train.steps': write section.key=value, such as train.steps=100"),
+        ("=3", "override '=3': write section.key=value, such as train.steps=100"),
+        ("data.path=[a", "override 'data.path=[a': line 1: "),
+        ("train.steps.more=1", "override 'train.steps.more=1': steps is a value, not a section"),
+    ],
+)
+def test_malformed_overrides(config_file: Path, override: str, expected: str) -> None:
+    (problem,) = problems(config_file, override)
+    assert problem.startswith(expected)
+
+
+P_POTS = "diffusion.t_sampler=p_pots"
+REFUSED = {
+    "strata is set but t_sampler is uniform; strata go with": ["diffusion.strata=2"],
+    "strata is set but t_sampler is low_discrepancy": [
+        "diffusion.strata=2",
+        "diffusion.t_sampler=low_discrepancy",
+    ],
+    "clip is set but t_sampler is uniform; only clipped reads it": ["diffusion.clip=[0.1, 0.9]"],
+    "clip = [0.9, 0.1] is empty; give [low, high]": [
+        "diffusion.clip=[0.9, 0.1]",
+        "diffusion.t_sampler=clipped",
+    ],
+    "pair_forward is sequential but masking is bernoulli": ["diffusion.pair_forward=sequential"],
+    "masking is complement but clip = [0.3, 0.8] is not symmetric": [
+        "diffusion.masking=complement",
+        "diffusion.t_sampler=clipped",
+    ],
+    "refit_every is set but target is paper": [
+        P_POTS,
+        "diffusion.p_pots.target=paper",
+        "diffusion.p_pots.refit_every=5",
+    ],
+    "so p(t) would never be measured": [P_POTS, "diffusion.p_pots.probe_steps=[]"],
+    "diffusion.syrm is set but data.kind is tokens": ["diffusion.syrm.extra=0.5"],
+    "names nothing to mask in prompts": ["diffusion.syrm={}", "data.kind=sft"],
+    "not a regular expression": ["diffusion.syrm.pattern='['", "data.kind=sft"],
+    "diffusion.isad.tokens: required": ["diffusion.isad.delta=0.5"],
+    "model.compile = true with parallel.zero_stage = 3: DeepSpeed gathers parameters by hooks": [
+        "model.compile=true",
+        "parallel.zero_stage=3",
+    ],
+    "model.compile = true with parallel.tensor = 2": ["model.compile=true", "parallel.tensor=2"],
+    "model.compile = true with parallel.sequence = 4": ["model.compile=true", "parallel.sequence=4"],
+    "model.compile = true with model.activation_checkpointing = selective": [
+        "model.compile=true",
+        "model.activation_checkpointing=selective",
+    ],
+    "model.compile = true with model.attention = flash_attention_2": [
+        "model.compile=true",
+        "model.attention=flash_attention_2",
+    ],
+    "diffusion.isad.delta = 1.5": ["diffusion.isad={tokens: [1], delta: 1.5}"],
+}
+
+
+@pytest.mark.parametrize("expected", REFUSED)
+def test_senseless_combinations_are_refused_with_the_reason(config_file: Path, expected: str) -> None:
+    (problem,) = problems(config_file, *REFUSED[expected])
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["diffusion.masking=complement", "diffusion.t_sampler=clipped", "diffusion.clip=[0.1, 0.9]"],
+        ["diffusion.masking=complement", P_POTS, "diffusion.strata=1"],
+        ["diffusion.isad={tokens: ['####', 5]}", "diffusion.masking=mirror"],
+        [P_POTS, "diffusion.p_pots.probe_steps=[]", "diffusion.p_pots.refit_every=5"],
+        ["model.compile=true", "parallel.zero_stage=2", "train.packing=true"],
+        ["data.kind=sft", "diffusion.syrm={pattern: '[{}]', extra: 0.1}", "diffusion.masking=mirror", P_POTS],
+    ],
+)
+def test_sensible_combinations_are_taken(config_file: Path, overrides: list[str]) -> None:
+    load_config(config_file, overrides)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "expected sections with keys"),
+        ("- a\n", "expected sections with keys"),
+        ("run: [\n", "line 2: "),
+        ("? [a]\n: 1\n", "line 1: found unhashable key"),
+    ],
+)
+def test_files_that_are_no_config(config_file: Path, text: str, expected: str) -> None:
+    config_file.write_text(text)
+    (problem,) = problems(config_file)
+    assert problem.startswith(expected)
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--config .*missing\.yaml: no such file"):
+        load_config(tmp_path / "missing.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("name", ["plain", "1e-4", "1e5", "no", "true", "null", "2024-01-31", "007", "1.5"])
+def test_dumped_configs_load_to_an_equal_config(config_file: Path, name: str) -> None:
+    config = load_config(
+        config_file, [f"run.name='{name}'", "diffusion.p_pots.probe_steps=[0, 5]", "data.path=[a, b]"]
+    )
+    config_file.write_text(dump_config(config))
+    assert load_config(config_file) == config
+
+
+def test_dtype_has_its_long_names(config_file: Path) -> None:
+    assert load_config(config_file, ["model.dtype=bfloat16"]).model.dtype == "bf16"
+    assert load_config(config_file, ["model.dtype=float32"]).model.dtype == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("true", "full"), ("false", "none"), ("none", "none"), ("selective", "selective")]
+)
+def test_recomputation_is_a_choice_or_a_switch(config_file: Path, text: str, meant: str) -> None:
+    config = load_config(config_file, [f"model.activation_checkpointing={text}"])
+    assert config.model.activation_checkpointing == meant
+
+
+def test_configs_cannot_be_changed(config_file: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(config_file).train.steps = 5
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["model.hidden_size=null"], "model: a model from scratch (model.path: null) also needs hidden_size"),
+        (["model.tokenizer=null"], "model: a model from scratch (model.path: null) also needs tokenizer"),
+        (
+            ["model.num_key_value_heads=3"],
+            "model: num_attention_heads = 4 is not a multiple of num_key_value_heads = 3",
+        ),
+        (["model.hidden_size=66"], "model: hidden_size = 66 is not a multiple of num_attention_heads = 4"),
+        (["diffusion.strata=4"], "diffusion: strata is set but t_sampler is uniform"),
+        (
+            ["diffusion.strata=3", "diffusion.t_sampler=stratified"],
+            "train.global_batch_size = 8 is not a multiple of diffusion.strata = 3",
+        ),
+        (
+            ["train.micro_batch_size=3"],
+            "train: global_batch_size = 8 is not a multiple of micro_batch_size = 3",
+        ),
+        (["eval.every=5", "data.held_out=0"], "eval.every is set but data.held_out = 0"),
+        (["optimizer.warmup_steps=11"], "optimizer.warmup_steps = 11 exceeds train.steps = 10"),
+        (
+            ["data.sequence_length=5000"],
+            "data.sequence_length = 5000 exceeds model.max_position_embeddings = 4096",
+        ),
+    ],
+)
+def test_combinations_that_cannot_be(config_file: Path, overrides: list[str], expected: str) -> None:
+    (problem,) = problems(config_file, *overrides)
+    assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.path=m", "model.hidden_size=null", "model.tokenizer=null"],
+        ["model.hidden_size=66", "model.head_dim=32"],
+        ["model.num_key_value_heads=2"],
+        ["diffusion.strata=4", "diffusion.t_sampler=p_pots"],
+        ["optimizer.warmup_steps=10"],
+        ["data.held_out=0"],
+        ["data.sequence_length=5000", "model.path=m"],
+    ],
+)
+def test_combinations_next_to_these_are_fine(config_file: Path, overrides: list[str]) -> None:
+    load_config(config_file, overrides)
+
+
+def test_section_problems_are_reported_together(config_file: Path) -> None:
+    assert len(problems(config_file, "optimizer.warmup_steps=11", "eval.every=5", "data.held_out=0")) == 2
+
+
+def test_a_mirror_pair_is_two_rows(config_file: Path) -> None:
+    assert load_config(config_file).diffusion.copies == 1
+    assert load_config(config_file, ["diffusion.masking=mirror"]).diffusion.copies == 2
+
+
+def test_describe_keys_lists_every_key_with_its_default(config_file: Path) -> None:
+    described = {key: (default, description) for key, default, description in describe_keys()}
+    assert described["run.name"][0] == "required"
+    assert described["diffusion.p_pots.probe_steps"][0] == "[0]"
+    assert described["model.path"][0] == "null"
+    assert all(description for _, description in described.values())
+    dumped = yaml.safe_load(dump_config(load_config(config_file)))
+    sections = {key.rpartition(".")[0] for key in described}
+    assert {key.partition(".")[0] for key in sections} == set(dumped)
+
+
+def test_importing_the_configuration_does_not_import_torch() -> None:
+    code = (
+        "import sys, mdmscale.config.run, mdmscale.config_loading\n"
+        "print(sorted({'torch', 'transformers', 'deepspeed', 'numpy'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert result.stdout == "[]\n"
+
+
+def test_configs_are_shipped() -> None:
+    assert SHIPPED
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_load(path: Path) -> None:
+    config = load_config(path)
+    assert validate(yaml.safe_load(dump_config(config)), source="dump") == config
+
+
+def test_every_key_is_read_by_the_package() -> None:
+    read = set()
+    for path in (ROOT / "mdmscale").rglob("*.py"):
+        if path.name != "config.py":
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            read |= {
+                node.attr
+                for node in nodes
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+            }
+    unread = [key for key, _, _ in describe_keys() if key.rpartition(".")[2] not in read]
+    assert not unread, f"keys that no code reads: {unread}"

@@ -1,0 +1,132 @@
+"""The exported folder: opened by plain transformers, the same for every ZeRO stage, whole or not there."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import WORKERS, run_ranks, tiny_values
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from mdmscale.config.run import ModelSection
+from mdmscale.models.backbone import Backbone, build_backbone
+from mdmscale.parallel.ranks import Ranks
+from mdmscale.training.export import export_model
+
+STEPS = 5
+MODELS = {"tied": {}, "untied": {"tie_word_embeddings": False, "logit_shift": True, "architecture": "qwen3"}}
+STAGES = (0, 3)
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs <model>-<stage> of a few steps on 2 ranks, all in one launch."""
+    folder = tmp_path_factory.mktemp("runs")
+    batch = []
+    for kind, model in MODELS.items():
+        for stage in STAGES:
+            values = tiny_values(corpus, folder)
+            values["run"]["name"] = f"{kind}-{stage}"
+            values["model"].update(model)
+            values["diffusion"] = {"masking": "mirror"}
+            values["train"]["steps"] = STEPS
+            values["parallel"] = {"zero_stage": stage}
+            batch.append(values)
+    (folder / "batch.json").write_text(json.dumps(batch))
+    run_ranks(2, WORKERS / "train_many.py", str(folder / "batch.json"))
+    return folder
+
+
+def exported(run: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(run / "hf").state_dict()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_plain_transformers_opens_it(runs: Path, corpus: Path, kind: str, stage: int) -> None:
+    folder = runs / f"{kind}-{stage}" / "hf"
+    model: Any
+    info: Any
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)  # type: ignore[misc]
+    assert not any(info[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokenizer, original = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(corpus / "tokenizer"),
+    )
+    text = "def add(a, b):\n    return a + b"
+    assert tokenizer.encode(text) == original.encode(text)
+    assert model.config.is_causal is False
+    assert model.config.mdm["mask_token_id"] == tokenizer.mask_token_id
+    assert model.config.mdm["logit_shift"] is (kind == "untied")
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied is (kind == "tied")
+    with torch.no_grad():
+        assert torch.isfinite(model(torch.tensor([tokenizer.encode(text)])).logits).all()
+    assert not list(folder.parent.glob(".unfinished*"))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", MODELS)
+def test_zero_stages_export_the_same_weights(runs: Path, kind: str) -> None:
+    whole, sharded = (exported(runs / f"{kind}-{stage}") for stage in STAGES)
+    assert whole.keys() == sharded.keys()
+    for name, weight in whole.items():
+        torch.testing.assert_close(sharded[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_weights_are_those_of_the_last_checkpoint(runs: Path, kind: str) -> None:
+    engine = runs / f"{kind}-0" / "checkpoints" / f"step-{STEPS:08d}" / "engine"
+    saved = torch.load(engine / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    weights = {name.removeprefix("backbone."): weight for name, weight in saved.items()}
+    model = exported(runs / f"{kind}-0")
+    assert model.keys() == weights.keys()
+    for name, weight in model.items():
+        assert torch.equal(weight, weights[name]), name
+
+
+@dataclass(frozen=True)
+class Unsharded:
+    """The one thing that an export asks of an engine whose parameters are whole."""
+
+    def zero_optimization_stage(self) -> int:
+        return 0
+
+
+class FullDisk(PreTrainedTokenizerBase):
+    """A tokenizer whose files do not fit any more."""
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def backbone(tiny: dict[str, Any]) -> Backbone:
+    return build_backbone(ModelSection(**tiny["model"]), eps=1e-3, seed=0)
+
+
+def test_an_interrupted_export_leaves_no_folder(backbone: Backbone, ranks: Ranks, tmp_path: Path) -> None:
+    interrupted = replace(backbone, tokenizer=FullDisk())
+    with pytest.raises(OSError, match="No space left"):
+        export_model(Unsharded(), interrupted, tmp_path / "hf", ranks)
+    assert not (tmp_path / "hf").exists()
+    export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("runs")} == {"hf"}
+    assert torch.equal(exported(tmp_path)["lm_head.weight"], backbone.model.lm_head.weight)
+
+
+def test_an_interrupted_export_keeps_the_one_before(backbone: Backbone, ranks: Ranks, tmp_path: Path) -> None:
+    export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+    before = exported(tmp_path)
+    with torch.no_grad():
+        backbone.model.lm_head.weight.zero_()
+    with pytest.raises(OSError, match="No space left"):
+        export_model(Unsharded(), replace(backbone, tokenizer=FullDisk()), tmp_path / "hf", ranks)
+    assert torch.equal(exported(tmp_path)["lm_head.weight"], before["lm_head.weight"])
+    export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+    assert exported(tmp_path)["lm_head.weight"].abs().max() == 0

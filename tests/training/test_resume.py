@@ -1,0 +1,298 @@
+"""Interrupted runs: killed, damaged, stopped on request; and what may not be continued."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, WORKERS, kill_group, run_ranks, run_script, start_ranks, tiny_values
+
+from mdmscale.training.metrics import read_metrics
+
+pytestmark = pytest.mark.distributed
+
+LAUNCHER = ROOT / "launchers" / "train.py"
+STEPS = 60
+
+
+def write(path: Path, values: dict[str, Any]) -> str:
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return str(path)
+
+
+def losses(folder: Path) -> list[tuple[Any, ...]]:
+    keys = ("step", "loss", "grad_norm", "loss_controlled", "p_of_t")
+    return [tuple(record.get(key) for key in keys) for record in read_metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], tuple[dict[str, Any], Path]]:
+    """For a ZeRO stage: the config's values and the run folder of an uninterrupted run on 2 ranks."""
+    done: dict[int, tuple[dict[str, Any], Path]] = {}
+
+    def get(stage: int) -> tuple[dict[str, Any], Path]:
+        if stage not in done:
+            folder = tmp_path_factory.mktemp(f"whole{stage}")
+            values = tiny_values(corpus, folder)
+            values["train"]["steps"] = STEPS
+            values["diffusion"]["p_pots"]["refit_every"] = 7  # from sums that a checkpoint must keep
+            values["parallel"] = {"zero_stage": stage}
+            values["checkpoint"] = {"every": 5, "keep": 0}
+            run_ranks(2, LAUNCHER, "--config", write(folder / "config.yaml", values))
+            done[stage] = values, folder / "tiny"
+        return done[stage]
+
+    return get
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_killed_run_ends_bitwise_like_the_uninterrupted_one(
+    whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path, stage: int
+) -> None:
+    values, reference = whole(stage)
+    config = write(
+        tmp_path / "config.yaml", {**values, "run": {**values["run"], "output_dir": str(tmp_path)}}
+    )
+    process = start_ranks(2, LAUNCHER, "--config", config)
+    try:
+        wait_for(tmp_path / "tiny" / "checkpoints" / "step-00000010", process)
+    finally:
+        kill_group(process)
+    assert not (tmp_path / "tiny" / "hf").exists(), "the run ended before it was killed"
+
+    output = run_ranks(2, LAUNCHER, "--config", config)
+    assert "continuing from" in output
+    assert losses(tmp_path / "tiny") == losses(reference)
+    assert len(losses(reference)) == STEPS
+    assert (tmp_path / "tiny" / "hf" / "model.safetensors").read_bytes() == (
+        reference / "hf" / "model.safetensors"
+    ).read_bytes()
+
+
+def wait_for(path: Path, process: Any, seconds: float = 120) -> None:
+    def is_there() -> bool:
+        assert path.exists() or process.poll() is None, process.stdout.read()
+        return path.exists()
+
+    wait_until(is_there, str(path), seconds)
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {what} in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def copied(
+    whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path
+) -> tuple[dict[str, Any], Path]:
+    """A ZeRO-1 run cut back to its checkpoints of steps 50 and 55, to be damaged at will."""
+    values, reference = whole(1)
+    folder = tmp_path / "tiny"
+    shutil.copytree(reference, folder, ignore=shutil.ignore_patterns("hf", "step-00000060", "step-0000000*"))
+    for step in (10, 15, 20, 25, 30, 35, 40, 45):
+        shutil.rmtree(folder / "checkpoints" / f"step-{step:08d}")
+    return {**values, "run": {**values["run"], "output_dir": str(tmp_path)}}, folder
+
+
+def damage(kind: str, checkpoint: Path) -> Path:
+    shard = next((checkpoint / "engine").glob("*optim_states.pt"))
+    match kind:
+        case "flipped bit":
+            data = bytearray(shard.read_bytes())
+            data[len(data) // 2] ^= 1
+            shard.write_bytes(data)
+        case "truncated":
+            shard.write_bytes(shard.read_bytes()[:-100])
+        case "missing":
+            shard.unlink()
+        case "manifest":
+            shard = checkpoint / "manifest.json"
+            shard.write_text(shard.read_text()[:50])
+    return shard
+
+
+@pytest.mark.parametrize("kind", ["flipped bit", "truncated", "missing", "manifest"])
+def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    copied: tuple[dict[str, Any], Path], tmp_path: Path, kind: str, whole: Any
+) -> None:
+    values, folder = copied
+    damaged = damage(kind, folder / "checkpoints" / "step-00000055")
+    (folder / "checkpoints" / ".unfinished-step-00000060").mkdir()
+    output = run_ranks(2, LAUNCHER, "--config", write(tmp_path / "config.yaml", values))
+    assert "is passed over" in output
+    assert damaged.name in output
+    assert "continuing from" in output and "step-00000050" in output
+    assert losses(folder) == losses(whole(1)[1])
+    assert not list((folder / "checkpoints").glob(".unfinished*"))
+
+
+def test_stop_is_a_checkpoint_and_the_same_command_goes_on(
+    whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path
+) -> None:
+    values, reference = whole(1)
+    values = {**values, "run": {**values["run"], "output_dir": str(tmp_path)}, "checkpoint": {"every": 0}}
+    values["data"] = {**values["data"], "num_workers": 1}  # which the reference did without
+    config = write(tmp_path / "config.yaml", values)
+    process = start_ranks(2, LAUNCHER, "--config", config)
+    try:
+        wait_for(tmp_path / "tiny" / "metrics.jsonl", process)
+        (tmp_path / "tiny" / "stop").touch()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        kill_group(process)
+    assert process.returncode != 0, output  # torchrun's own, for the ranks' 75
+    assert "stopped on request at step" in output and "exitcode  : 75" in output
+    assert len(losses(tmp_path / "tiny")) < STEPS
+    run_ranks(2, LAUNCHER, "--config", config)
+    assert losses(tmp_path / "tiny") == losses(reference)
+
+
+def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["train"]["steps"] = 100_000
+    config = write(tmp_path / "config.yaml", tiny)
+    process = start_ranks(1, LAUNCHER, "--config", config)
+    folder = tmp_path / "runs" / "tiny"
+    try:
+        wait_for(folder / "metrics.jsonl", process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        kill_group(process)
+    assert "stopped on request at step" in output
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_all_processes_stops_with_a_checkpoint(
+    tiny: dict[str, Any], tmp_path: Path, number: signal.Signals
+) -> None:
+    """As by Ctrl-C or scancel, which the workers that make batches get too. None of them is left."""
+    tiny["train"]["steps"] = 100_000
+    tiny["data"]["num_workers"] = 2
+    tiny["diffusion"] = {"masking": "mirror"}
+    tiny["logging"]["every"] = 1
+    command = [sys.executable, str(LAUNCHER), "--config", write(tmp_path / "config.yaml", tiny)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    folder = tmp_path / "runs" / "tiny"
+    try:
+        wait_for(folder / "metrics.jsonl", process)
+        wait_until(lambda: (folder / "metrics.jsonl").stat().st_size > 0, "a step")
+        os.killpg(process.pid, number)
+        output, errors = process.communicate(timeout=120)
+        wait_until(lambda: not is_alive(process.pid), "the end of all processes")
+    finally:
+        kill_group(process)
+    assert process.returncode == 75, errors
+    assert "stopped on request at step" in output
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 1
+
+
+def is_alive(group: int) -> bool:
+    """Whether any process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_signal_in_any_phase_loses_nothing(corpus: Path, tmp_path: Path) -> None:
+    """In forward, backward, save or evaluation: the step ends, a checkpoint is there, the run goes on."""
+    phases, names = ["forward", "backward", "save", "evaluation"], {}
+    for phase in [*phases, "none"]:
+        values = tiny_values(corpus, tmp_path)
+        values["run"]["name"] = phase
+        values["train"] |= {"micro_batch_size": 8}
+        values["eval"] = {"every": 8, "samples": 2, "num_t": 2}
+        values["checkpoint"] = {"every": 8}
+        names[phase] = write(tmp_path / f"{phase}.yaml", values)
+    (tmp_path / "phases.json").write_text(json.dumps([[phase, names[phase]] for phase in phases]))
+    output = run_script(str(WORKERS / "signal_phases.py"), str(tmp_path / "phases.json"))
+    assert output.returncode == 0, output.stderr
+    assert json.loads(output.stdout.splitlines()[-1]) == [[75, 0]] * len(phases), output.stdout
+    assert run_script(str(LAUNCHER), "--config", names["none"]).returncode == 0
+    weights = {phase: (tmp_path / phase / "hf" / "model.safetensors").read_bytes() for phase in names}
+    for phase in phases:
+        assert losses(tmp_path / phase) == losses(tmp_path / "none"), phase
+        assert weights[phase] == weights["none"], phase
+
+
+@pytest.fixture(scope="module")
+def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The config file and run folder of a finished ZeRO-1 run on 1 rank."""
+    folder = tmp_path_factory.mktemp("alone")
+    config = write(folder / "config.yaml", tiny_values(corpus, folder))
+    run_ranks(1, LAUNCHER, "--config", config)
+    return config, folder / "tiny"
+
+
+def files_in(folder: Path) -> dict[Path, int]:
+    """Every file with its time of change, and every folder."""
+    return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in folder.rglob("*")}
+
+
+def check_refusal(config: str, folder: Path, overrides: list[str], messages: list[str]) -> None:
+    """One rank, status 2, one line that holds the messages, and nothing written."""
+    before = files_in(folder.parent)
+    result = run_script(str(LAUNCHER), "--config", config, *overrides)
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for message in messages:
+        assert message in errors[0]
+    assert files_in(folder.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "messages"),
+    [
+        (["run.seed=4"], ["run.seed = 4", "was trained with 3"]),
+        (["train.global_batch_size=4"], ["train.global_batch_size = 4", "was trained with 8"]),
+        (["data.sequence_length=16"], ["is not what checkpoint", "was trained on"]),
+        (["checkpoint.resume=none"], ["already holds checkpoints"]),
+        (["run.name=new", "checkpoint.resume=/no/step-1"], ["resume = '/no/step-1'", "no checkpoint there"]),
+    ],
+    ids=["seed", "batch", "data", "none", "path"],
+)
+def test_what_cannot_continue_is_refused_in_one_line(
+    alone: tuple[str, Path], overrides: list[str], messages: list[str]
+) -> None:
+    check_refusal(*alone, overrides, messages)
+
+
+def test_other_sft_data_are_refused_and_not_left_encoded(alone: tuple[str, Path], tmp_path: Path) -> None:
+    """The new set must be encoded to be compared; what was encoded goes again."""
+    lines = [json.dumps({"prompt": f"{n}+1=", "response": str(n + 1)}) for n in range(40)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(lines))
+    overrides = ["data.kind=sft", f"data.path={tmp_path / 'sums.jsonl'}"]
+    check_refusal(*alone, overrides, ["sums", "is not what checkpoint"])
+
+
+def test_a_finished_run_is_left_as_it_is(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = write(tmp_path / "config.yaml", tiny)
+    run_ranks(1, LAUNCHER, "--config", config)
+    before = losses(tmp_path / "runs" / "tiny")
+    assert "already finished at step 20 of 20" in run_ranks(1, LAUNCHER, "--config", config)
+    assert losses(tmp_path / "runs" / "tiny") == before
+
+
+def test_old_checkpoints_are_dropped(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["checkpoint"] = {"every": 5, "keep": 2}
+    run_ranks(1, LAUNCHER, "--config", write(tmp_path / "config.yaml", tiny))
+    names = sorted(path.name for path in (tmp_path / "runs" / "tiny" / "checkpoints").iterdir())
+    assert names == ["step-00000015", "step-00000020"]
