@@ -13,13 +13,13 @@ from mdmscale.conversion.model_folder import (
     read_hf_config,
     save_hf_config,
     weight_parts,
-    write_object,
 )
 from mdmscale.conversion.place import ADAPTER_FOLDER, OpenedModel, open_model
 from mdmscale.conversion.publish import check_destination, published
 from mdmscale.conversion.tokenizer_files import copy_tokenizer, drop_tokens_from
 from mdmscale.models.backbone import DTYPES
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import write_object
 from mdmscale.weights.adapters import MergedSource
 from mdmscale.weights.progress import weights_progress
 from mdmscale.weights.tensor_source import TensorSource

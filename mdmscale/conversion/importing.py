@@ -14,7 +14,6 @@ from mdmscale.conversion.model_folder import (
     describing,
     expected_shapes,
     read_hf_config,
-    read_object,
     save_hf_config,
     weight_parts,
 )
@@ -29,6 +28,7 @@ from mdmscale.conversion.tokenizer_files import (
 from mdmscale.models.backbone import DTYPES, open_windows
 from mdmscale.models.shape import ROW_MULTIPLE, round_up
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_object
 from mdmscale.weights.progress import weights_progress
 from mdmscale.weights.tensor_source import TensorSource
 from mdmscale.weights.tensor_views import CastSource, MeanRowsSource, RemappedSource

@@ -10,9 +10,10 @@ from transformers import PretrainedConfig
 
 from mdmscale.conversion.families import identify
 from mdmscale.conversion.importing import SHIFTED, translate
-from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, read_object, weight_parts
+from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, weight_parts
 from mdmscale.conversion.place import ADAPTER_FOLDER, CHECKPOINTS, kind_of
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_object
 from mdmscale.system.run_folder import EXPORT_FOLDER
 from mdmscale.training.checkpoint import MODEL_FOLDER, TrainingState, published
 from mdmscale.weights.adapters import read_adapter

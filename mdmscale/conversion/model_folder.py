@@ -1,40 +1,18 @@
 """config.json of model folders, and what it promises of the weights."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_object
 from mdmscale.weights.tensor_source import TensorInfo
 from mdmscale.weights.tensor_views import Part
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object on disk.
-
-    Raises:
-        UserError: where the file is missing, damaged or something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return content
-
-
-def write_object(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_hf_config(folder: Path) -> PretrainedConfig:

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mdmscale.data.batch import Batch
 from mdmscale.data.loader import TrainLoader
 from mdmscale.diffusion.t_samplers import TSampler
-from mdmscale.parallel.ranks import StopRequest
 from mdmscale.system.errors import UserError
+from mdmscale.system.stop import StopRequest
 
 _STEPS_AHEAD = 2  # a worker
 

@@ -30,6 +30,13 @@ def write_samples(prefix: Path, prompt_lengths: np.ndarray, longest: int) -> Non
     samples_path(prefix).write_text(json.dumps(facts) + "\n")
 
 
+def fit_lengths(prompt_lengths: np.ndarray, lengths: np.ndarray, longest: int, too_long: str) -> np.ndarray:
+    """Lengths of samples once those beyond `longest` are cut or dropped (then 0): int64 [samples]."""
+    if too_long == "truncate":
+        return np.where(prompt_lengths < longest, np.minimum(lengths, longest), 0)
+    return np.where(lengths <= longest, lengths, 0)
+
+
 class SFTShard:
     """The samples of a shard, read where they lie: memory and time to open don't grow with their number.
 

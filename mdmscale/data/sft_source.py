@@ -7,10 +7,10 @@ import numpy as np
 from mdmscale.config.run import DataSection
 from mdmscale.data.held_out import held_out_places, kept_before, kept_place
 from mdmscale.data.order import sequence_of_sample
-from mdmscale.data.preparation.sft import fit_lengths
-from mdmscale.data.sft_shard import SFTShard, samples_path
+from mdmscale.data.sft_shard import SFTShard, fit_lengths, samples_path
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards
-from mdmscale.data.source import Sample, describe, path_list
+from mdmscale.data.source import describe, path_list
+from mdmscale.diffusion.sample import Sample
 from mdmscale.system.errors import UserError
 
 

@@ -1,19 +1,9 @@
 """Sample n as clean tokens: what every kind of data offers, and the choice between kinds."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from mdmscale.config.run import DataSection
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Clean tokens, and which of them may be masked."""
-
-    token_ids: np.ndarray  # int64 [length]
-    eligible: np.ndarray  # bool [length]; tokens: all; sft: the response with its EOS and fill
+from mdmscale.diffusion.sample import Sample
 
 
 class SampleSource(Protocol):

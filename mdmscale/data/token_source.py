@@ -8,7 +8,8 @@ from mdmscale.config.run import DataSection
 from mdmscale.data.held_out import held_out_places
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards
-from mdmscale.data.source import Sample, describe, path_list
+from mdmscale.data.source import describe, path_list
+from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import Stream, generator
 from mdmscale.system.errors import UserError
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdmscale.config.diffusion import DiffusionSection, ISADSection, SyRMSection
-from mdmscale.data.source import Sample
 from mdmscale.diffusion.masking import copy_rates, draw_masks, position_rates, syrm_eligible
 from mdmscale.diffusion.objective import position_weight
+from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.system.errors import UserError
 

@@ -80,13 +80,13 @@ def _check_same_model(
 def _whole_shape(name: str, parameter: torch.nn.Parameter, ranks: Ranks) -> tuple[int, ...]:
     shape, dimension = list(getattr(parameter, "ds_shape", parameter.shape)), split_dimension(name)
     if dimension is not None:
-        shape[dimension] *= ranks.tensor
+        shape[dimension] *= ranks.tp_size
     return tuple(shape)
 
 
 def _set_weight(engine: Any, parameter: torch.nn.Parameter, weight: torch.Tensor, ranks: Ranks) -> None:
     is_sharded = engine.zero_optimization_stage() == 3
-    is_first = ranks.rank == ranks.tensor_rank  # of the ranks with these weights
+    is_first = ranks.rank == ranks.tp_rank  # of the ranks with these weights
     with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=is_sharded):
         if not is_sharded or is_first:
             parameter.copy_(weight)

@@ -16,7 +16,6 @@ from mdmscale.engine import nvme
 from mdmscale.engine.optim import make_optimizer
 from mdmscale.models.compiling import can_compile, needs
 from mdmscale.parallel.batch_layout import BatchLayout
-from mdmscale.parallel.mesh import ModelParallelUnit
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 
@@ -85,7 +84,7 @@ def deepspeed_config(config: RunConfig, layout: BatchLayout, on_cuda: bool) -> d
     quantised = {"communication_data_type": "fp16"} if config.parallel.quantized_gradients else {}
     turns = layout.forwards  # each is a micro-batch of its own to DeepSpeed
     return {
-        # Ranks that share a sequence are data-parallel ones to DeepSpeed, see mesh.py.
+        # Ranks that share a sequence are data-parallel ones to DeepSpeed, see ModelParallelUnit.
         "train_batch_size": layout.global_batch_size * turns * config.parallel.sequence,
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.accumulation * turns,
@@ -154,14 +153,43 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
     on_cuda = ranks.device.type == "cuda"
     options = deepspeed_config(config, layout, on_cuda)
     if config.parallel.swaps:
-        num_shards = ranks.world_size // ranks.tensor
+        num_shards = ranks.world_size // ranks.tp_size
         largest = max(-(-parameter.numel() // num_shards) for parameter in model.parameters())
         options["zero_optimization"] |= nvme.offload_options(config, ranks.rank, largest)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(model, config.optimizer),
         config=options,
-        mpu=ModelParallelUnit(ranks) if ranks.tensor > 1 else None,
+        mpu=ModelParallelUnit(ranks) if ranks.tp_size > 1 else None,
         dist_init_required=False,
     )
-    return Engine(engine, config.optimizer.gradient_clipping, clips_itself(config), ranks.tensor_group)
+    return Engine(engine, config.optimizer.gradient_clipping, clips_itself(config), ranks.tp_group)
+
+
+class ModelParallelUnit:
+    """The grid in the words that DeepSpeed asks in (its `mpu`): only the tensor axis is model parallelism.
+
+    To DeepSpeed the sequence axis is part of data parallelism: such ranks hold the same weights, each sees a
+    slice of the same rows, and their gradients are averaged like all others.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
+    def get_model_parallel_rank(self) -> int:
+        return self.ranks.tp_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.ranks.tp_size
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup | None:
+        return self.ranks.tp_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self.ranks.rank // self.ranks.tp_size
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.ranks.world_size // self.ranks.tp_size
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup | None:
+        return self.ranks.replica_group

@@ -21,7 +21,8 @@ import torch.distributed as dist
 
 from mdmscale.config.parallel import SWAPPED_GROUP_BUFFERS, SWAPPED_GROUP_SIZE, SWAPPED_PARAMETERS
 from mdmscale.config.run import RunConfig
-from mdmscale.parallel.ranks import Ranks, on_every_rank
+from mdmscale.parallel.collectives import on_every_rank
+from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 
 

@@ -99,7 +99,7 @@ class _Group:
         if self.ranks is None:
             action()
             return
-        from mdmscale.parallel.ranks import on_first_rank
+        from mdmscale.parallel.collectives import on_first_rank
 
         on_first_rank(self.ranks, action)
 

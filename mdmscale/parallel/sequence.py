@@ -22,7 +22,7 @@ HEADS, TOKENS = 1, 2  # dimensions
 
 def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
     """Let `model` attend over all slices of its rows; its inputs are then this rank's slices."""
-    if ranks.sequence_group is None:
+    if ranks.sp_group is None:
         return
 
     def attend(
@@ -36,9 +36,9 @@ def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         heads, key_heads = query.shape[1], key.shape[1]
-        if key_heads % ranks.sequence:  # too few to share out
+        if key_heads % ranks.sp_size:  # too few to share out
             key, value = (each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value))
-        group = ranks.sequence_group
+        group = ranks.sp_group
         query, key, value = (_Exchange.apply(each, HEADS, TOKENS, group) for each in (query, key, value))
         attended = attention(query, key, value, attention_mask, packed_rows, scaling)
         # now [rows, heads / ranks, length, width]

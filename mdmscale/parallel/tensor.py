@@ -45,7 +45,7 @@ def check_divides(config: PretrainedConfig, tensor: int, sequence: int) -> None:
 
 def split_model(model: PreTrainedModel, ranks: Ranks) -> None:
     """Keep this rank's part of `model`, in place. Its head must already be a MaskedCrossEntropyHead."""
-    if ranks.tensor_group is None:
+    if ranks.tp_group is None:
         return
     for name, parameter in list(model.named_parameters()):
         dimension = split_dimension(name)
@@ -54,28 +54,28 @@ def split_model(model: PreTrainedModel, ranks: Ranks) -> None:
             # DeepSpeed's sign, for norms, that every rank has other elements.
             parameter.model_parallel = True  # type: ignore[attr-defined]
         elif name.split(".")[-2] in HEAD_NORMS:
-            parameter.register_hook(lambda gradient: _summed(gradient.clone(), ranks.tensor_group))
+            parameter.register_hook(lambda gradient: _summed(gradient.clone(), ranks.tp_group))
     model.model.embed_tokens = VocabularyParallelEmbedding.replacing(model.model.embed_tokens, ranks)
-    model.lm_head.first_row = model.lm_head.weight.shape[0] * ranks.tensor_rank
-    model.lm_head.group = ranks.tensor_group
+    model.lm_head.first_row = model.lm_head.weight.shape[0] * ranks.tp_rank
+    model.lm_head.group = ranks.tp_group
     for block in _blocks(model):
-        block.register_forward_pre_hook(_copy_inputs(ranks.tensor_group), with_kwargs=True)
+        block.register_forward_pre_hook(_copy_inputs(ranks.tp_group), with_kwargs=True)
     for layer_name, layer in model.named_modules():
         if layer_name.rpartition(".")[2] in BY_INPUT:
-            layer.register_forward_hook(_sum_output(ranks.tensor_group))
+            layer.register_forward_hook(_sum_output(ranks.tp_group))
 
 
 def local_part(whole: torch.Tensor, dimension: int | None, ranks: Ranks) -> torch.Tensor:
     """This rank's part of a whole parameter."""
-    return whole if dimension is None else whole.chunk(ranks.tensor, dimension)[ranks.tensor_rank]
+    return whole if dimension is None else whole.chunk(ranks.tp_size, dimension)[ranks.tp_rank]
 
 
 def joined(part: torch.Tensor, dimension: int | None, ranks: Ranks) -> torch.Tensor:
     """The whole parameter that the tensor ranks hold parts of; all of them call it."""
-    if ranks.tensor_group is None or dimension is None:
+    if ranks.tp_group is None or dimension is None:
         return part
-    parts = [torch.empty_like(part) for _ in range(ranks.tensor)]
-    dist.all_gather(parts, part.contiguous(), group=ranks.tensor_group)
+    parts = [torch.empty_like(part) for _ in range(ranks.tp_size)]
+    dist.all_gather(parts, part.contiguous(), group=ranks.tp_group)
     return torch.cat(parts, dimension)
 
 
@@ -96,7 +96,7 @@ class VocabularyParallelEmbedding(nn.Embedding):
         rows, width = embedding.weight.shape
         module = cls(rows, width, device="meta")
         module.weight = embedding.weight
-        module.first_row, module.group = rows * ranks.tensor_rank, ranks.tensor_group
+        module.first_row, module.group = rows * ranks.tp_rank, ranks.tp_group
         return module
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,8 @@ import torch.distributed as dist
 from mdmscale.config.run import RunConfig
 from mdmscale.data.source import SampleSource
 from mdmscale.engine.nvme import mapped
-from mdmscale.parallel.ranks import Ranks, on_first_rank
+from mdmscale.parallel.collectives import on_first_rank
+from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 
 PREFIX = "step-"

@@ -11,7 +11,8 @@ import torch
 
 from mdmscale.models.backbone import Backbone
 from mdmscale.models.lora import merge, save_adapter
-from mdmscale.parallel.ranks import Ranks, on_first_rank
+from mdmscale.parallel.collectives import on_first_rank
+from mdmscale.parallel.ranks import Ranks
 from mdmscale.parallel.tensor import joined, split_dimension
 from mdmscale.system.run_folder import ADAPTER_FOLDER
 

@@ -47,7 +47,7 @@ def gather_facts(config: "RunConfig", layout: "BatchLayout", ranks: Ranks) -> li
 
 def describe_ranks(ranks: Ranks) -> str:
     """Such as "8 ranks (2 data x 2 sequence x 2 tensor)"."""
-    sizes = {"data": ranks.num_data_ranks, "sequence": ranks.sequence, "tensor": ranks.tensor}
+    sizes = {"data": ranks.dp_size, "sequence": ranks.sp_size, "tensor": ranks.tp_size}
     parts = [f"{size} {axis}" for axis, size in sizes.items() if size > 1 or axis == "data"]
     return f"{ranks.world_size} ranks" + (f" ({' x '.join(parts)})" if len(parts) > 1 else "")
 

@@ -19,7 +19,8 @@ from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.objective import per_sample
 from mdmscale.diffusion.p_pots import ProbeStatistics, probe_edges
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
-from mdmscale.parallel.ranks import Ranks, all_reduce_sum
+from mdmscale.parallel.collectives import all_reduce_sum
+from mdmscale.parallel.ranks import Ranks
 
 # One noise for every run's evaluation, so that their losses can be compared.
 EVAL_SEED = 0
@@ -117,8 +118,8 @@ def _share_out(
     Ranks that share a sequence measure the same item, each the part of its slice.
     """
     results = torch.zeros(num_items, *shape, dtype=torch.float64)
-    for turn in range(-(-num_items // ranks.num_data_ranks)):
-        item = turn * ranks.num_data_ranks + ranks.data_rank
+    for turn in range(-(-num_items // ranks.dp_size)):
+        item = turn * ranks.dp_size + ranks.dp_rank
         measured = measure(item % num_items)
         if item < num_items and ranks.speaks_for_slice:
             results[item] = torch.from_numpy(measured)

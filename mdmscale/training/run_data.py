@@ -11,7 +11,8 @@ from mdmscale.data.indexed import idx_path
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.source import SampleSource, describe, open_source, path_list
 from mdmscale.models.backbone import Backbone
-from mdmscale.parallel.ranks import Ranks, on_every_rank, on_first_rank
+from mdmscale.parallel.collectives import on_every_rank, on_first_rank
+from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 
 

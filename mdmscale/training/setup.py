@@ -30,7 +30,8 @@ from mdmscale.models.packed_attention import attend_in_rows
 from mdmscale.models.recomputation import recompute_activations
 from mdmscale.models.shape import shape_of_config
 from mdmscale.parallel.batch_layout import BatchLayout, make_layout
-from mdmscale.parallel.ranks import Ranks, on_every_rank, on_first_rank
+from mdmscale.parallel.collectives import on_every_rank, on_first_rank
+from mdmscale.parallel.ranks import Ranks
 from mdmscale.parallel.sequence import split_sequences
 from mdmscale.parallel.tensor import check_divides, split_model
 from mdmscale.system.errors import UserError
@@ -91,7 +92,7 @@ class Run:
             consumed_tokens=self.consumed_tokens,
             world_size=self.ranks.world_size,
             zero_stage=self.config.parallel.zero_stage,
-            tensor=self.ranks.tensor,
+            tensor=self.ranks.tp_size,
             dtype=self.config.model.dtype,
             seed=self.config.run.seed,
             global_batch_size=self.layout.global_batch_size,
@@ -123,7 +124,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         ranks, lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed)
     )
     check_length(config, backbone)
-    check_divides(backbone.model.config, ranks.tensor, ranks.sequence)
+    check_divides(backbone.model.config, ranks.tp_size, ranks.sp_size)
     vocab_size = backbone.model.config.vocab_size
     with undone_on_refusal(folder / "data", ranks):
         source = open_run_data(config, backbone, folder, ranks)
@@ -134,7 +135,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     on_first_rank(ranks, lambda: _write_config(config, folder))
     num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
-    slicer = Slicer(ranks.sequence_rank, ranks.sequence)
+    slicer = Slicer(ranks.sp_rank, ranks.sp_size)
     collate = Collator(backbone.mask_token_id, backbone.logit_shift, layout.packs, slicer)
     model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
     if layout.packs:
@@ -146,7 +147,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         compile_layers(backbone.model)
     engine = initialise_engine(model.train(), config, layout, ranks)
     loader = Prefetcher(
-        TrainLoader(source, config, layout, ranks.data_rank, noise, collate),
+        TrainLoader(source, config, layout, ranks.dp_rank, noise, collate),
         config.data.num_workers,
         ranks.device,
     )

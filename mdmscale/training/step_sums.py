@@ -8,7 +8,8 @@ import torch
 from mdmscale.data.batch import Batch
 from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.objective import per_sample
-from mdmscale.parallel.ranks import Ranks, all_reduce_sum
+from mdmscale.parallel.collectives import all_reduce_sum
+from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.transfer import Arriving, to_device
 
 

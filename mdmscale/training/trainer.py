@@ -24,10 +24,11 @@ from mdmscale.diffusion.p_pots import (
 from mdmscale.engine import nvme
 from mdmscale.engine.optim import learning_rate, set_learning_rate
 from mdmscale.models.flops import peak_flops
-from mdmscale.parallel.mesh import arrange
-from mdmscale.parallel.ranks import StopRequest, all_reduce_sum, initialise, on_first_rank
+from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
+from mdmscale.parallel.ranks import initialise
 from mdmscale.system.allocator import keep_freed_memory
 from mdmscale.system.run_folder import EXPORT_FOLDER
+from mdmscale.system.stop import StopRequest
 from mdmscale.system.timing import StepClock, peak_memory
 from mdmscale.system.transfer import to_device
 from mdmscale.training import checkpoint, export
@@ -55,7 +56,7 @@ def train(config: RunConfig) -> Outcome:
         UserError: for data, model or checkpoint that do not fit the config.
         FloatingPointError: when the loss is not finite.
     """
-    ranks = arrange(initialise(), config.parallel.tensor, config.parallel.sequence)
+    ranks = initialise(config.parallel.tensor, config.parallel.sequence)
     with nvme.own_folder(config, ranks):
         run = set_up(config, ranks)
         if ranks.device.type == "cpu":
@@ -117,7 +118,7 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
             clock.mark("forward")
             is_last = turn == len(micro_batches) - 1 and number == len(forwards) - 1
             # Ranks that share a sequence each have a part of its loss, and gradients are averaged over them.
-            share = scale * len(forwards) * run.ranks.sequence / batch.num_samples
+            share = scale * len(forwards) * run.ranks.sp_size / batch.num_samples
             run.engine.accumulate((loss * share).to(loss.dtype), is_last)
             clock.mark("backward")
             done.append((batch, losses, squared_norms))

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from mdmscale.conversion.model_folder import read_object, write_object
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_object, write_object
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 from mdmscale.weights.tensor_views import Part, RemappedSource
 from mdmscale.weights.weight_files import SafetensorsFile

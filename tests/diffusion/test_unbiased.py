@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.collate import Collator
-from mdmscale.data.source import Sample
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.masking import copy_rates, position_rates
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.objective import mask_rate, per_sample, position_weight
+from mdmscale.diffusion.sample import Sample
 from mdmscale.models.mdm import MaskedDiffusionModel
 
 LENGTH, MASK_ID, EPS = 7, 15, 1e-3

@@ -8,8 +8,8 @@ from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.order import sequence_of_sample
-from mdmscale.data.source import Sample
 from mdmscale.diffusion.noise import Noise
+from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.t_samplers import make_t_sampler
 from mdmscale.parallel.batch_layout import BatchLayout, make_layout
 from mdmscale.system.errors import UserError

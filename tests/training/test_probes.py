@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from mdmscale.config.diffusion import DiffusionSection, PPotsSection
 from mdmscale.config.run import EvalSection, ModelSection
 from mdmscale.data.collate import Collator
-from mdmscale.data.source import Sample
 from mdmscale.diffusion.noise import Noise
+from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel

@@ -6,10 +6,10 @@ import torch
 
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.collate import Collator
-from mdmscale.data.source import Sample
 from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.p_pots import TABLE_EDGES
+from mdmscale.diffusion.sample import Sample
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.training import step_sums
 from mdmscale.training.step_sums import StepSums, StepTotals

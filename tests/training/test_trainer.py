@@ -17,7 +17,8 @@ from mdmscale.data.indexed import IndexedWriter, token_dtype
 from mdmscale.data.preparation.arithmetic import problems
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.models.backbone import build_backbone
-from mdmscale.parallel.ranks import Ranks, StopRequest
+from mdmscale.parallel.ranks import Ranks
+from mdmscale.system.stop import StopRequest
 from mdmscale.training.checkpoint import TrainingState
 from mdmscale.training.metrics import read_metrics
 from mdmscale.training.setup import set_up

@@ -12,9 +12,9 @@ from mdmscale.config.run import ModelSection
 from mdmscale.config.section import HeadKind
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
-from mdmscale.data.source import Sample
 from mdmscale.diffusion.masking import Masking
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
+from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import mask_uniforms
 from mdmscale.models.backbone import DTYPES, scratch_config
 from mdmscale.models.compiling import compile_layers

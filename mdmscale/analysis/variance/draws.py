@@ -15,9 +15,9 @@ import torch
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
-from mdmscale.data.source import Sample
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.objective import per_sample
+from mdmscale.diffusion.sample import Sample
 from mdmscale.models.mdm import MaskedDiffusionModel
 
 SINGLES = 3

@@ -14,7 +14,8 @@ from mdmscale.analysis.variance.draws import PLAIN, SINGLES, Drawer, SampleDraws
 from mdmscale.analysis.variance.moments import GroupSums, SampleStatistics, sample_statistics
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.uniforms import Stream, generator
-from mdmscale.parallel.ranks import Ranks, on_first_rank
+from mdmscale.parallel.collectives import on_first_rank
+from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 
 MIN_GROUPS = 12

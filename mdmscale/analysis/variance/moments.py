@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from mdmscale.analysis.variance.draws import SINGLES, Draws
-from mdmscale.parallel.ranks import Ranks, all_reduce_sum
+from mdmscale.parallel.collectives import all_reduce_sum
+from mdmscale.parallel.ranks import Ranks
 
 CHUNK = 1 << 18  # parameters whose means lie on every rank at a time
 

@@ -129,7 +129,7 @@ def run_report(arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks")
     from mdmscale.analysis.variance.measure import choose_parameters, measure
     from mdmscale.analysis.variance.methods import coefficients, methods
     from mdmscale.diffusion.p_pots import TABLE_EDGES
-    from mdmscale.parallel.ranks import on_every_rank, on_first_rank
+    from mdmscale.parallel.collectives import on_every_rank, on_first_rank
 
     started = time.monotonic()
     model, collate, source = open_parts(arguments, config, ranks)
@@ -181,7 +181,7 @@ def open_parts(
     from mdmscale.generation.loading import find_model_folder
     from mdmscale.models.backbone import build_backbone
     from mdmscale.models.mdm import MaskedDiffusionModel
-    from mdmscale.parallel.ranks import on_every_rank, on_first_rank
+    from mdmscale.parallel.collectives import on_every_rank, on_first_rank
     from mdmscale.training.run_data import open_run_data
     from mdmscale.training.setup import check_length
 
@@ -210,7 +210,7 @@ def probe_densities(
     from mdmscale.diffusion.density import DensityTable
     from mdmscale.diffusion.noise import Noise
     from mdmscale.diffusion.p_pots import fit_density
-    from mdmscale.parallel.ranks import on_first_rank
+    from mdmscale.parallel.collectives import on_first_rank
     from mdmscale.training.probes import measure_p_pots
 
     densities = {}

@@ -17,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mdmscale.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
 from mdmscale.data.preparation.jsonl import Record, check_unicode, read_jsonl
-from mdmscale.data.sft_shard import samples_path, write_samples
+from mdmscale.data.sft_shard import fit_lengths, samples_path, write_samples
 from mdmscale.data.shards import prompts_path
 from mdmscale.system.errors import UserError
 
@@ -70,13 +70,6 @@ def encode_sft(
             with suppress(OSError):
                 folder.rmdir()
     return summary
-
-
-def fit_lengths(prompt_lengths: np.ndarray, lengths: np.ndarray, longest: int, too_long: str) -> np.ndarray:
-    """Lengths of samples once those beyond `longest` are cut or dropped (then 0): int64 [samples]."""
-    if too_long == "truncate":
-        return np.where(prompt_lengths < longest, np.minimum(lengths, longest), 0)
-    return np.where(lengths <= longest, lengths, 0)
 
 
 def encode_record(record: Record, tokenizer: Any) -> EncodedSample:

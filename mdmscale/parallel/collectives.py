@@ -1,0 +1,66 @@
+"""Small things that ranks do together: sum, let rank 0 act for all, raise what any of them raises."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from mdmscale.parallel.ranks import Ranks
+from mdmscale.system.errors import UserError
+
+T = TypeVar("T")
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, in place."""
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def on_first_rank(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 while the others wait; every rank gets its (picklable) result or its error.
+
+    Raises:
+        UserError: on every rank, where `action` raised one.
+        RuntimeError: on the other ranks, where `action` failed otherwise.
+    """
+    message: list[Any] = [None]
+    failure: BaseException | None = None
+    if ranks.is_first:
+        try:
+            message = [("result", action())]
+        except UserError as error:
+            message = [("user error", error.problems)]
+        except BaseException as error:  # the others must not wait for ever, whatever went wrong here
+            failure = error
+            message = [("failure", repr(error))]
+    dist.broadcast_object_list(message, src=0)
+    if failure is not None:
+        raise failure
+    match message[0]:
+        case ("result", result):
+            return result
+        case ("user error", problems):
+            raise UserError(*problems)
+        case (_, text):
+            raise RuntimeError(f"rank 0 failed: {text}")
+    raise AssertionError(message)
+
+
+def on_every_rank(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Run `action`, which must not communicate, on every rank; all raise what any of them raised.
+
+    Raises:
+        UserError: with the problems of every rank that had some.
+    """
+    result, problems = None, []
+    try:
+        result = action()
+    except UserError as error:
+        problems = error.problems
+    gathered: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(gathered, problems)
+    if any(gathered):
+        raise UserError(*dict.fromkeys(problem for part in gathered for problem in part))
+    return cast(T, result)
