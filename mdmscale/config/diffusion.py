@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mdmscale.config.section import Section, key
+from mdmscale.diffusion.corruption import CORRUPTIONS
 
 
 class PPotsSection(Section):
@@ -77,12 +78,15 @@ class DiffusionSection(Section):
     clip: list[Annotated[float, Field(ge=0, le=1)]] | None = key(
         None, "clipped: the range of t; null means [0.3, 0.8]", min_length=2, max_length=2
     )
-    masking: Literal["bernoulli", "mirror", "complement"] = key(
+    masking: str = key(
         "bernoulli",
         "bernoulli: one mask a sample; mirror: an antithetic pair at t; complement: a pair at t and 1 - t",
+        choices=CORRUPTIONS,
     )
     pair_forward: Literal["joint", "sequential"] = key(
-        "joint", "a pair's rows in one forward, or one after the other: half the activations, same numbers"
+        "joint",
+        "joint: the rows of a pair in one forward; sequential: one after the other, as gradient accumulation "
+        "(half the activations, the same numbers)",
     )
     eps: float = key(1e-3, "smallest mask rate: r(t) = (1 - eps) t + eps", gt=0, lt=1)
     normalization: Literal["sample", "token"] = key(
@@ -102,8 +106,16 @@ class DiffusionSection(Section):
         None, "sft: mask structural prompt tokens too; trains another objective than LLaDA's"
     )
 
+    @field_validator("masking")
+    @classmethod
+    def _is_a_corruption(cls, masking: str) -> str:
+        if masking not in CORRUPTIONS:
+            raise ValueError(f"{masking!r} is none of {', '.join(CORRUPTIONS)}")
+        return masking
+
     @model_validator(mode="after")
     def _options_are_used(self) -> Self:
+        corruption = CORRUPTIONS[self.masking]
         problems = []
         if self.strata is not None and self.t_sampler in ("uniform", "low_discrepancy"):
             problems.append(
@@ -114,11 +126,13 @@ class DiffusionSection(Section):
             problems.append(f"clip is set but t_sampler is {self.t_sampler}; only clipped reads it")
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             problems.append(f"clip = {self.clip} is empty; give [low, high] with low < high")
-        if self.pair_forward == "sequential" and self.masking == "bernoulli":
-            problems.append("pair_forward is sequential but masking is bernoulli, which makes no pairs")
-        if self.masking == "complement" and abs(sum(self.t_range) - 1) > 1e-9:
+        if self.pair_forward == "sequential" and corruption.num_rows == 1:
+            problems.append(f"pair_forward is sequential but masking is {self.masking}, which makes no pairs")
+        if self.isad is not None and not corruption.takes_extra_rates:
+            problems.append(f"isad is set but masking is {self.masking}, whose positions have no rates of their own")
+        if corruption.needs_symmetric_t and abs(sum(self.t_range) - 1) > 1e-9:
             problems.append(
-                f"masking is complement but clip = {list(self.t_range)} is not symmetric: 1 - t would leave "
+                f"masking is {self.masking} but clip = {list(self.t_range)} is not symmetric: 1 - t would leave "
                 "it; give [low, 1 - low], or mask with mirror"
             )
         if problems:
@@ -134,6 +148,6 @@ class DiffusionSection(Section):
         return low, high
 
     @property
-    def copies(self) -> int:
+    def rows_per_sample(self) -> int:
         """Forward rows a sample takes: 2 for a pair."""
-        return 1 if self.masking == "bernoulli" else 2
+        return CORRUPTIONS[self.masking].num_rows

@@ -12,25 +12,26 @@ import torch
 class Batch:
     """Masked rows and what their masked positions should be.
 
-    A sample takes `copies` adjacent rows (2 for a pair in one forward). rows = num_samples * copies; masked =
-    masked positions in all rows; length = that of the longest sample. Packed rows lie end to end in one:
-    rows = 1, and length = the sum of theirs.
+    The rows of a sample are adjacent. Legend: rows; length = that of the longest row; masked = masked
+    positions in all rows; draws = the t that were drawn for the samples, one a sample unless the corruption
+    draws more. Packed rows lie end to end in one: rows = 1, and length = the sum of theirs.
     """
 
     input_ids: torch.Tensor  # int64 [rows, length], the mask token where masked
-    attention_mask: torch.Tensor | None  # int64 [rows, length], 0 at padding; None where there is none;
-    # while attention is annealed bool [rows, 1, length, length], the pairs that are open; in packed rows
-    # bool [1, 1, longest, longest], the same in each
+    # int64 [rows, length], 0 at padding; None where nothing is padded. Where positions do not see all others,
+    # bool [rows, 1, length, length]; in packed rows bool [1, 1, longest, longest], the same in each.
+    attention_mask: torch.Tensor | None
     positions: torch.Tensor  # int64 [masked], into the flattened rows, what a token is predicted from
     targets: torch.Tensor  # int64 [masked], the clean tokens
     weights: torch.Tensor  # float32 [masked], what a cross-entropy adds to its sample's loss
-    sample_of: torch.Tensor  # int64 [masked], the sample in the micro-batch that a position belongs to
-    t: np.ndarray  # float64 [num_samples], as drawn (complement: the first row's)
-    importance_weights: np.ndarray  # float64 [num_samples], 1 / p(t)
-    num_tokens: int  # clean tokens, padding not counted
-    num_eligible: int  # tokens that may be masked
-    num_pairs: int  # sum of the samples' squared lengths: what attention takes
-    position_ids: torch.Tensor | None = None  # int64 [1, length] of slices and packed rows; None: from 0 on
+    draw_of: torch.Tensor  # int64 [masked], which of the draws below a position was masked by
+    t: np.ndarray  # float64 [draws], as drawn
+    importance_weights: np.ndarray  # float64 [draws], 1 / p(t)
+    num_tokens: int  # of all rows, padding not counted
+    num_eligible: int  # tokens of all rows that may be masked
+    num_token_pairs: int  # sum of the rows' squared lengths: what attention takes
+    first_draw: int = 0  # the number of the first draw among this rank's draws of the step
+    position_ids: torch.Tensor | None = None  # int64 [1 or rows, length]; None: from 0 on
     row_lengths: tuple[int, ...] | None = None  # of packed rows
 
     def to(self, device: torch.device) -> Self:
@@ -59,8 +60,12 @@ class Batch:
         return {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     @property
-    def num_samples(self) -> int:
+    def num_draws(self) -> int:
         return len(self.t)
+
+    def sum_by_draw(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum the values [masked] of positions into the draws they were masked by. Returns [draws]."""
+        return values.new_zeros(self.num_draws).index_add_(0, self.draw_of, values)
 
     @property
     def model_inputs(self) -> dict[str, Any]:

@@ -25,23 +25,27 @@ class Collator:
     packs: bool = False
     slicer: Slicer = WHOLE
 
-    def __call__(self, samples: list[NoisedSample], pairs: np.ndarray | None = None) -> Batch:
-        """The rows of samples with equal numbers of copies.
+    def __call__(
+        self, samples: list[NoisedSample], open_mask: np.ndarray | None = None, first_draw: int = 0
+    ) -> Batch:
+        """The rows of samples with equal numbers of rows.
 
         Args:
-            pairs: bool [longest, longest], which position sees which within a row; None: every one sees all.
+            open_mask: bool [longest, longest], which position sees which within a row; None: every one sees
+                all.
+            first_draw: see Batch.
         """
-        return self.slicer(self._whole(samples, pairs))
+        return self.slicer(self._whole(samples, open_mask, first_draw))
 
-    def _whole(self, samples: list[NoisedSample], pairs: np.ndarray | None) -> Batch:
-        copies = samples[0].masks.shape[0]
-        lengths = np.repeat([len(sample.token_ids) for sample in samples], copies)  # [rows]
+    def _whole(self, samples: list[NoisedSample], open_mask: np.ndarray | None, first_draw: int) -> Batch:
+        num_rows = samples[0].masks.shape[0]
+        lengths = np.repeat([len(sample.token_ids) for sample in samples], num_rows)  # [rows]
         width = int(lengths.max())
         rows, columns = places(lengths)  # [tokens] each; tokens = all rows' without padding
-        packs = self.packs and lengths.min() < width
+        packs = self.packs and lengths.min() < width and samples[0].attention is None
         shape = (1, len(rows)) if packs else (len(lengths), width)
         at = np.arange(len(rows)) if packs else rows * width + columns  # [tokens], where a token lies
-        tokens = np.concatenate([np.tile(sample.token_ids, copies) for sample in samples])
+        tokens = np.concatenate([np.tile(sample.token_ids, num_rows) for sample in samples])
         masked = np.concatenate([sample.masks.ravel() for sample in samples])
         weights = np.concatenate([sample.weights.ravel() for sample in samples])
 
@@ -51,9 +55,13 @@ class Collator:
         attention_mask = None
         if not packs and len(rows) < input_ids.size:
             attention_mask = torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))
-        if pairs is not None:
+        if samples[0].attention is not None:
+            attention_mask = row_patterns(samples, open_mask, num_rows, width)
+        elif open_mask is not None:
             attention_mask = (
-                torch.from_numpy(pairs)[None, None] if packs else annealed_mask(attention_mask, pairs, *shape)
+                torch.from_numpy(open_mask)[None, None]
+                if packs
+                else annealed_mask(attention_mask, open_mask, *shape)
             )
         return Batch(
             input_ids=torch.from_numpy(input_ids),
@@ -61,13 +69,14 @@ class Collator:
             positions=torch.from_numpy(predicted_from[masked]),
             targets=torch.from_numpy(tokens[masked]),
             weights=torch.from_numpy(weights[masked].astype(np.float32)),
-            sample_of=torch.from_numpy(rows[masked] // copies),
-            t=np.array([sample.t for sample in samples]),
-            importance_weights=np.array([sample.importance_weight for sample in samples]),
-            num_tokens=sum(len(sample.token_ids) for sample in samples),
-            num_eligible=sum(sample.num_eligible for sample in samples),
-            num_pairs=sum(len(sample.token_ids) ** 2 for sample in samples),
-            position_ids=torch.from_numpy(columns)[None] if packs else None,
+            draw_of=torch.from_numpy(draws_of(samples, num_rows)[masked]),
+            t=np.concatenate([sample.t for sample in samples]),
+            importance_weights=np.concatenate([sample.importance_weights for sample in samples]),
+            num_tokens=len(rows),
+            num_eligible=num_rows * sum(sample.num_eligible for sample in samples),
+            num_token_pairs=int(np.square(lengths).sum()),
+            first_draw=first_draw,
+            position_ids=position_ids(samples, columns, at, shape) if packs or _repeats(samples) else None,
             row_lengths=tuple(lengths.tolist()) if packs else None,
         )
 
@@ -77,3 +86,47 @@ def places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = np.repeat(np.arange(len(lengths)), lengths)
     first = np.cumsum(lengths) - lengths  # [rows]
     return rows, np.arange(len(rows)) - first[rows]
+
+
+def draws_of(samples: list[NoisedSample], num_rows: int) -> np.ndarray:
+    """Which draw of the batch each token of the rows belongs to, int64 [tokens]."""
+    parts, first = [], 0
+    for sample in samples:
+        t_of = np.zeros(len(sample.token_ids), dtype=np.int64) if sample.t_of is None else sample.t_of
+        parts.append(first + np.tile(t_of, num_rows))
+        first += len(sample.t)
+    return np.concatenate(parts)
+
+
+def position_ids(
+    samples: list[NoisedSample], columns: np.ndarray, at: np.ndarray, shape: tuple[int, int]
+) -> torch.Tensor:
+    """The position in its sample of each token, int64 of the batch's shape; 0 at padding."""
+    ids = np.zeros(shape, dtype=np.int64)
+    ids.ravel()[at] = columns
+    if _repeats(samples):
+        num_rows = samples[0].masks.shape[0]
+        sources = [np.tile(sample.position_ids, num_rows) for sample in samples]  # type: ignore[arg-type]
+        ids.ravel()[at] = np.concatenate(sources)
+    return torch.from_numpy(ids)
+
+
+def _repeats(samples: list[NoisedSample]) -> bool:
+    """Whether rows show positions of their sample more than once."""
+    return samples[0].position_ids is not None
+
+
+def row_patterns(
+    samples: list[NoisedSample], open_mask: np.ndarray | None, num_rows: int, width: int
+) -> torch.Tensor:
+    """Which column sees which where the corruption says so: bool [rows, 1, width, width].
+
+    A padded column sees itself, because a softmax over nothing is not a number.
+    """
+    patterns = np.broadcast_to(np.eye(width, dtype=bool), (len(samples), width, width)).copy()
+    for pattern, sample in zip(patterns, samples, strict=True):
+        length = len(sample.token_ids)
+        pattern[:length, :length] = sample.attention
+        if open_mask is not None:
+            pattern[:length, :length] &= open_mask[:length, :length]
+    return torch.from_numpy(np.repeat(patterns, num_rows, axis=0)[:, None])

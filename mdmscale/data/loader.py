@@ -21,44 +21,56 @@ class TrainLoader:
         source: SampleSource,
         config: RunConfig,
         layout: BatchLayout,
-        rank: int,
+        dp_rank: int,
         noise: Noise,
         collate: Collator,
     ):
         self.source = source
         self.layout = layout
-        self.rank = rank  # among the data-parallel ones
+        self.dp_rank = dp_rank
         self.seed = config.run.seed
         self.noise = noise
         self.collate = collate
         self.annealing_steps = config.model.attention_annealing_steps
         self.longest = config.data.sequence_length
 
-    def micro_batches(self, step: int, t_sampler: TSampler) -> list[list[Batch]]:
-        """This rank's micro-batches of `step`, on the CPU, each as the forwards that it takes.
+    def micro_batches(self, step: int, t_sampler: TSampler) -> list[Batch]:
+        """This rank's forwards of `step` in their order, on the CPU.
 
-        One forward with all rows; where the rows of a pair take turns, two with one row a sample.
+        Where the layout splits rows, the rows of the same samples are micro-batches that follow each other.
         """
-        pairs = None
+        open_mask = None
         if step < self.annealing_steps:
-            pairs = open_pairs(self.seed, step, self.annealing_steps, self.longest)
-        return [
-            self.forwards_of([self.noised(index, t_sampler) for index in indices], pairs)
-            for indices in self.layout.sample_indices(step, self.rank)
-        ]
+            open_mask = open_pairs(self.seed, step, self.annealing_steps, self.longest)
+        batches: list[Batch] = []
+        first_draw = 0
+        for indices in self.layout.sample_indices(step, self.dp_rank):
+            samples = [self.noised(index, t_sampler) for index in indices]
+            batches += [self.collate(rows, open_mask, first_draw) for rows in self.rows_of(samples)]
+            first_draw += sum(len(sample.t) for sample in samples)
+        return batches
 
-    def forwards_of(self, samples: list[NoisedSample], pairs: np.ndarray | None = None) -> list[Batch]:
-        """The forwards of one micro-batch, in which attention sees `pairs` of positions (None: all)."""
-        if self.layout.forwards == 1:
-            return [self.collate(samples, pairs)]
-        return [
-            self.collate([sample.copy(number) for sample in samples], pairs)
-            for number in range(self.layout.forwards)
-        ]
+    def rows_of(self, samples: list[NoisedSample]) -> list[list[NoisedSample]]:
+        """The samples with the rows that each forward takes: all of them, or one after the other."""
+        if not self.layout.splits_rows:
+            return [samples]
+        return [[sample.row(number) for sample in samples] for number in range(self.layout.rows_per_sample)]
 
     def noised(self, index: int, t_sampler: TSampler) -> NoisedSample:
         """Sample `index` of the run with its masks."""
-        t, importance_weight = t_sampler.draw(index)
         sample = self.noise.widened(self.source.train_sample(index), self.seed, index)
-        uniforms = mask_uniforms(self.seed, index, len(sample.token_ids))
-        return noise_sample(sample, t, importance_weight, uniforms, self.noise)
+        length = len(sample.token_ids)
+        t, importance_weights = t_sampler.draw(index, self.noise.corruption.num_t(length))
+        return noise_sample(sample, t, importance_weights, mask_uniforms(self.seed, index, length), self.noise)
+
+
+def make_t_sampler(config: RunConfig) -> TSampler:
+    """The t-sampler of a run. P-POTS starts from the uniform density; a measurement replaces it."""
+    batch, diffusion = config.train.global_batch_size, config.diffusion
+    return TSampler(
+        config.run.seed,
+        batch,
+        strata=diffusion.strata or (batch if diffusion.t_sampler == "stratified" else None),
+        low_discrepancy=diffusion.t_sampler == "low_discrepancy",
+        t_range=diffusion.t_range,
+    )

@@ -43,7 +43,7 @@ class Slicer:
             positions=(row * width + columns - first)[is_here],
             targets=batch.targets[is_here],
             weights=batch.weights[is_here],
-            sample_of=batch.sample_of[is_here],
+            draw_of=batch.draw_of[is_here],
         )
 
 

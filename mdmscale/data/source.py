@@ -1,4 +1,4 @@
-"""Sample n as clean tokens: what every kind of data offers, and the choice between kinds."""
+"""Sample n as clean tokens: what every kind of data offers."""
 
 from typing import Protocol
 
@@ -19,25 +19,6 @@ class SampleSource(Protocol):
 
     def held_out_sample(self, index: int) -> Sample:
         """Held-out sample `index`, 0 <= index < num_held_out; the same in every run."""
-
-
-def open_source(data: DataSection, seed: int, vocab_size: int, eos_token_id: int | None) -> SampleSource:
-    """Open the shards that `data.path` names.
-
-    For kind sft the paths name prepared shards: .jsonl files are encoded first (`sft.encode_sft`).
-
-    Raises:
-        UserError: for missing, damaged or empty shards, ids outside the vocabulary, and data too small.
-    """
-    match data.kind:
-        case "tokens":
-            from mdmscale.data.token_source import TokenSource
-
-            return TokenSource(data, seed, vocab_size)
-        case "sft":
-            from mdmscale.data.sft_source import SFTSource
-
-            return SFTSource(data, seed, vocab_size, eos_token_id)
 
 
 def path_list(data: DataSection) -> list[str]:

@@ -1,40 +1,42 @@
-"""The MDM objective: what each masked position's cross-entropy weighs, and the per-sample losses that follow.
+"""The MDM objective, as the weight of each masked position's cross-entropy.
 
 The loss of a sample with clean tokens x, eligible positions E, n = |E|, at mask rate r = r(t) under mask m is
 
     l(x, t, m) = (1 / n) sum_{i in E} m_i CE_i / r(t)                     (LLaDA, arXiv 2502.09992)
 
-in nats a token; with t ~ p the unbiased estimator of its mean over uniform t is l / p(t), and with several
-masks their average.
+in nats a token. With t ~ p, the unbiased estimator of its mean over uniform t is l / p(t). With several rows
+of a sample, it is the mean over the rows.
 """
 
 from typing import Literal
 
 import numpy as np
-import torch
+
+Normalization = Literal["sample", "token"]
 
 
-def mask_rate(t: float, eps: float) -> float:
-    """r(t) = (1 - eps) t + eps, the probability that an eligible position is masked."""
-    return (1 - eps) * t + eps
+def token_share(num_eligible: int, normalization: Normalization) -> float:
+    """What one eligible token counts in its sample's loss.
+
+    `sample` divides by the sample's number of eligible tokens, so every sample weighs the same. `token`
+    divides by nothing here: the training step divides the batch by the mean number of eligible tokens over
+    the global batch, so every eligible token weighs the same.
+    """
+    return 1 / num_eligible if normalization == "sample" else 1.0
 
 
 def position_weight(
-    num_eligible: int,
-    rates: np.ndarray,
-    importance_weight: float,
-    num_copies: int,
-    normalization: Literal["sample", "token"],
+    share: float, importance_weight: float | np.ndarray, rates: np.ndarray, num_rows: int
 ) -> np.ndarray:
-    """What the cross-entropies of masked positions add to their sample's loss, each masked at its rate.
+    """The whole weight of a masked position's cross-entropy in its sample's loss.
 
-    `sample` divides by the sample's own number of eligible positions. `token` leaves that to the caller, who
-    divides the batch by the mean number over the global batch, so that every eligible token weighs the same.
+    Args:
+        share: see `token_share`.
+        importance_weight: 1 / p(t) of the t that the position is masked at.
+        rates: float64 [masked], the probability that the position is masked.
+        num_rows: forward rows of the sample, whose losses are averaged.
+
+    Returns:
+        float64 [masked].
     """
-    share = 1 / num_eligible if normalization == "sample" else 1.0
-    return share * importance_weight / (rates * num_copies)
-
-
-def per_sample(values: torch.Tensor, sample_of: torch.Tensor, num_samples: int) -> torch.Tensor:
-    """Sum values [masked] of positions into their samples. Returns [num_samples]."""
-    return values.new_zeros(num_samples).index_add_(0, sample_of, values)
+    return share * importance_weight / (rates * num_rows)

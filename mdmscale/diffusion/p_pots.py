@@ -7,10 +7,10 @@ training shows it; a fit turns it into a density.
 
 import logging
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from mdmscale.config.diffusion import PPotsSection
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.epr import epr_weight, fit_epr
 
@@ -20,6 +20,17 @@ logger = logging.getLogger(__name__)
 TABLE_EDGES = np.array([0, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, *np.arange(0.2, 1.05, 0.1)]).round(3)
 EPR_CELLS = 1024
 FADING = 0.5  # what the sums that training shows keep at each refit, as the model moves on
+
+
+class FitOptions(Protocol):
+    """What a fit needs of the config's `diffusion.p_pots`."""
+
+    @property
+    def fit(self) -> str: ...
+    @property
+    def num_t(self) -> int: ...
+    @property
+    def defensive(self) -> float: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +79,12 @@ class CellSums:
             return {"loss": squared_losses, "gradient": squared_norms}[target] / count
 
 
-def probe_edges(options: PPotsSection) -> np.ndarray:
+def probe_edges(options: FitOptions) -> np.ndarray:
     """Edges of the cells of t that are measured: equal for epr, fine near 0 for table."""
     return TABLE_EDGES if options.fit == "table" else np.linspace(0, 1, options.num_t + 1)
 
 
-def fit_density(h: np.ndarray, options: PPotsSection) -> DensityTable:
+def fit_density(h: np.ndarray, options: FitOptions) -> DensityTable:
     """The density that P-POTS samples t from, given h(t) [cells] in the cells of `probe_edges`.
 
     A value that is zero (nothing was masked in its draws) or not finite is interpolated, with a warning;
@@ -99,7 +110,7 @@ def fit_density(h: np.ndarray, options: PPotsSection) -> DensityTable:
     return density
 
 
-def expected_gain(h: np.ndarray, density: DensityTable, options: PPotsSection) -> float:
+def expected_gain(h: np.ndarray, density: DensityTable, options: FitOptions) -> float:
     """int h dt / int h / p dt: how many times less second moment than under uniform t, by the statistics."""
     edges = probe_edges(options)
     usable = np.isfinite(h)

@@ -5,7 +5,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from mdmscale.config.run import RunConfig
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.uniforms import Stream, generator, uniform_t
 
@@ -16,7 +15,7 @@ class TSampler:
 
     With `strata` = K the samples of a global batch fall into K equal strata of u, each hit equally often
     (StraTS, arXiv 2511.18159): u_j = (stratum(j) + xi_j) / K with the strata permuted by a draw of the step.
-    With `low_discrepancy` they are one grid at a common random shift (MDLM, arXiv 2406.07524):
+    With `low_discrepancy` they are one grid at a common random shift (VDM, arXiv 2107.00630):
     u_j = (u_0 + place(j) / B) mod 1. A sample's step and slot follow from its index: ranks need no message.
 
     A `t_range` other than [0, 1] clips t, unweighed: then the mean is another objective's.
@@ -40,28 +39,20 @@ class TSampler:
         stratum = places[slot] * self.strata // self.global_batch_size
         return float((stratum + uniform_t(self.seed, index)) / self.strata)
 
-    def draw(self, index: int) -> tuple[float, float]:
-        """t in [0, 1) of sample `index` and its importance weight 1 / p(t)."""
-        t, importance_weight = self.at(np.array(self.uniform(index)))
-        return float(t), float(importance_weight)
+    def draw(self, index: int, num_t: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """t in [0, 1) of sample `index` and their importance weights 1 / p(t), float64 [num_t] each.
+
+        The first is spread over the batch; a corruption that masks parts of a sample at t of their own draws
+        the others independently.
+        """
+        others = generator(self.seed, Stream.T, index).random(num_t)[1:]
+        return self.at(np.array([self.uniform(index), *others]))
 
     def at(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """t and importance weights of uniforms in [0, 1), both of the shape of u."""
         t, importance_weights = self.density.draw(u)
         low, high = self.t_range
         return low + (high - low) * t, importance_weights
-
-
-def make_t_sampler(config: RunConfig) -> TSampler:
-    """The t-sampler of a run. P-POTS starts from the uniform density; a measurement replaces it."""
-    batch, diffusion = config.train.global_batch_size, config.diffusion
-    return TSampler(
-        config.run.seed,
-        batch,
-        strata=diffusion.strata or (batch if diffusion.t_sampler == "stratified" else None),
-        low_discrepancy=diffusion.t_sampler == "low_discrepancy",
-        t_range=diffusion.t_range,
-    )
 
 
 @lru_cache(maxsize=4)

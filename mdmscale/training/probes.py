@@ -106,7 +106,7 @@ def _forward(engine: torch.nn.Module, batch: Batch, device: torch.device) -> np.
     _, losses, squared_norms = engine(**batch.model_inputs)
     engine.train(was_training)
     values = (batch.weights * losses, batch.weights.square() * squared_norms)
-    sums = [per_sample(value.double(), batch.sample_of, batch.num_samples) for value in values]
+    sums = [per_sample(value.double(), batch.draw_of, batch.num_samples) for value in values]
     return torch.stack(sums).cpu().numpy()
 
 

@@ -15,9 +15,11 @@ from mdmscale.data.slicing import Slicer
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.noise import Noise, make_noise
+from mdmscale.diffusion.noise import Noise
+from mdmscale.data.noise_tokens import make_noise
 from mdmscale.diffusion.p_pots import probe_edges
-from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
+from mdmscale.diffusion.t_samplers import TSampler
+from mdmscale.data.loader import make_t_sampler
 from mdmscale.engine import nvme
 from mdmscale.engine.elastic import load_other_layout
 from mdmscale.engine.engine import Engine, check_hardware, initialise_engine

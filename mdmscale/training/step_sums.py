@@ -57,8 +57,8 @@ class StepSums:
         squared_norms = torch.zeros_like(losses)
         for batch, cross_entropies, norms in forwards:
             weights = batch.weights.double() * self.scale
-            losses += per_sample(weights * cross_entropies, batch.sample_of, batch.num_samples)
-            squared_norms += per_sample(weights.square() * norms, batch.sample_of, batch.num_samples)
+            losses += per_sample(weights * cross_entropies, batch.draw_of, batch.num_samples)
+            squared_norms += per_sample(weights.square() * norms, batch.draw_of, batch.num_samples)
         losses, squared_norms = self.ranks.sum_over_sequence(torch.stack([losses, squared_norms]))
         num_masked = sum(len(batch.positions) for batch, _, _ in forwards)
         if self.ranks.speaks_for_slice:

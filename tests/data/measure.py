@@ -26,10 +26,12 @@ from mdmscale.data.collate import Collator
 from mdmscale.data.indexed import bin_path, write_index
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.sft_shard import write_samples
-from mdmscale.data.source import SampleSource, open_source
+from mdmscale.data.source import SampleSource
+from mdmscale.data.opening import open_source
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.noise import Noise
-from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
+from mdmscale.diffusion.t_samplers import TSampler
+from mdmscale.data.loader import make_t_sampler
 from mdmscale.parallel.batch_layout import make_layout
 
 LONGEST_DOCUMENT = 2**30  # tokens; the format counts them in 32 bits

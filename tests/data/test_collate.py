@@ -47,7 +47,7 @@ def test_rows_hold_the_samples(copies: int, packs: bool) -> None:
     assert batch.targets.tolist() == clean
     weights = np.concatenate([sample.weights[sample.masks] for sample in made])
     np.testing.assert_allclose(batch.weights, weights, rtol=1e-6)
-    assert batch.sample_of.bincount().tolist() == [int(sample.masks.sum()) for sample in made]
+    assert batch.draw_of.bincount().tolist() == [int(sample.masks.sum()) for sample in made]
     assert batch.num_tokens == sum(LENGTHS) and batch.num_pairs == 25 + 1 + 49
 
 

@@ -18,10 +18,11 @@ from mdmscale.data.collate import Collator
 from mdmscale.data.indexed import bin_path
 from mdmscale.data.loader import TrainLoader
 from mdmscale.data.prefetch import Prefetcher, default_num_workers
-from mdmscale.data.source import open_source
+from mdmscale.data.opening import open_source
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.noise import Noise
-from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
+from mdmscale.diffusion.t_samplers import TSampler
+from mdmscale.data.loader import make_t_sampler
 from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.system.errors import UserError
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from mdmscale.diffusion.masking import copy_rates, draw_masks, position_rates, syrm_eligible
-from mdmscale.diffusion.objective import mask_rate
+from mdmscale.diffusion.masking import copy_rates, draw_masks, position_rates
+from mdmscale.diffusion.noise import syrm_eligible
+from mdmscale.diffusion.schedule import mask_rate
 
 EPS = 1e-3
 GRID = (np.arange(100_000) + 0.5) / 100_000

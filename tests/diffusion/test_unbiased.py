@@ -15,7 +15,8 @@ from mdmscale.data.collate import Collator
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.masking import copy_rates, position_rates
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
-from mdmscale.diffusion.objective import mask_rate, per_sample, position_weight
+from mdmscale.diffusion.objective import per_sample, position_weight
+from mdmscale.diffusion.schedule import mask_rate
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.mdm import MaskedDiffusionModel
 
@@ -58,7 +59,7 @@ def batch_loss(model: MaskedDiffusionModel, sample: NoisedSample) -> float:
     """The training path: one noised sample to its loss."""
     batch = Collator(MASK_ID)([sample])
     _, losses, _ = model(**batch.model_inputs)
-    return float(per_sample(batch.weights.double() * losses, batch.sample_of, 1)[0])
+    return float(per_sample(batch.weights.double() * losses, batch.draw_of, 1)[0])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.sample import Sample
-from mdmscale.diffusion.t_samplers import make_t_sampler
+from mdmscale.data.loader import make_t_sampler
 from mdmscale.models.annealing import annealed_mask, for_attention, open_pairs, open_share
 from mdmscale.models.backbone import build_backbone
 from mdmscale.parallel.batch_layout import BatchLayout

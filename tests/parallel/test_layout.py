@@ -10,7 +10,7 @@ from mdmscale.data.loader import TrainLoader
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.sample import Sample
-from mdmscale.diffusion.t_samplers import make_t_sampler
+from mdmscale.data.loader import make_t_sampler
 from mdmscale.parallel.batch_layout import BatchLayout, make_layout
 from mdmscale.system.errors import UserError
 
@@ -63,7 +63,7 @@ def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -
                 for place, index in enumerate(micro_batch):
                     length = 5 + index % 4
                     pair = batch.input_ids[2 * place : 2 * place + 2, :length]
-                    weights = batch.weights[batch.sample_of == place]
+                    weights = batch.weights[batch.draw_of == place]
                     seen[index] = [tuple(row) for row in pair.tolist()] + [tuple(weights.tolist())]
         return seen
 

@@ -123,4 +123,4 @@ class Drawer:
         ]
         batch: Batch = self.collate(draws).to(self.device)
         _, losses, _ = self.model(**batch.model_inputs)
-        return per_sample((batch.weights * losses).double(), batch.sample_of, PLAIN).cpu().numpy()
+        return per_sample((batch.weights * losses).double(), batch.draw_of, PLAIN).cpu().numpy()

@@ -13,7 +13,7 @@ from mdmscale.analysis.variance.draws import PLAIN, Draws
 from mdmscale.analysis.variance.methods import Method, coefficients, methods
 from mdmscale.analysis.variance.moments import Moments, SampleStatistics, moments, sample_statistics
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.objective import mask_rate
+from mdmscale.diffusion.schedule import mask_rate
 from mdmscale.diffusion.p_pots import TABLE_EDGES
 
 EPS, BATCH, LENGTH = 0.05, 4, 5  # a large eps: 1 / r has no heavy tail that a brute force would miss
