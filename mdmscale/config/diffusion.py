@@ -129,11 +129,13 @@ class DiffusionSection(Section):
         if self.pair_forward == "sequential" and corruption.num_rows == 1:
             problems.append(f"pair_forward is sequential but masking is {self.masking}, which makes no pairs")
         if self.isad is not None and not corruption.takes_extra_rates:
-            problems.append(f"isad is set but masking is {self.masking}, whose positions have no rates of their own")
+            problems.append(
+                f"isad is set but masking is {self.masking}, whose positions have no rates of their own"
+            )
         if corruption.needs_symmetric_t and abs(sum(self.t_range) - 1) > 1e-9:
             problems.append(
-                f"masking is {self.masking} but clip = {list(self.t_range)} is not symmetric: 1 - t would leave "
-                "it; give [low, 1 - low], or mask with mirror"
+                f"masking is {self.masking} but clip = {list(self.t_range)} is not symmetric: 1 - t would "
+                "leave it; give [low, 1 - low], or mask with mirror"
             )
         if problems:
             raise ValueError("\n".join(problems))

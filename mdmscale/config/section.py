@@ -6,14 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
-def key(
-    default: Any, description: str, *, choices: Iterable[str] | None = None, **constraints: Any
-) -> Any:
+def key(default: Any, description: str, *, choices: Iterable[str] | None = None, **constraints: Any) -> Any:
     """A config key: its default (`...` when it must be given), what it means, and its bounds.
 
     choices: the names that a validator allows, for --keys; a Literal shows its own.
     """
-    extra = None if choices is None else {"choices": list(choices)}
+    extra: Any = None if choices is None else {"choices": list(choices)}
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 

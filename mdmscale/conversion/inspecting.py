@@ -14,8 +14,9 @@ from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, we
 from mdmscale.conversion.place import ADAPTER_FOLDER, CHECKPOINTS, kind_of
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
-from mdmscale.system.run_folder import EXPORT_FOLDER
-from mdmscale.training.checkpoint import MODEL_FOLDER, TrainingState, published
+from mdmscale.system.run_folder import EXPORT_FOLDER, MODEL_FOLDER
+from mdmscale.training.checkpoint import published
+from mdmscale.training.state import TrainingState
 from mdmscale.weights.adapters import read_adapter
 from mdmscale.weights.tensor_source import TensorInfo
 from mdmscale.weights.tensor_views import RemappedSource

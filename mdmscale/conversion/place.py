@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdmscale.system.errors import UserError
-from mdmscale.system.run_folder import ADAPTER_FOLDER, EXPORT_FOLDER
-from mdmscale.training.checkpoint import ENGINE_FOLDER, PREFIX, published
+from mdmscale.system.run_folder import ADAPTER_FOLDER, ENGINE_FOLDER, EXPORT_FOLDER
+from mdmscale.training.checkpoint import PREFIX, published
 from mdmscale.weights.adapters import Adapter, read_adapter, split_adapter
 from mdmscale.weights.tensor_source import TensorSource
 from mdmscale.weights.weight_files import WeightFolder

@@ -1,7 +1,5 @@
 """Samples and their noise for each step, made into this rank's micro-batches."""
 
-import numpy as np
-
 from mdmscale.config.run import RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
@@ -61,7 +59,9 @@ class TrainLoader:
         sample = self.noise.widened(self.source.train_sample(index), self.seed, index)
         length = len(sample.token_ids)
         t, importance_weights = t_sampler.draw(index, self.noise.corruption.num_t(length))
-        return noise_sample(sample, t, importance_weights, mask_uniforms(self.seed, index, length), self.noise)
+        return noise_sample(
+            sample, t, importance_weights, mask_uniforms(self.seed, index, length), self.noise
+        )
 
 
 def make_t_sampler(config: RunConfig) -> TSampler:

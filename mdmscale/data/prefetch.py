@@ -20,7 +20,7 @@ from mdmscale.system.stop import StopRequest
 _STEPS_AHEAD = 2  # a worker
 
 Request = tuple[int, TSampler]
-StepBatches = list[list[Batch]]
+StepBatches = list[Batch]
 Answer = StepBatches | UserError
 
 
@@ -129,7 +129,7 @@ class _Parcel:
         answer = self.open()
         if isinstance(answer, UserError):
             return answer
-        return [[batch.pin_memory() for batch in forwards] for forwards in answer]
+        return [batch.pin_memory() for batch in answer]
 
 
 class _Answering(Dataset[Answer | _Parcel]):

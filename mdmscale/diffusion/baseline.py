@@ -84,12 +84,12 @@ class EmaBaseline:
         self.weights = kept * self.weights + (1 - kept)
         return controlled
 
-    def to_state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """JSON form; floats survive it bit for bit."""
         names = ("edges", "sums", "weights", "moments")
         return {name: getattr(self, name).tolist() for name in names} | {"num_steps": self.num_steps}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state; one of other cells is left alone, and b begins anew."""
         if state["edges"] != self.edges.tolist():
             return

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from mdmscale.engine.files import DeepSpeedFiles
+from mdmscale.engine.state import read_layout
 from mdmscale.models.lora import public_name
 from mdmscale.parallel.tensor import split_dimension
-from mdmscale.system.errors import UserError
-from mdmscale.training.checkpoint import MODEL_FOLDER, TrainingState
+from mdmscale.system.run_folder import MODEL_FOLDER
 from mdmscale.weights.adapters import CONFIG_FILE
 from mdmscale.weights.tensor_source import TensorInfo
 
@@ -28,10 +28,7 @@ class DeepSpeedCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model_folder = folder / MODEL_FOLDER
-        try:
-            self.state = TrainingState.read(folder)
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{folder / 'state.json'}: cannot be read: {error}") from None
+        self.state = read_layout(folder)
         self._parts = [DeepSpeedFiles(folder, self.state, rank) for rank in range(self.state.tensor)]
 
     def tensors(self) -> dict[str, TensorInfo]:

@@ -28,13 +28,14 @@ class Engine:
     gradient_clipping: float
     clips_itself: bool
     tensor_group: dist.ProcessGroup | None
+    mean_factor: float  # what makes DeepSpeed's mean over micro-batches and ranks a mean over samples
 
-    def accumulate(self, loss: torch.Tensor, is_last: bool) -> None:
-        """Backward of one micro-batch's mean loss; DeepSpeed averages over micro-batches and ranks.
+    def accumulate(self, loss: torch.Tensor, scale: float | torch.Tensor, is_last: bool) -> None:
+        """Backward of a micro-batch's summed loss times `scale`, as its part of the global batch's mean.
 
         After all but the last micro-batch of a step this also moves DeepSpeed's accumulation on.
         """
-        self.deepspeed.backward(loss)
+        self.deepspeed.backward((loss * (scale * self.mean_factor)).to(loss.dtype))
         if not is_last:
             self.deepspeed.step()
 
@@ -82,12 +83,12 @@ def deepspeed_config(config: RunConfig, layout: BatchLayout, on_cuda: bool) -> d
     # Many micro-batches add up to one gradient; in bf16 small ones would be lost. ZeRO-0 has no such choice.
     grad_accum_dtype = "fp32" if stage > 0 or not is_bf16 else "bf16"
     quantised = {"communication_data_type": "fp16"} if config.parallel.quantized_gradients else {}
-    turns = layout.forwards  # each is a micro-batch of its own to DeepSpeed
+    turns = layout.rows_per_sample if layout.splits_rows else 1  # each is a micro-batch to DeepSpeed
     return {
         # Ranks that share a sequence are data-parallel ones to DeepSpeed, see ModelParallelUnit.
         "train_batch_size": layout.global_batch_size * turns * config.parallel.sequence,
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
-        "gradient_accumulation_steps": layout.gradient_accumulation_steps * turns,
+        "gradient_accumulation_steps": layout.forwards_per_step,
         "gradient_clipping": 0.0 if clips_itself(config) else config.optimizer.gradient_clipping,
         "bf16": {"enabled": is_bf16},
         "data_types": {"grad_accum_dtype": grad_accum_dtype},
@@ -163,7 +164,23 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
         mpu=ModelParallelUnit(ranks) if ranks.tp_size > 1 else None,
         dist_init_required=False,
     )
-    return Engine(engine, config.optimizer.gradient_clipping, clips_itself(config), ranks.tp_group)
+    return Engine(
+        engine,
+        config.optimizer.gradient_clipping,
+        clips_itself(config),
+        ranks.tp_group,
+        mean_factor(layout, ranks),
+    )
+
+
+def mean_factor(layout: BatchLayout, ranks: Ranks) -> float:
+    """What a micro-batch's summed loss is multiplied by, so that the step's gradient is that of the mean.
+
+    DeepSpeed averages over micro-batches and over ranks; ranks that share a sequence, each with a part of its
+    loss, count among these.
+    """
+    num_averaged = layout.forwards_per_step * layout.dp_size * ranks.sp_size
+    return num_averaged / layout.global_batch_size
 
 
 class ModelParallelUnit:

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from mdmscale.engine.state import EngineLayout
 from mdmscale.system.errors import UserError
-from mdmscale.training.checkpoint import ENGINE_FOLDER, TrainingState
+from mdmscale.system.run_folder import ENGINE_FOLDER
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 
@@ -28,7 +29,7 @@ class DeepSpeedFiles:
         UserError: naming the file that is missing or damaged.
     """
 
-    def __init__(self, folder: Path, state: TrainingState, tensor_rank: int) -> None:
+    def __init__(self, folder: Path, state: EngineLayout, tensor_rank: int) -> None:
         self.folder = folder
         self.state = state
         self.num_shards = state.world_size // state.tensor  # that ZeRO cuts into

@@ -14,7 +14,7 @@ class BatchLayout:
     micro_batch_size: int
     gradient_accumulation_steps: int
     rows_per_sample: int = 1  # 2 for a MIRROR pair
-    forwards: int = 1  # a micro-batch takes: 2 where the rows of a pair take turns
+    splits_rows: bool = False  # the rows of a sample are forwards of their own, one after the other
     packs: bool = False  # rows of different lengths lie end to end instead of padded
 
     @property
@@ -23,7 +23,12 @@ class BatchLayout:
 
     @property
     def rows_per_forward(self) -> int:
-        return self.micro_batch_size * self.rows_per_sample // self.forwards
+        return self.micro_batch_size * (1 if self.splits_rows else self.rows_per_sample)
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Forwards of one rank, whose gradients are accumulated."""
+        return self.gradient_accumulation_steps * (self.rows_per_sample if self.splits_rows else 1)
 
     def sample_indices(self, step: int, rank: int) -> list[list[int]]:
         """The global sample indices of each micro-batch of `step` on data rank `rank`.
@@ -66,14 +71,14 @@ def make_layout(config: RunConfig, world_size: int) -> BatchLayout:
             f"train.micro_batch_size = {train.micro_batch_size} = {per_turn}; "
             f"{train.global_batch_size // per_turn * per_turn or per_turn} would be"
         )
-    rows_per_sample, packs = config.diffusion.copies, train.packing
+    packs = train.packing
     if packs is None:
         packs = config.data.kind == "sft" and config.model.attention == "sdpa"
     return BatchLayout(
         dp_size,
         train.micro_batch_size,
         train.global_batch_size // per_turn,
-        rows_per_sample,
-        rows_per_sample if config.diffusion.pair_forward == "sequential" else 1,
-        packs,
+        config.diffusion.rows_per_sample,
+        splits_rows=config.diffusion.pair_forward == "sequential",
+        packs=packs,
     )

@@ -3,7 +3,7 @@
     checkpoints/step-00000100/
         engine/          DeepSpeed's files, every rank's shards
         model/           config.json and tokenizer: with them a checkpoint alone is enough for an export
-        state.json       step, samples, tokens, world size, seed, data, t-sampler
+        state.json       step, samples, tokens, seed, data, engine layout, components by name (state.py)
         manifest.json    size and sha256 of every file above
 
 DeepSpeed's own `latest` file is not used: it is written without a barrier, and a kill at the wrong moment
@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,46 +27,11 @@ from mdmscale.engine.nvme import mapped
 from mdmscale.parallel.collectives import on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import ENGINE_FOLDER, MODEL_FOLDER
+from mdmscale.training.state import TrainingState
 
 PREFIX = "step-"
 UNFINISHED = ".unfinished-"
-ENGINE_FOLDER = "engine"
-MODEL_FOLDER = "model"
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """What a run needs to go on, beside what DeepSpeed keeps: a position and facts that must not change."""
-
-    step: int  # optimizer steps taken
-    consumed_samples: int
-    consumed_tokens: int
-    world_size: int
-    zero_stage: int
-    tensor: int  # parallel.tensor
-    dtype: str  # model.dtype
-    seed: int
-    global_batch_size: int
-    lora: dict[str, Any] | None  # model.lora
-    data_fingerprint: str
-    data_description: str
-    t_sampler: str
-    density: dict[str, Any]  # the table of t_sampler: p_pots
-    baseline: dict[str, Any]  # the EMA control variate
-    cell_sums: list[list[float]]  # what training has shown of the estimator by t
-    parameter_groups: list[list[str]]  # the optimizer's, by the names of their parameters, in its order
-
-    @classmethod
-    def read(cls, folder: Path) -> "TrainingState":
-        """Read state.json of a checkpoint.
-
-        Raises:
-            UserError: where it is another version's.
-        """
-        try:
-            return cls(**json.loads((folder / "state.json").read_text()))
-        except TypeError as error:
-            raise UserError(f"{folder / 'state.json'}: written by another version: {error}") from None
 
 
 def save(
@@ -90,7 +54,7 @@ def save(
         engine.save_checkpoint(str(unfinished), tag=ENGINE_FOLDER, save_latest=False)
     if ranks.is_first:
         write_model(unfinished / MODEL_FOLDER)
-        (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        state.write(unfinished)
     dist.barrier()
     names = on_first_rank(ranks, lambda: _file_names(unfinished))
     digests = _digests(unfinished, names, ranks, sync=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mdmscale.config.run import RunConfig
 from mdmscale.data.indexed import idx_path
+from mdmscale.data.opening import open_source
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.source import SampleSource, describe, path_list
-from mdmscale.data.opening import open_source
 from mdmscale.models.backbone import Backbone
 from mdmscale.parallel.collectives import on_every_rank, on_first_rank
 from mdmscale.parallel.ranks import Ranks

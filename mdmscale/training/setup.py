@@ -1,29 +1,25 @@
 """A run's parts, opened and checked in the order that makes errors cheap: nothing is written on bad input."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from transformers.utils import logging as hf_logging
 
 from mdmscale.config.loading import dump_config
 from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
-from mdmscale.data.loader import TrainLoader
+from mdmscale.data.loader import TrainLoader, make_t_sampler
+from mdmscale.data.noise_tokens import make_noise
 from mdmscale.data.prefetch import Prefetcher
 from mdmscale.data.slicing import Slicer
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.baseline import EmaBaseline
-from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.noise import Noise
-from mdmscale.data.noise_tokens import make_noise
-from mdmscale.diffusion.p_pots import probe_edges
-from mdmscale.diffusion.t_samplers import TSampler
-from mdmscale.data.loader import make_t_sampler
 from mdmscale.engine import nvme
 from mdmscale.engine.elastic import load_other_layout
 from mdmscale.engine.engine import Engine, check_hardware, initialise_engine
 from mdmscale.engine.optim import named_groups, set_options
+from mdmscale.engine.state import EngineLayout
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.compiling import compile_layers
 from mdmscale.models.flops import FlopCount, count_flops
@@ -37,12 +33,12 @@ from mdmscale.parallel.ranks import Ranks
 from mdmscale.parallel.sequence import split_sequences
 from mdmscale.parallel.tensor import check_divides, split_model
 from mdmscale.system.errors import UserError
+from mdmscale.system.stateful import Stateful
 from mdmscale.training import checkpoint
 from mdmscale.training.facts import gather_facts
+from mdmscale.training.p_pots import PPots
 from mdmscale.training.run_data import open_run_data, undone_on_refusal
-
-# What of a checkpoint must be this job's for DeepSpeed to load it by itself.
-LAYOUT = ("zero_stage", "world_size", "tensor", "dtype")
+from mdmscale.training.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Start:
     """A checkpoint to continue from."""
 
     path: Path
-    state: checkpoint.TrainingState
+    state: TrainingState
 
 
 @dataclass
@@ -69,13 +65,11 @@ class Run:
     collate: Collator
     flops: FlopCount
 
-    step: int  # optimizer steps taken
-    consumed_tokens: int
-    t_sampler: TSampler
+    p_pots: PPots
     baseline: EmaBaseline
-    cell_sums: np.ndarray  # float64 [4, cells], see p_pots.CellSums; what refits of p(t) start from
+    step: int = 0  # optimizer steps taken
+    consumed_tokens: int = 0
     skipped_in_a_row: int = 0  # steps whose gradient was not finite
-    probe_is_overdue: bool = False  # p_pots was turned on when the run resumed, after its probe steps
 
     @property
     def consumed_samples(self) -> int:
@@ -86,26 +80,34 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def state(self) -> checkpoint.TrainingState:
-        """What a checkpoint keeps of this run."""
-        return checkpoint.TrainingState(
-            step=self.step,
-            consumed_samples=self.consumed_samples,
-            consumed_tokens=self.consumed_tokens,
+    @property
+    def components(self) -> dict[str, Stateful]:
+        """What has a state of its own, by the name that checkpoints keep it under."""
+        return {"p_pots": self.p_pots, "baseline": self.baseline}
+
+    def engine_layout(self) -> EngineLayout:
+        """How DeepSpeed's files of this job are laid out."""
+        return EngineLayout(
             world_size=self.ranks.world_size,
             zero_stage=self.config.parallel.zero_stage,
             tensor=self.ranks.tp_size,
             dtype=self.config.model.dtype,
+            parameter_groups=named_groups(self.engine.deepspeed.module),
+        )
+
+    def state(self) -> TrainingState:
+        """What a checkpoint keeps of this run."""
+        return TrainingState(
+            step=self.step,
+            consumed_samples=self.consumed_samples,
+            consumed_tokens=self.consumed_tokens,
             seed=self.config.run.seed,
             global_batch_size=self.layout.global_batch_size,
             lora=self.config.model.lora.model_dump() if self.config.model.lora else None,
             data_fingerprint=self.source.fingerprint,
             data_description=self.source.description,
-            t_sampler=self.config.diffusion.t_sampler,
-            density=self.t_sampler.density.to_state(),
-            baseline=self.baseline.to_state(),
-            cell_sums=self.cell_sums.tolist(),
-            parameter_groups=named_groups(self.engine.deepspeed.module),
+            engine=self.engine_layout(),
+            components={name: part.state_dict() for name, part in self.components.items()},
         )
 
 
@@ -153,7 +155,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         config.data.num_workers,
         ranks.device,
     )
-    edges = probe_edges(config.diffusion.p_pots)
+    p_pots = PPots(config.diffusion, make_t_sampler(config))
     run = Run(
         config,
         ranks,
@@ -166,11 +168,8 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         loader,
         collate,
         count_flops(shape_of_config(backbone.model.config), is_frozen=backbone.lora is not None),
-        step=0,
-        consumed_tokens=0,
-        t_sampler=make_t_sampler(config),
-        baseline=EmaBaseline(edges, config.diffusion.t_range, config.diffusion.ema_decay),
-        cell_sums=np.zeros((4, len(edges) - 1)),
+        p_pots,
+        EmaBaseline(p_pots.edges, config.diffusion.t_range, config.diffusion.ema_decay),
     )
     if resumed is not None:
         restore(run, resumed)
@@ -196,31 +195,22 @@ def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
             print(f"warning: {warning}", flush=True)
     if path is None:
         return None
-    state = on_every_rank(ranks, lambda: checkpoint.TrainingState.read(path))
+    state = on_every_rank(ranks, lambda: TrainingState.read(path))
     checkpoint.check_continues(state, path, config)
     return Start(path, state)
 
 
 def restore(run: Run, start: Start) -> None:
-    """Put a checkpoint's weights, optimizer state, position and p(t) into a run that was set up."""
-    state, now = start.state, run.state()
-    same_layout = all(getattr(state, name) == getattr(now, name) for name in LAYOUT)
-    if same_layout and not run.config.parallel.swaps:
+    """Put a checkpoint's weights, optimizer state, position and components into a run that was set up."""
+    if start.state.engine.matches(run.engine_layout()) and not run.config.parallel.swaps:
         checkpoint.load_engine(run.engine.deepspeed, start.path)
     else:
         load_other_layout(run.engine.deepspeed, start.path, run.ranks)
     set_options(run.engine.deepspeed.optimizer, run.config.optimizer)  # the load brought back the old ones
     run.step, run.consumed_tokens = start.state.step, start.state.consumed_tokens
-    run.baseline.restore(start.state.baseline)
-    cell_sums = np.array(start.state.cell_sums)
-    if cell_sums.shape == run.cell_sums.shape:  # of the same cells
-        run.cell_sums = cell_sums
-    if run.config.diffusion.t_sampler == "p_pots":
-        if start.state.t_sampler == "p_pots":
-            density = DensityTable.from_state(start.state.density)
-            run.t_sampler = replace(run.t_sampler, density=density)
-        else:
-            run.probe_is_overdue = any(step < run.step for step in run.config.diffusion.p_pots.probe_steps)
+    missing = start.state.load_into(run.components, start.path)
+    if missing and run.ranks.is_first:
+        print(f"warning: {start.path} has no state of {', '.join(missing)}, which begins anew", flush=True)
 
 
 def check_length(config: RunConfig, backbone: Backbone) -> None:

@@ -7,7 +7,6 @@ import torch
 
 from mdmscale.data.batch import Batch
 from mdmscale.diffusion.baseline import EmaBaseline
-from mdmscale.diffusion.objective import per_sample
 from mdmscale.parallel.collectives import all_reduce_sum
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.transfer import Arriving, to_device
@@ -17,13 +16,14 @@ from mdmscale.system.transfer import Arriving, to_device
 class StepTotals:
     """A step's sums over the global batch.
 
-    loss: of the samples' losses. baseline: of b(t) / p(t). cells: float64 [4, cells], see p_pots.CellSums.
+    loss: of the samples' losses. baseline: of b(t) / p(t). num_tokens, num_token_pairs: of all rows. cells:
+    float64 [4, cells], see p_pots.CellSums.
     """
 
     loss: float
     baseline: float
     num_tokens: int
-    num_pairs: int
+    num_token_pairs: int
     num_masked: int
     num_stops: int
     cells: np.ndarray
@@ -43,45 +43,54 @@ class StepSums:
     def __init__(self, baseline: EmaBaseline, scale: float | torch.Tensor, ranks: Ranks) -> None:
         self.baseline = baseline
         self.ranks = ranks
-        device = ranks.device
         self.scale = scale  # what makes a batch's weights its losses, in nats a token
-        self.cells = torch.zeros(4, len(baseline.edges) - 1, dtype=torch.float64, device=device)
-        self.loss = torch.zeros((), dtype=torch.float64, device=device)
-        self.counts = np.zeros(3)  # b(t) / p(t), tokens, pairs of tokens
-        self.num_masked = 0
+        self.by_draw: dict[int, tuple[Batch, torch.Tensor]] = {}  # by first_draw: float64 [2, draws]
+        self.num_tokens = self.num_token_pairs = self.num_masked = 0
 
-    def add(self, forwards: list[tuple[Batch, torch.Tensor, torch.Tensor]]) -> None:
-        """Count in a micro-batch, given its forwards: batch, losses and squared norms [masked] of each."""
-        first = forwards[0][0]
-        losses = torch.zeros(first.num_samples, dtype=torch.float64, device=self.loss.device)
-        squared_norms = torch.zeros_like(losses)
-        for batch, cross_entropies, norms in forwards:
-            weights = batch.weights.double() * self.scale
-            losses += per_sample(weights * cross_entropies, batch.draw_of, batch.num_samples)
-            squared_norms += per_sample(weights.square() * norms, batch.draw_of, batch.num_samples)
-        losses, squared_norms = self.ranks.sum_over_sequence(torch.stack([losses, squared_norms]))
-        num_masked = sum(len(batch.positions) for batch, _, _ in forwards)
-        if self.ranks.speaks_for_slice:
-            self.num_masked += num_masked
-        if not self.ranks.speaks_for_samples:
-            return
-        self.loss += losses.sum()
-        # 1 / p, which brought the losses here, is taken out again: cells hold the estimator itself.
-        importance = to_device(torch.from_numpy(first.importance_weights), losses.device)
-        plain, plain_norms = losses / importance, squared_norms / importance.square()
-        cells = to_device(torch.from_numpy(self._cells_of(first.t)), losses.device)
-        self.cells.index_add_(
-            1, cells, torch.stack([torch.ones_like(plain), plain, plain.square(), plain_norms])
+    def add(self, batch: Batch, cross_entropies: torch.Tensor, squared_norms: torch.Tensor) -> None:
+        """Count in a forward: cross-entropies and squared norms [masked] of its batch.
+
+        The rows of a sample may come in several batches, which have the same draws.
+        """
+        weights = batch.weights.double() * self.scale
+        sums = torch.stack(
+            [
+                batch.sum_by_draw(weights * cross_entropies),
+                batch.sum_by_draw(weights.square() * squared_norms),
+            ]
         )
-        value = float(np.sum(first.importance_weights * self.baseline.values(first.t)))
-        self.counts += (value, first.num_tokens, first.num_pairs)
+        if batch.first_draw in self.by_draw:
+            sums += self.by_draw[batch.first_draw][1]
+        self.by_draw[batch.first_draw] = batch, sums
+        self.num_tokens += batch.num_tokens
+        self.num_token_pairs += batch.num_token_pairs
+        self.num_masked += len(batch.positions)
 
     def reduce(self, stop: bool) -> Arriving:
         """Send the totals over all ranks on their way; `stop` is whether this one wants to stop."""
-        counts = torch.tensor([*self.counts, self.num_masked, stop], dtype=torch.float64)
-        sums = [self.loss[None], to_device(counts, self.loss.device), self.cells.flatten()]
-        return Arriving(all_reduce_sum(torch.cat(sums)))
+        device = self.ranks.device
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        cells = torch.zeros(4, len(self.baseline.edges) - 1, dtype=torch.float64, device=device)
+        counts = np.zeros(5)  # b(t) / p(t), tokens, pairs of tokens, masked tokens, stops
+        counts[3:] = self.num_masked * self.ranks.speaks_for_slice, stop
+        for batch, sums in self.by_draw.values():
+            losses, squared_norms = self.ranks.sum_over_sequence(sums)
+            if self.ranks.speaks_for_samples:
+                loss += losses.sum()
+                self._add_to_cells(cells, batch, losses, squared_norms)
+                counts[0] += np.sum(batch.importance_weights * self.baseline.values(batch.t))
+        if self.ranks.speaks_for_samples:
+            counts[1:3] = self.num_tokens, self.num_token_pairs
+        sums_sent = [loss[None], to_device(torch.from_numpy(counts), device), cells.flatten()]
+        return Arriving(all_reduce_sum(torch.cat(sums_sent)))
 
-    def _cells_of(self, t: np.ndarray) -> np.ndarray:
+    def _add_to_cells(
+        self, cells: torch.Tensor, batch: Batch, losses: torch.Tensor, squared_norms: torch.Tensor
+    ) -> None:
+        """Add a batch's draws to `cells` [4, cells]. They hold the estimator itself, without its 1 / p(t)."""
+        importance = to_device(torch.from_numpy(batch.importance_weights), cells.device)
+        plain, plain_norms = losses / importance, squared_norms / importance.square()
         last = len(self.baseline.edges) - 2
-        return np.clip(np.searchsorted(self.baseline.edges, t, side="right") - 1, 0, last)
+        cell_of = np.clip(np.searchsorted(self.baseline.edges, batch.t, side="right") - 1, 0, last)
+        values = torch.stack([torch.ones_like(plain), plain, plain.square(), plain_norms])  # [4, draws]
+        cells.index_add_(1, to_device(torch.from_numpy(cell_of), cells.device), values)

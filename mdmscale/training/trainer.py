@@ -2,29 +2,19 @@
 
 import math
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from mdmscale.config.run import RunConfig
 from mdmscale.data.batch import Batch
-from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.p_pots import (
-    FADING,
-    CellSums,
-    ProbeStatistics,
-    expected_gain,
-    fit_density,
-    probe_edges,
-)
+from mdmscale.diffusion.p_pots import ProbeStatistics
 from mdmscale.engine import nvme
 from mdmscale.engine.optim import learning_rate, set_learning_rate
 from mdmscale.models.flops import peak_flops
-from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
+from mdmscale.parallel.collectives import all_reduce_sum
 from mdmscale.parallel.ranks import initialise
 from mdmscale.system.allocator import keep_freed_memory
 from mdmscale.system.run_folder import EXPORT_FOLDER
@@ -32,9 +22,10 @@ from mdmscale.system.stop import StopRequest
 from mdmscale.system.timing import StepClock, peak_memory
 from mdmscale.system.transfer import to_device
 from mdmscale.training import checkpoint, export
+from mdmscale.training.evaluation import eval_t, evaluate
 from mdmscale.training.figures import p_pots_figure, save_figure, training_figure
 from mdmscale.training.metrics import MetricsWriter, ProgressLine, closing_summary, read_metrics
-from mdmscale.training.probes import eval_t, evaluate, measure_p_pots
+from mdmscale.training.p_pots_probe import measure_p_pots
 from mdmscale.training.setup import Run, set_up
 from mdmscale.training.step_sums import StepSums, StepTotals
 from mdmscale.training.watchdog import Watchdog
@@ -78,9 +69,9 @@ def run_to_end(run: Run) -> Outcome:
         # Every forward is a sign of progress: of training, probes and evaluation.
         run.engine.deepspeed.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:
-            new_density = renew_density(run, writer, line)
+            renewed = renew_p_pots(run, writer, line)
             record, stopped = train_step(run, stop)
-            record |= new_density
+            record |= renewed
             is_end = run.step == config.train.steps
             is_last = stopped or is_end
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
@@ -106,23 +97,17 @@ def run_to_end(run: Run) -> Outcome:
 def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     """One optimizer step. Returns its metrics, and whether any rank wants to stop."""
     clock = StepClock(run.ranks.device)
-    micro_batches = run.loader.micro_batches(run.step, run.t_sampler)
+    batches = run.loader.micro_batches(run.step, run.p_pots.t_sampler)
     clock.mark("data")
-    scale = loss_scale(run, micro_batches)
+    scale = loss_scale(run, batches)
     sums = StepSums(run.baseline, scale, run.ranks)
-    for turn, forwards in enumerate(micro_batches):
-        done = []
-        for number, batch in enumerate(forwards):
-            batch = batch.to(run.ranks.device)
-            loss, losses, squared_norms = run.engine.deepspeed(**batch.model_inputs)
-            clock.mark("forward")
-            is_last = turn == len(micro_batches) - 1 and number == len(forwards) - 1
-            # Ranks that share a sequence each have a part of its loss, and gradients are averaged over them.
-            share = scale * len(forwards) * run.ranks.sp_size / batch.num_samples
-            run.engine.accumulate((loss * share).to(loss.dtype), is_last)
-            clock.mark("backward")
-            done.append((batch, losses, squared_norms))
-        sums.add(done)
+    for number, batch in enumerate(batches):
+        batch = batch.to(run.ranks.device)
+        loss, cross_entropies, squared_norms = run.engine.deepspeed(**batch.model_inputs)
+        clock.mark("forward")
+        run.engine.accumulate(loss, scale, is_last=number == len(batches) - 1)
+        clock.mark("backward")
+        sums.add(batch, cross_entropies, squared_norms)
     sent = sums.reduce(stop.seen())  # one small message a step, read when the optimizer has been started
     rate = learning_rate(run.step, run.config.train.steps, run.config.optimizer)
     set_learning_rate(run.engine.deepspeed.optimizer, rate)
@@ -131,14 +116,10 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     clock.mark("step")
     totals = StepTotals.of(sent)
     loss_mean = totals.loss / run.layout.global_batch_size
-    if not math.isfinite(loss_mean):  # the optimizer may have seen it, but nothing of it is ever written
-        raise FloatingPointError(
-            f"the loss of step {run.step + 1} is {loss_mean}; the run can go on from its last checkpoint, "
-            "with a smaller optimizer.lr, say"
-        )
-    check_skipped(run, grad_norm)
+    check_finite(run, loss_mean, grad_norm)
+    num_tokens = totals.num_tokens // run.layout.rows_per_sample
     run.step += 1
-    run.consumed_tokens += totals.num_tokens
+    run.consumed_tokens += num_tokens
     record = {
         "step": run.step,
         "loss": loss_mean,
@@ -148,20 +129,20 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
         "consumed_samples": run.consumed_samples,
         "tokens": run.consumed_tokens,
         "masked_tokens": totals.num_masked,
-        **speed(run, totals, clock),
+        **speed(run, totals, num_tokens, clock),
     }
     return record, totals.num_stops > 0
 
 
-def speed(run: Run, totals: StepTotals, clock: StepClock) -> dict[str, float]:
+def speed(run: Run, totals: StepTotals, num_tokens: int, clock: StepClock) -> dict[str, float]:
     """What a step's metrics say of its time and memory; `mfu` where the device's peak is known."""
-    seconds, copies = clock.seconds, run.config.diffusion.copies
-    flops = run.flops.of(totals.num_tokens * copies, totals.num_pairs * copies, totals.num_masked)
+    seconds = clock.seconds
+    flops = run.flops.of(totals.num_tokens, totals.num_token_pairs, totals.num_masked)
     flops_per_device = flops / seconds / run.ranks.world_size
     peak = peak_flops(run.ranks.device)
     return {
-        "tokens_per_second": totals.num_tokens / seconds,
-        "tokens_per_second_per_device": totals.num_tokens / seconds / run.ranks.world_size,
+        "tokens_per_second": num_tokens / seconds,
+        "tokens_per_second_per_device": num_tokens / seconds / run.ranks.world_size,
         "flops_per_second_per_device": flops_per_device,
         **({"mfu": flops_per_device / peak} if peak else {}),
         "peak_memory": peak_memory(run.ranks.device),
@@ -170,8 +151,8 @@ def speed(run: Run, totals: StepTotals, clock: StepClock) -> dict[str, float]:
 
 
 def observe(run: Run, totals: StepTotals) -> dict[str, float]:
-    """Let the baseline and P-POTS's free statistics learn from a step; the loss with less of t's noise."""
-    run.cell_sums += totals.cells
+    """Let the baseline and P-POTS learn from a step. Returns the loss with less of t's noise."""
+    run.p_pots.observe(totals.cells)
     if not run.config.diffusion.ema_decay:
         return {}
     batch = run.layout.global_batch_size
@@ -180,75 +161,63 @@ def observe(run: Run, totals: StepTotals) -> dict[str, float]:
     return {"loss_controlled": controlled}
 
 
-def check_skipped(run: Run, grad_norm: float) -> None:
-    """Count steps that changed nothing as their gradient was not finite.
+def check_finite(run: Run, loss: float, grad_norm: float) -> None:
+    """End the run where its loss is not finite, or where many steps in a row changed nothing.
+
+    A step whose gradient is not finite leaves the weights as they are.
 
     Raises:
-        FloatingPointError: after MAX_SKIPPED_IN_A_ROW of them.
+        FloatingPointError: naming the step. The optimizer may have seen the loss, but nothing of it is ever
+            written.
     """
+    mend = "the run can go on from its last checkpoint, with a smaller optimizer.lr, say"
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss of step {run.step + 1} is {loss}; {mend}")
     run.skipped_in_a_row = 0 if math.isfinite(grad_norm) else run.skipped_in_a_row + 1
     if run.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
         raise FloatingPointError(
             f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, the last {run.step + 1}; "
-            "the run can go on from its last checkpoint, with a smaller optimizer.lr, say"
+            f"{mend}"
         )
 
 
-def loss_scale(run: Run, micro_batches: list[list[Batch]]) -> float | torch.Tensor:
+def loss_scale(run: Run, batches: list[Batch]) -> float | torch.Tensor:
     """1, or for `normalization: token` 1 / (mean eligible tokens a sample over the global batch).
 
     That is float64 on the device, where ranks add up their tokens.
     """
     if run.config.diffusion.normalization == "sample":
         return 1.0
-    num_eligible = sum(forwards[0].num_eligible for forwards in micro_batches) * run.ranks.speaks_for_samples
-    mine = to_device(torch.tensor(num_eligible, dtype=torch.float64), run.ranks.device)
-    return run.layout.global_batch_size / all_reduce_sum(mine)
+    num_eligible = sum(batch.num_eligible for batch in batches) // run.layout.rows_per_sample
+    mine = torch.tensor(num_eligible * run.ranks.speaks_for_samples, dtype=torch.float64)
+    return run.layout.global_batch_size / all_reduce_sum(to_device(mine, run.ranks.device))
 
 
-def renew_density(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
-    """Measure and fit p(t) anew where that is due before the next step. Returns what its metrics gain.
+def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
+    """Let P-POTS renew p(t) where that is due before the next step. Returns what its metrics gain."""
 
-    A probe measures by forwards of its own; a refit takes what training has seen since.
-    """
-    diffusion = run.config.diffusion
-    options = diffusion.p_pots
-    if diffusion.t_sampler != "p_pots":
-        return {}
-    if run.step in options.probe_steps or run.probe_is_overdue:
+    def probe() -> ProbeStatistics:
         line.say(f"step {run.step}: measuring p(t)")
-        return set_density(run, measure(run).second_moment(options.target), writer)
-    if run.step and is_due(options.refit_every, run.step) and run.cell_sums.any():
-        moment = CellSums(run.cell_sums).second_moment(options.target)
-        run.cell_sums = run.cell_sums * FADING
-        return set_density(run, moment, writer)
-    return {}
+        return measure_p_pots(
+            run.engine.deepspeed,
+            run.source,
+            run.noise,
+            run.config.diffusion.p_pots,
+            run.collate,
+            run.consumed_samples,
+            run.config.run.seed,
+            run.ranks,
+        )
 
-
-def measure(run: Run) -> ProbeStatistics:
-    """The statistics of a probe, shared out over the ranks."""
-    return measure_p_pots(
-        run.engine.deepspeed,
-        run.source,
-        run.noise,
-        run.collate,
-        run.consumed_samples,
-        run.config.run.seed,
-        run.ranks,
-    )
-
-
-def set_density(run: Run, moment: np.ndarray, writer: MetricsWriter) -> dict[str, Any]:
-    """Fit p(t) to h(t) [cells] on rank 0, and sample t from it on every rank from now on."""
-    options = run.config.diffusion.p_pots
-    state = on_first_rank(run.ranks, lambda: fit_density(moment, options).to_state())
-    run.t_sampler = replace(run.t_sampler, density=DensityTable.from_state(state))
-    run.probe_is_overdue = False
+    renewal = run.p_pots.renew(run.step, probe, run.ranks)
+    if renewal is None:
+        return {}
     if run.ranks.is_first:
-        figure = p_pots_figure(probe_edges(options), moment, run.t_sampler.density, options.target)
+        target = run.config.diffusion.p_pots.target
+        figure = p_pots_figure(run.p_pots.edges, renewal.moment, renewal.density, target)
         save_figure(figure, run.folder / "figures" / f"p_pots_step_{run.step:08d}.png")
         writer.figure("p_pots", figure, run.step)
-    return {"p_of_t": state, "p_pots_gain": expected_gain(moment, run.t_sampler.density, options)}
+    return {"p_of_t": renewal.density.to_state(), "p_pots_gain": renewal.gain}
 
 
 def run_evaluation(run: Run) -> dict[str, float]:

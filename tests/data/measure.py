@@ -24,14 +24,13 @@ from rich.table import Table
 from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.data.indexed import bin_path, write_index
-from mdmscale.data.loader import TrainLoader
+from mdmscale.data.loader import TrainLoader, make_t_sampler
+from mdmscale.data.opening import open_source
 from mdmscale.data.sft_shard import write_samples
 from mdmscale.data.source import SampleSource
-from mdmscale.data.opening import open_source
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.t_samplers import TSampler
-from mdmscale.data.loader import make_t_sampler
 from mdmscale.parallel.batch_layout import make_layout
 
 LONGEST_DOCUMENT = 2**30  # tokens; the format counts them in 32 bits

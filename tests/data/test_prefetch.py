@@ -16,13 +16,12 @@ from mdmscale.config.run import RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
 from mdmscale.data.indexed import bin_path
-from mdmscale.data.loader import TrainLoader
-from mdmscale.data.prefetch import Prefetcher, default_num_workers
+from mdmscale.data.loader import TrainLoader, make_t_sampler
 from mdmscale.data.opening import open_source
+from mdmscale.data.prefetch import Prefetcher, default_num_workers
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.t_samplers import TSampler
-from mdmscale.data.loader import make_t_sampler
 from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.system.errors import UserError
 
@@ -75,16 +74,15 @@ def refitted(sampler: TSampler) -> TSampler:
     return replace(sampler, density=density)
 
 
-def assert_same(batches: list[list[Batch]], expected: list[list[Batch]]) -> None:
-    for forwards, others in zip(batches, expected, strict=True):
-        for batch, other in zip(forwards, others, strict=True):
-            for field in fields(Batch):
-                value, wanted = getattr(batch, field.name), getattr(other, field.name)
-                assert type(value) is type(wanted), field.name
-                if isinstance(value, torch.Tensor):
-                    assert value.dtype == wanted.dtype and torch.equal(value, wanted), field.name
-                else:
-                    assert np.array_equal(value, wanted), field.name
+def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
+    for batch, other in zip(batches, expected, strict=True):
+        for field in fields(Batch):
+            value, wanted = getattr(batch, field.name), getattr(other, field.name)
+            assert type(value) is type(wanted), field.name
+            if isinstance(value, torch.Tensor):
+                assert value.dtype == wanted.dtype and torch.equal(value, wanted), field.name
+            else:
+                assert np.array_equal(value, wanted), field.name
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from mdmscale.config.run import DataSection
+from mdmscale.data.opening import open_source
 from mdmscale.data.sft_shard import samples_path, write_samples
 from mdmscale.data.source import SampleSource
-from mdmscale.data.opening import open_source
 from mdmscale.system.errors import UserError
 
 EOS = 1

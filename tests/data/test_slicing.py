@@ -20,7 +20,14 @@ def make_batch(*lengths: int, logit_shift: bool = False, packs: bool = False) ->
     for length in lengths:
         masks = (np.arange(length) % 3 == 0)[None]
         samples.append(
-            NoisedSample(np.arange(length), masks, masks / (1.0 + np.arange(length)), length, 0.5, 1.0)
+            NoisedSample(
+                np.arange(length),
+                masks,
+                masks / (1.0 + np.arange(length)),
+                length,
+                np.array([0.5]),
+                np.ones(1),
+            )
         )
     return Collator(MASK, logit_shift, packs)(samples)
 
@@ -43,7 +50,7 @@ def test_every_masked_position_is_in_one_slice(
     found = []
     for place, each in enumerate(slices):
         assert each.position_ids is not None and each.position_ids.shape == (1, width)
-        assert (each.num_samples, each.num_tokens) == (batch.num_samples, batch.num_tokens)
+        assert (each.num_draws, each.num_tokens) == (batch.num_draws, batch.num_tokens)
         rows, columns = each.positions // width, each.positions % width + place * width
         found += list(
             zip(rows.tolist(), columns.tolist(), each.targets.tolist(), each.weights.tolist(), strict=True)

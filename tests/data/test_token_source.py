@@ -3,8 +3,8 @@ import pytest
 
 from mdmscale.config.run import DataSection
 from mdmscale.data.held_out import held_out_places
-from mdmscale.data.source import SampleSource
 from mdmscale.data.opening import open_source
+from mdmscale.data.source import SampleSource
 from mdmscale.data.token_source import cut_length
 from mdmscale.system.errors import UserError
 

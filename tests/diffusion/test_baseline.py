@@ -80,10 +80,10 @@ def test_an_evaluation_is_rid_of_its_grid_s_error() -> None:
 
 def test_state_survives_json_bit_for_bit_and_other_cells_are_left_alone() -> None:
     baseline, _ = simulate(DensityTable.uniform(), 50)
-    state = json.loads(json.dumps(baseline.to_state()))
+    state = json.loads(json.dumps(baseline.state_dict()))
     restored = EmaBaseline(TABLE_EDGES, (0.0, 1.0), decay=0.99)
-    restored.restore(state)
-    assert restored.to_state() == baseline.to_state()
+    restored.load_state_dict(state)
+    assert restored.state_dict() == baseline.state_dict()
     other = EmaBaseline(np.linspace(0, 1, 30), (0.0, 1.0), decay=0.99)
-    other.restore(state)
+    other.load_state_dict(state)
     assert other.num_steps == 0 and not other.weights.any()

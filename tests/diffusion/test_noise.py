@@ -7,8 +7,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from mdmscale.config.diffusion import DiffusionSection
-from mdmscale.diffusion.noise import noise_sample
 from mdmscale.data.noise_tokens import make_noise
+from mdmscale.diffusion.noise import noise_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError

@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.collate import Collator
+from mdmscale.diffusion.corruption import CORRUPTIONS, BernoulliMasks, Draw
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.masking import copy_rates, position_rates
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
-from mdmscale.diffusion.objective import per_sample, position_weight
-from mdmscale.diffusion.schedule import mask_rate
+from mdmscale.diffusion.objective import position_weight, token_share
 from mdmscale.diffusion.sample import Sample
+from mdmscale.diffusion.schedule import mask_rate
 from mdmscale.models.mdm import MaskedDiffusionModel
 
 LENGTH, MASK_ID, EPS = 7, 15, 1e-3
@@ -26,7 +26,7 @@ ELIGIBLE = np.array([False, True, True, False, True, True, True])
 SAMPLE = Sample(TOKENS, ELIGIBLE)
 SKEWED = DensityTable.from_weights(np.array([0, 0.01, 0.1, 0.4, 0.75, 1]), np.array([9, 4, 1, 0.0, 2]), 0.05)
 DELIMITERS = np.isin(np.arange(16), [1, 9])  # three of the sample's tokens, one of them in the prompt
-MASKINGS = ["bernoulli", "mirror", "complement"]
+MASKINGS = list(CORRUPTIONS)
 
 CrossEntropies = dict[tuple[bool, ...], np.ndarray]
 """Cross-entropy of each masked position, float64 [length], under each mask."""
@@ -59,7 +59,7 @@ def batch_loss(model: MaskedDiffusionModel, sample: NoisedSample) -> float:
     """The training path: one noised sample to its loss."""
     batch = Collator(MASK_ID)([sample])
     _, losses, _ = model(**batch.model_inputs)
-    return float(per_sample(batch.weights.double() * losses, batch.draw_of, 1)[0])
+    return float(batch.sum_by_draw(batch.weights.double() * losses)[0])
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,8 @@ def cross_entropies(model: MaskedDiffusionModel) -> CrossEntropies:
     table = {}
     for bits in product([False, True], repeat=LENGTH):
         mask = np.array(bits)[None]
-        batch = Collator(MASK_ID)([NoisedSample(TOKENS, mask, mask.astype(float), LENGTH, 0.5, 1.0)])
+        noised = NoisedSample(TOKENS, mask, mask.astype(float), LENGTH, np.array([0.5]), np.ones(1))
+        batch = Collator(MASK_ID)([noised])
         values = np.zeros(LENGTH)
         values[mask[0]] = model(**batch.model_inputs)[1].double().numpy()
         table[bits] = values
@@ -100,9 +101,12 @@ def estimator_at(
     A position's rates r, r' cut [0, 1) at r and 1 - r' into at most three pieces on which its masks do not
     change; one uniform of each piece stands for all.
     """
-    delimiters = None if noise.delimiters is None else noise.delimiters[sample.token_ids]
-    delta = noise.options.isad.delta if noise.options.isad else 0.0
-    rates = position_rates(copy_rates(noise.options.masking, t, EPS), sample.eligible, delimiters, delta)
+    corruption = noise.corruption
+    assert isinstance(corruption, BernoulliMasks)
+    draw = Draw(
+        np.array([t]), np.ones(1), np.zeros(LENGTH), sample.eligible, 1.0, EPS, noise.extra_rates(sample)
+    )
+    rates = corruption.rates(draw)
     places = np.flatnonzero(sample.eligible)
     pieces = []
     for place in places:
@@ -237,8 +241,10 @@ def test_token_normalisation_weighs_every_eligible_token_alike() -> None:
     """Two samples of 2 and 6 eligible tokens: the batch loss is sum of n l over the sum of n."""
     losses, counts, rate = np.array([3.0, 1.0]), np.array([2, 6]), 0.5
     rates = np.array(rate)
-    by_sample = [position_weight(int(n), rates, 1.0, 1, "sample") for n in counts]
-    by_token = [position_weight(int(n), rates, 1.0, 1, "token") for n in counts]
+    by_sample, by_token = (
+        [position_weight(token_share(int(n), normalization), 1.0, rates, 1) for n in counts]
+        for normalization in ("sample", "token")
+    )
     scale = 1 / counts.mean()
     sums = losses / np.array(by_sample)  # the cross-entropies that give these per-sample losses
     assert np.mean(sums * by_token * scale) == pytest.approx(np.average(losses, weights=counts))

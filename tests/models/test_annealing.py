@@ -9,10 +9,9 @@ import torch
 
 from mdmscale.config.run import ModelSection, RunConfig
 from mdmscale.data.collate import Collator
-from mdmscale.data.loader import TrainLoader
+from mdmscale.data.loader import TrainLoader, make_t_sampler
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.sample import Sample
-from mdmscale.data.loader import make_t_sampler
 from mdmscale.models.annealing import annealed_mask, for_attention, open_pairs, open_share
 from mdmscale.models.backbone import build_backbone
 from mdmscale.parallel.batch_layout import BatchLayout
@@ -54,7 +53,7 @@ def test_every_layout_sees_the_same_pairs_and_none_once_it_is_over(tiny: dict[st
 
     def masks(layout: BatchLayout, rank: int, step: int) -> list[torch.Tensor | None]:
         loader = TrainLoader(Source(), config, layout, rank, Noise(config.diffusion), Collator(3))
-        return [batch.attention_mask for (batch,) in loader.micro_batches(step, sampler)]
+        return [batch.attention_mask for batch in loader.micro_batches(step, sampler)]
 
     (whole,) = masks(BatchLayout(1, 8, 1), 0, step=2)
     assert whole is not None and whole.shape == (16, 1, 32, 32)

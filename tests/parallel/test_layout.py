@@ -6,11 +6,10 @@ import torch
 
 from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
-from mdmscale.data.loader import TrainLoader
+from mdmscale.data.loader import TrainLoader, make_t_sampler
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.sample import Sample
-from mdmscale.data.loader import make_t_sampler
 from mdmscale.parallel.batch_layout import BatchLayout, make_layout
 from mdmscale.system.errors import UserError
 
@@ -57,7 +56,7 @@ def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -
             noise = Noise(config.diffusion)
             loader = TrainLoader(CountingSource(), config, layout, rank, noise, Collator(999))
             indices = layout.sample_indices(2, rank)
-            for micro_batch, (batch,) in zip(
+            for micro_batch, batch in zip(
                 indices, loader.micro_batches(2, make_t_sampler(config)), strict=True
             ):
                 for place, index in enumerate(micro_batch):
@@ -135,10 +134,10 @@ def test_a_job_of_1024_ranks_draws_every_sample_once_with_the_noise_of_one_rank(
     for rank in (0, 511, 1023):
         alone = TrainLoader(CountingSource(), config, layouts[1], 0, noise, Collator(9999))
         among = TrainLoader(CountingSource(), config, layouts[0], rank, noise, Collator(9999))
-        for indices, (batch,) in zip(
+        for indices, batch in zip(
             layouts[0].sample_indices(4, rank), among.micro_batches(4, sampler), strict=True
         ):
-            (reference,) = alone.forwards_of([alone.noised(index, sampler) for index in indices])
+            reference = alone.collate([alone.noised(index, sampler) for index in indices])
             assert batch.t.tolist() == reference.t.tolist()
             assert torch.equal(batch.input_ids, reference.input_ids)
             assert torch.equal(batch.weights, reference.weights)

@@ -8,9 +8,10 @@ import pytest
 from mdmscale.config.run import RunConfig
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
-from mdmscale.training.checkpoint import TrainingState, find_resume, published
+from mdmscale.training.checkpoint import find_resume, published
 from mdmscale.training.metrics import read_metrics
 from mdmscale.training.setup import set_up
+from mdmscale.training.state import TrainingState
 from mdmscale.training.trainer import train
 
 

@@ -117,7 +117,7 @@ def test_refits_from_training_s_own_statistics_enter_the_metrics(runs: Path) -> 
 def test_the_fitted_density_agrees(runs: Path) -> None:
     """With a probed table t agrees to 1e-6: the inverse of nearly equal tables."""
     from mdmscale.diffusion.density import DensityTable
-    from mdmscale.training.checkpoint import TrainingState
+    from mdmscale.training.state import TrainingState
 
     def table(name: str) -> DensityTable:
         return DensityTable.from_state(

@@ -11,12 +11,14 @@ from mdmscale.config.diffusion import DiffusionSection, PPotsSection
 from mdmscale.config.run import EvalSection, ModelSection
 from mdmscale.data.collate import Collator
 from mdmscale.diffusion.noise import Noise
+from mdmscale.diffusion.p_pots import ProbeStatistics
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.parallel.ranks import Ranks
-from mdmscale.training.probes import EVAL_SEED, evaluate, measure_p_pots
+from mdmscale.training.evaluation import EVAL_SEED, evaluate
+from mdmscale.training.p_pots_probe import measure_p_pots
 
 EPS = 0.01
 SEED = 7
@@ -53,6 +55,13 @@ def backbone(corpus: Path) -> Backbone:
 def model(backbone: Backbone, ranks: Ranks) -> MaskedDiffusionModel:
     """What stands in for DeepSpeed's engine: the probes only call it and switch its mode."""
     return MaskedDiffusionModel(backbone.model, head_chunk_size=5).to(ranks.device).train()
+
+
+def probe(
+    model: MaskedDiffusionModel, diffusion: DiffusionSection, backbone: Backbone, first: int, ranks: Ranks
+) -> ProbeStatistics:
+    noise, made = Noise(diffusion), collate(backbone)
+    return measure_p_pots(model, PairSource(), noise, diffusion.p_pots, made, first, SEED, ranks)
 
 
 def naive_logits(backbone: Backbone, token_ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
@@ -165,7 +174,9 @@ def test_a_probe_measures_the_estimator_that_training_uses(
 ) -> None:
     diffusion = P_POTS[name]
     options = diffusion.p_pots
-    measured = measure_p_pots(model, PairSource(), Noise(diffusion), collate(backbone), 40, SEED, ranks)
+    measured = measure_p_pots(
+        model, PairSource(), Noise(diffusion), diffusion.p_pots, collate(backbone), 40, SEED, ranks
+    )
     losses, squared_norms = naive_statistics(backbone, diffusion, first_index=40)
     assert np.allclose(measured.t, (np.arange(options.num_t) + 0.5) / options.num_t)
     assert measured.losses.shape == (options.num_x0, options.num_t, options.num_masks)
@@ -179,7 +190,9 @@ def test_the_table_is_probed_at_the_midpoints_of_its_own_cells(
 ) -> None:
     options = PPotsSection(fit="table", num_x0=2, num_t=8, num_masks=2)
     diffusion = DiffusionSection(eps=EPS, p_pots=options)
-    measured = measure_p_pots(model, PairSource(), Noise(diffusion), collate(backbone), 0, SEED, ranks)
+    measured = measure_p_pots(
+        model, PairSource(), Noise(diffusion), diffusion.p_pots, collate(backbone), 0, SEED, ranks
+    )
     assert measured.t[0] == pytest.approx(0.0025) and measured.t[-1] == pytest.approx(0.95)
     assert measured.losses.shape == (2, len(measured.t), 2)
 
@@ -189,7 +202,9 @@ def test_passes_are_repeatable_and_leave_the_global_generators_alone(
 ) -> None:
     def both() -> tuple[float, np.ndarray]:
         diffusion = P_POTS["mirror"]
-        statistics = measure_p_pots(model, PairSource(), Noise(diffusion), collate(backbone), 0, SEED, ranks)
+        statistics = measure_p_pots(
+            model, PairSource(), Noise(diffusion), diffusion.p_pots, collate(backbone), 0, SEED, ranks
+        )
         return run_evaluation(model, backbone, ranks), statistics.losses
 
     state = torch.random.get_rng_state()
@@ -215,7 +230,16 @@ def test_no_gradient_is_left_and_the_mode_is_restored(
     try:
         model.train(training)
         run_evaluation(model, backbone, ranks)
-        measure_p_pots(model, PairSource(), Noise(P_POTS["mirror"]), collate(backbone), 0, SEED, ranks)
+        measure_p_pots(
+            model,
+            PairSource(),
+            Noise(P_POTS["mirror"]),
+            P_POTS["mirror"].p_pots,
+            collate(backbone),
+            0,
+            SEED,
+            ranks,
+        )
         assert model.training is backbone.model.training is training
     finally:
         hook.remove()

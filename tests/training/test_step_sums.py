@@ -34,26 +34,27 @@ def test_sums_are_those_of_a_loop(samples: list[NoisedSample], turns: int, ranks
     baseline = EmaBaseline(TABLE_EDGES, (0.0, 1.0), 0.99)
     baseline.sums, baseline.weights = np.linspace(1, 2, 16), np.ones(16)
     sums = StepSums(baseline, SCALE, Ranks(0, 1, torch.device("cpu")))
-    for part in (samples[:2], samples[2:]):
-        rows = [part] if turns == 1 else [[sample.copy(number) for sample in part] for number in range(2)]
-        batches = [Collator(0)(row) for row in rows]
-        sums.add([(batch, batch.targets.float(), batch.targets.float() ** 2) for batch in batches])
+    for first, part in ((0, samples[:2]), (2, samples[2:])):
+        rows = [part] if turns == 1 else [[sample.row(number) for sample in part] for number in range(2)]
+        for batch in (Collator(0)(row, first_draw=first) for row in rows):
+            sums.add(batch, batch.targets.float(), batch.targets.float() ** 2)
     totals = StepTotals.of(sums.reduce(stop=True))
 
     expected = np.zeros((4, 16))
     loss, value = 0.0, 0.0
     for sample in samples:
+        (importance_weight,) = sample.importance_weights
         weighted = SCALE * sample.weights * sample.masks
         own = float((weighted * sample.token_ids).sum())
-        plain = own / sample.importance_weight
-        norm = float((weighted**2 * sample.token_ids**2).sum()) / sample.importance_weight**2
-        cell = int(np.searchsorted(TABLE_EDGES, sample.t, side="right")) - 1
+        plain = own / importance_weight
+        norm = float((weighted**2 * sample.token_ids**2).sum()) / importance_weight**2
+        cell = int(np.searchsorted(TABLE_EDGES, sample.t[0], side="right")) - 1
         expected[:, cell] += (1, plain, plain**2, norm)
         loss += own
-        value += sample.importance_weight * float(baseline.values(np.array(sample.t)))
+        value += importance_weight * float(baseline.values(sample.t)[0])
     assert totals.cells == pytest.approx(expected, rel=1e-5)
     assert (totals.loss, totals.baseline) == pytest.approx((loss, value), rel=1e-5)
-    assert totals.num_tokens == 48
+    assert totals.num_tokens == 2 * 48, "of both rows"
     assert totals.num_masked == sum(int(sample.masks.sum()) for sample in samples)
     assert totals.num_stops == 1
 
@@ -71,7 +72,7 @@ def test_sums_leave_the_device_without_waiting(
     torch.cuda.set_sync_debug_mode("error")
     try:
         sums = StepSums(EmaBaseline(TABLE_EDGES, (0.0, 1.0), 0.99), SCALE, Ranks(0, 1, device))
-        sums.add([(batch, norms, norms)])
+        sums.add(batch, norms, norms)
         sent = sums.reduce(stop=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")

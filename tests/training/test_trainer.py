@@ -19,9 +19,9 @@ from mdmscale.diffusion.density import DensityTable
 from mdmscale.models.backbone import build_backbone
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.stop import StopRequest
-from mdmscale.training.checkpoint import TrainingState
 from mdmscale.training.metrics import read_metrics
 from mdmscale.training.setup import set_up
+from mdmscale.training.state import TrainingState
 from mdmscale.training.trainer import train, train_step
 
 BF16 = [f"bf16-{stage}" for stage in range(4)]

@@ -48,12 +48,13 @@ class Bench:
         self.batches = path.batches(sizes)
         first = self.batches[0]
         rows = sum(rows_of(batch) for batch in self.batches)
+        num_row_tokens = sum(batch.num_tokens for batch in self.batches)
         self.result = Result(
             path,
-            num_tokens=first.num_tokens,
+            num_tokens=num_row_tokens * first.num_draws // rows,
             num_masked=sum(len(batch.positions) for batch in self.batches),
-            num_row_tokens=first.num_tokens * rows // first.num_samples,
-            num_row_pairs=first.num_pairs * rows // first.num_samples,
+            num_row_tokens=num_row_tokens,
+            num_row_pairs=sum(batch.num_token_pairs for batch in self.batches),
         )
 
     def step(self) -> torch.Tensor:

@@ -78,7 +78,7 @@ def measure_parts(
     """The parts of a step of `masked`, in turn, `rounds` times; also the layers of a compiled model."""
     batch = make_batch(sizes, make_samples(sizes, "bernoulli"))
     flops = count_flops(sizes.shape)
-    layers = flops.of(batch.num_tokens, batch.num_pairs, 0)
+    layers = flops.of(batch.num_tokens, batch.num_token_pairs, 0)
     head = flops.of(0, 0, len(batch.positions))
     moved = float(STEP_BYTES * sizes.shape.num_parameters)
     product = Rate(_product(sizes), 2 * PRODUCT_SIZE**3, sizes.device)

@@ -77,7 +77,7 @@ def pairs(sizes: Sizes) -> list[Batch]:
 def rows_of_pairs(sizes: Sizes) -> list[Batch]:
     """MIRROR's two rows, a forward each."""
     samples = make_samples(sizes, "mirror")
-    return [make_batch(sizes, [sample.copy(number) for sample in samples]) for number in range(2)]
+    return [make_batch(sizes, [sample.row(number) for sample in samples]) for number in range(2)]
 
 
 def padded(sizes: Sizes) -> list[Batch]:

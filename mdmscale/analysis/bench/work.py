@@ -12,7 +12,6 @@ from mdmscale.config.run import ModelSection
 from mdmscale.config.section import HeadKind
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
-from mdmscale.diffusion.masking import Masking
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import mask_uniforms
@@ -84,7 +83,7 @@ def make_model(sizes: Sizes, compiles: bool = False, head: HeadKind = "auto") ->
     return MaskedDiffusionModel(backbone, None, head).to(sizes.device).train()
 
 
-def make_samples(sizes: Sizes, masking: Masking, are_spread: bool = False) -> list[NoisedSample]:
+def make_samples(sizes: Sizes, masking: str, are_spread: bool = False) -> list[NoisedSample]:
     """Random tokens behind a prompt, masked at t = (i + 1/2) / batch of sample i.
 
     are_spread: lengths log-uniform between length / SPREAD and length, the longest among them.

@@ -42,7 +42,7 @@ def forward_flops(job: Job) -> float:
 
 def model_flops(job: Job) -> float:
     """Operations that a step of the whole job must do, which MFU counts: recomputation adds nothing."""
-    tokens = job.tokens_per_step * job.config.diffusion.copies
+    tokens = job.tokens_per_step * job.config.diffusion.rows_per_sample
     return count_flops(job.shape, job.is_frozen).of(tokens, tokens * job.length, tokens * job.masked_share)
 
 

@@ -241,7 +241,7 @@ def probe_bytes(job: Job) -> float:
     if diffusion.t_sampler != "p_pots":
         return 0.0
     shape, width, tensor = job.shape, job.width, job.parallel.tensor
-    tokens = diffusion.p_pots.num_masks * diffusion.copies * job.length / job.parallel.sequence
+    tokens = diffusion.p_pots.num_masks * diffusion.rows_per_sample * job.length / job.parallel.sequence
     layer = width * (4 * shape.hidden + 3 * shape.inner / tensor)
     head = head_bytes(job, tokens, with_gradients=False) + tokens * width * shape.hidden
     gathered = buffer_bytes(job) if job.parallel.zero_stage == 3 else 0.0

@@ -71,7 +71,7 @@ def host_line(plan: Plan) -> str:
 
 
 def probe_line(plan: Plan) -> str:
-    rows = plan.job.config.diffusion.p_pots.num_masks * plan.job.config.diffusion.copies
+    rows = plan.job.config.diffusion.p_pots.num_masks * plan.job.config.diffusion.rows_per_sample
     return (
         f"P-POTS: {plan.num_probes} probe{'s' if plan.num_probes > 1 else ''} of {plan.probe_forwards:,} "
         f"forwards of {rows} rows, {plan.probe_seconds:,.1f} s each, {plan.probe_share:.2%} of the run"

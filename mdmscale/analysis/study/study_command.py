@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = build_parser().parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
-    if config.diffusion.copies != 2:
+    if config.diffusion.rows_per_sample != 2:
         raise UserError(
             f"{arguments.config}: diffusion.masking = {config.diffusion.masking}; a study's batch sizes "
             "count pairs, so give mirror"

@@ -16,7 +16,6 @@ from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
-from mdmscale.diffusion.objective import per_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.mdm import MaskedDiffusionModel
 
@@ -123,4 +122,4 @@ class Drawer:
         ]
         batch: Batch = self.collate(draws).to(self.device)
         _, losses, _ = self.model(**batch.model_inputs)
-        return per_sample((batch.weights * losses).double(), batch.draw_of, PLAIN).cpu().numpy()
+        return batch.sum_by_draw((batch.weights * losses).double()).cpu().numpy()

@@ -16,7 +16,6 @@ import numpy as np
 
 from mdmscale.analysis.variance.moments import Moments
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.masking import Masking
 from mdmscale.diffusion.t_samplers import TSampler
 
 MAX_DRAWS = 1 << 16
@@ -27,7 +26,7 @@ class Method:
     """A way to spend two rows a sample."""
 
     name: str
-    masking: Masking = "bernoulli"
+    masking: str = "bernoulli"
     stratified: bool = False
     low_discrepancy: bool = False
     t_range: tuple[float, float] = (0.0, 1.0)
@@ -58,7 +57,7 @@ class Method:
 class Coefficients:
     """What a method multiplies the moments with: `own` [K] those of its draws, `within` and `mean` [K, K]."""
 
-    masking: Masking
+    masking: str
     own: np.ndarray
     within: np.ndarray
     mean: np.ndarray

@@ -211,12 +211,12 @@ def probe_densities(
     from mdmscale.diffusion.noise import Noise
     from mdmscale.diffusion.p_pots import fit_density
     from mdmscale.parallel.collectives import on_first_rank
-    from mdmscale.training.probes import measure_p_pots
+    from mdmscale.training.p_pots_probe import measure_p_pots
 
     densities = {}
     for masking in ("bernoulli", "mirror", "complement"):
         noise = Noise(options.model_copy(update={"masking": masking, "isad": None, "syrm": None}))
-        statistics = measure_p_pots(model, source, noise, collate, FIRST_PROBED, seed, ranks)
+        statistics = measure_p_pots(model, source, noise, options.p_pots, collate, FIRST_PROBED, seed, ranks)
         for target in ("paper", "loss", "gradient"):
             moment = statistics.second_moment(target)
             fit = partial(fit_density, moment, options.p_pots)

@@ -13,8 +13,8 @@ from mdmscale.analysis.variance.draws import PLAIN, Draws
 from mdmscale.analysis.variance.methods import Method, coefficients, methods
 from mdmscale.analysis.variance.moments import Moments, SampleStatistics, moments, sample_statistics
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.schedule import mask_rate
 from mdmscale.diffusion.p_pots import TABLE_EDGES
+from mdmscale.diffusion.schedule import mask_rate
 
 EPS, BATCH, LENGTH = 0.05, 4, 5  # a large eps: 1 / r has no heavy tail that a brute force would miss
 SLOPES = np.random.default_rng(0).normal(1.0, 0.7, size=(6, LENGTH, 2))  # c: [kinds of x, positions, 2]

@@ -1,0 +1,54 @@
+"""The held-out loss on fixed t and fixed masks."""
+
+import numpy as np
+import torch
+
+from mdmscale.config.diffusion import DiffusionSection
+from mdmscale.config.run import EvalSection
+from mdmscale.data.collate import Collator
+from mdmscale.data.source import SampleSource
+from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
+from mdmscale.diffusion.uniforms import Stream, mask_uniforms
+from mdmscale.parallel.ranks import Ranks
+from mdmscale.training.passes import forward_sums, share_out
+
+# One noise for every run's evaluation, so that their losses can be compared.
+EVAL_SEED = 0
+
+
+def evaluate(
+    engine: torch.nn.Module,
+    source: SampleSource,
+    options: EvalSection,
+    eps: float,
+    collate: Collator,
+    rows_per_forward: int,
+    ranks: Ranks,
+) -> float:
+    """The MDM loss on held-out data, in nats a token: mean over samples and a fixed grid of t, fixed masks.
+
+    Mask, t and order are the same for every run and step, so that differences are the model's. Plain
+    Bernoulli masks, whatever training uses.
+    """
+    num_samples = min(options.samples, source.num_held_out)
+    num_draws = num_samples * options.num_t
+    plain, grid = Noise(DiffusionSection(eps=eps)), eval_t(options)
+
+    def draw(index: int) -> NoisedSample:
+        sample_place, t_place = divmod(index, options.num_t)
+        sample = source.held_out_sample(sample_place * source.num_held_out // num_samples)  # evenly spread
+        uniforms = mask_uniforms(EVAL_SEED, index, len(sample.token_ids), Stream.EVAL)
+        return noise_sample(sample, grid[t_place], 1.0, uniforms, plain)
+
+    def measure(item: int) -> np.ndarray:
+        indices = range(item * rows_per_forward, min((item + 1) * rows_per_forward, num_draws))
+        batch = collate([draw(index) for index in indices])
+        return np.array([forward_sums(engine, batch, ranks.device)[0].sum()])
+
+    sums = share_out(measure, -(-num_draws // rows_per_forward), (1,), ranks)
+    return float(sums.sum() / num_draws)
+
+
+def eval_t(options: EvalSection) -> np.ndarray:
+    """The fixed t that every held-out sample is evaluated at, float64 [num_t]: midpoints of equal cells."""
+    return (np.arange(options.num_t) + 0.5) / options.num_t

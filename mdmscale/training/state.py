@@ -1,0 +1,93 @@
+"""What a checkpoint keeps beside DeepSpeed's files: a position, facts that must not change, and components.
+
+A component is a part of the run with a state of its own (system/stateful.py), kept under its name.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mdmscale.engine.state import EngineLayout
+from mdmscale.system.errors import UserError
+from mdmscale.system.stateful import Stateful
+
+FORMAT = 2  # of state.json; 1 had no number and all keys in one dictionary
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """state.json of a checkpoint."""
+
+    step: int  # optimizer steps taken
+    consumed_samples: int
+    consumed_tokens: int
+    seed: int
+    global_batch_size: int
+    lora: dict[str, Any] | None  # model.lora
+    data_fingerprint: str
+    data_description: str
+    engine: EngineLayout
+    components: dict[str, dict[str, Any]]
+
+    def write(self, folder: Path) -> None:
+        """Write state.json into a checkpoint folder that is being made."""
+        (folder / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> "TrainingState":
+        """Read state.json of a checkpoint of this format or the one before.
+
+        Raises:
+            UserError: where it is missing, damaged, or another version's.
+        """
+        path = folder / "state.json"
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: is missing or damaged: {error}") from None
+        try:
+            version = values.pop("format", 1)
+            if version not in (1, FORMAT):
+                raise UserError(f"{path}: has format {version}; this version reads up to {FORMAT}; update it")
+            return cls._of_format_1(values) if version == 1 else cls._of_format_2(values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: written by another version: {error}") from None
+
+    @classmethod
+    def _of_format_2(cls, values: dict[str, Any]) -> "TrainingState":
+        return cls(**{**values, "engine": EngineLayout.of(values)})
+
+    @classmethod
+    def _of_format_1(cls, values: dict[str, Any]) -> "TrainingState":
+        """All keys lay side by side; P-POTS had three of them."""
+        engine = EngineLayout.of(values)
+        p_pots = {
+            "density": values.pop("density"),
+            "cell_sums": values.pop("cell_sums"),
+            "is_measured": values.pop("t_sampler") == "p_pots",
+        }
+        components = {"p_pots": p_pots, "baseline": values.pop("baseline")}
+        own = {name: value for name, value in values.items() if name not in asdict(engine)}
+        return cls(**own, engine=engine, components=components)
+
+    def load_into(self, components: Mapping[str, Stateful], checkpoint: Path) -> list[str]:
+        """Give every component its state. Returns the names of those that the checkpoint has none for.
+
+        Raises:
+            UserError: where the checkpoint has a component that this run does not.
+        """
+        if unknown := sorted(self.components.keys() - components.keys()):
+            raise UserError(
+                f"{checkpoint}: has the state of {unknown[0]!r}, which this version does not carry "
+                f"({', '.join(components)}); go on with the version that wrote it"
+            )
+        for name, state in self.components.items():
+            try:
+                components[name].load_state_dict(state)
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{checkpoint}: the state of {name!r} cannot be taken up: {error!r}"
+                ) from None
+        return sorted(components.keys() - self.components.keys())

@@ -1,0 +1,219 @@
+"""The protocol has room for what comes next: a corruption of another kind is one more entry of a dict."""
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mdmscale.config.diffusion import DiffusionSection
+from mdmscale.config.run import RunConfig
+from mdmscale.data.collate import Collator
+from mdmscale.data.loader import TrainLoader, make_t_sampler
+from mdmscale.diffusion.corruption import CORRUPTIONS, Draw, NoisedRows
+from mdmscale.diffusion.noise import Noise, noise_sample
+from mdmscale.diffusion.objective import position_weight
+from mdmscale.diffusion.sample import Sample
+from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.parallel.batch_layout import make_layout
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Exactly l masked tokens a row, l uniform on 1..n, in `num_rows` rows that rotate one permutation."""
+
+    num_rows: int
+    needs_symmetric_t = False
+    takes_extra_rates = False
+
+    def num_t(self, length: int) -> int:
+        return 1
+
+    def corrupt(self, draw: Draw) -> NoisedRows:
+        order = np.flatnonzero(draw.eligible)[np.argsort(draw.uniforms[draw.eligible])]
+        number, masked = len(order), np.zeros((self.num_rows, len(draw.uniforms)), dtype=bool)
+        weights, begin = np.zeros(masked.shape), 0
+        for row in range(self.num_rows):
+            count = int(number * ((draw.t[0] + row / self.num_rows) % 1)) + 1
+            at = order[np.arange(begin, begin + count) % number]
+            masked[row, at] = True
+            weights[row, at] = position_weight(draw.share, 1.0, np.array(count / number), self.num_rows)
+            begin += count
+        return NoisedRows(masked, weights)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of `size`, each masked at a t of its own, which see themselves and the blocks before."""
+
+    size: int
+    num_rows = 1
+    needs_symmetric_t = False
+    takes_extra_rates = False
+
+    def num_t(self, length: int) -> int:
+        return -(-length // self.size)
+
+    def corrupt(self, draw: Draw) -> NoisedRows:
+        t_of = np.arange(len(draw.uniforms)) // self.size
+        rates = ((1 - draw.eps) * draw.t + draw.eps)[t_of] * draw.eligible
+        masked = draw.uniforms < rates
+        weights = np.zeros(len(rates))
+        weights[masked] = position_weight(draw.share, draw.importance_weights[t_of][masked], rates[masked], 1)
+        return NoisedRows(masked[None], weights[None], t_of=t_of, attention=t_of[:, None] >= t_of)
+
+
+@dataclass(frozen=True)
+class Views:
+    """One row of two noisy views and the clean sample: a view sees itself and the clean past."""
+
+    num_rows = 1
+    needs_symmetric_t = False
+    takes_extra_rates = False
+
+    def num_t(self, length: int) -> int:
+        return 1
+
+    def corrupt(self, draw: Draw) -> NoisedRows:
+        length, pair = len(draw.uniforms), CORRUPTIONS["mirror"].corrupt(draw)
+        nothing = np.zeros(length)
+        masked = np.concatenate([*pair.masks, nothing.astype(bool)])
+        weights = np.concatenate([*pair.weights, nothing])
+        view, at = np.repeat([0, 1, 2], length), np.tile(np.arange(length), 3)
+        past = (view == 2) & (at < at[:, None])
+        return NoisedRows(masked[None], weights[None], source=at, attention=(view[:, None] == view) | past)
+
+
+NEW = {"counts": Counts(1), "rotation": Counts(3), "blocks": Blocks(4), "views": Views()}
+
+
+@pytest.fixture
+def new_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, corruption in NEW.items():
+        monkeypatch.setitem(CORRUPTIONS, name, corruption)
+
+
+@pytest.mark.parametrize("name", ["counts", "rotation"])
+def test_exact_counts_have_the_objective_as_expectation(name: str, new_names: None) -> None:
+    """Over all orders of the uniforms and all counts, against (1/n) sum_l 1/l E_{|S|=l} sum_S CE."""
+    number, table = 4, {}
+    for code in range(2**4):
+        mask = tuple(bool(code >> place & 1) for place in range(number))
+        table[mask] = np.random.default_rng(code).random(number) * mask
+    noise, sample = Noise(DiffusionSection(masking=name)), Sample(np.arange(4), np.ones(4, dtype=bool))
+    value, orders = 0.0, list(permutations(range(number)))
+    steps = 12  # midpoints of the pieces on which every row's count is constant
+    for order in orders:
+        for step in range(steps):
+            noised = noise_sample(sample, (step + 0.5) / steps, 1.0, np.array(order) / number, noise)
+            rows = zip(noised.masks, noised.weights, strict=True)
+            value += sum(float(weights @ table[tuple(mask.tolist())]) for mask, weights in rows)
+    expected = 0.0
+    for count in range(1, number + 1):
+        sums = [cross.sum() for mask, cross in table.items() if sum(mask) == count]
+        expected += np.mean(sums) / count / number
+    assert value / len(orders) / steps == pytest.approx(expected)
+
+
+class Source:
+    """Samples of two lengths."""
+
+    num_train, num_held_out, fingerprint, description = 100, 0, "two lengths", "two lengths"
+
+    def train_sample(self, index: int) -> Sample:
+        return Sample(np.arange(9 + 3 * (index % 2)) % 7 + 1, np.ones(9 + 3 * (index % 2), dtype=bool))
+
+    def held_out_sample(self, index: int) -> Sample:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("name", list(NEW))
+@pytest.mark.parametrize("pair_forward", ["joint", "sequential"])
+def test_a_new_corruption_needs_no_other_change(
+    name: str, pair_forward: str, tiny: dict[str, Any], new_names: None
+) -> None:
+    """From the config's name to the losses of a model: rows, weights, several t, patterns of attention."""
+    if pair_forward == "sequential" and NEW[name].num_rows == 1:
+        pytest.skip("has one row")
+    tiny["diffusion"] |= {"masking": name, "pair_forward": pair_forward}
+    config = RunConfig.model_validate(tiny)
+    layout = make_layout(config, 1)
+    noise = Noise(config.diffusion)
+    loader = TrainLoader(Source(), config, layout, 0, noise, Collator(0))
+    batches = loader.micro_batches(3, make_t_sampler(config))
+    assert len(batches) == layout.forwards_per_step
+    assert layout.rows_per_sample == config.diffusion.rows_per_sample == NEW[name].num_rows
+
+    expected: dict[int, float] = {}
+    first = 0
+    for index in [index for indices in layout.sample_indices(3, 0) for index in indices]:
+        noised = loader.noised(index, make_t_sampler(config))
+        t_of = np.zeros(len(noised.token_ids), dtype=int) if noised.t_of is None else noised.t_of
+        for number in range(len(noised.t)):
+            expected[first + number] = float((noised.weights * noised.masks)[:, t_of == number].sum())
+        first += len(noised.t)
+    found = dict.fromkeys(expected, 0.0)
+    for batch in batches:
+        for number, value in enumerate(batch.sum_by_draw(batch.weights.double()).tolist()):
+            found[batch.first_draw + number] += value
+        assert len(batch.importance_weights) == batch.num_draws
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def model() -> MaskedDiffusionModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        is_causal=False,
+        initializer_range=0.5,
+    )
+    return MaskedDiffusionModel(LlamaForCausalLM(config).double().eval(), head_chunk_size=None)
+
+
+def hidden_states(model: MaskedDiffusionModel, name: str, samples: list[Sample], t: float) -> torch.Tensor:
+    """The decoder's output of a batch, [rows, length, hidden]."""
+    noise = Noise(DiffusionSection(masking=name))
+    levels = [np.full(noise.corruption.num_t(len(sample.token_ids)), t) for sample in samples]
+    made = [
+        noise_sample(sample, level, np.ones(len(level)), np.linspace(0.2, 0.99, len(sample.token_ids)), noise)
+        for sample, level in zip(samples, levels, strict=True)
+    ]
+    batch = Collator(0)(made)
+    assert batch.attention_mask is not None
+    with torch.no_grad():
+        return model.backbone.model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids
+        ).last_hidden_state
+
+
+def test_attention_follows_the_pattern_of_a_corruption(model: MaskedDiffusionModel, new_names: None) -> None:
+    """Padding and the other sample change nothing; a later block or view changes what sees it alone."""
+    long, short = (Sample(np.arange(size) % 7 + 1, np.ones(size, dtype=bool)) for size in (12, 9))
+    changed = Sample(np.where(np.arange(12) == 11, 3, long.token_ids), long.eligible)
+    for name in ("blocks", "views"):
+        together = hidden_states(model, name, [long, short], 0.1)
+        alone = hidden_states(model, name, [short], 0.1)
+        assert torch.allclose(together[1, : alone.shape[1]], alone[0], atol=1e-9)
+    before, after = (hidden_states(model, "blocks", [each, short], 0.0)[0] for each in (long, changed))
+    moved = (before - after).abs().amax(dim=-1) > 1e-9
+    assert moved.tolist() == [False] * 8 + [True] * 4, "only the last block sees position 11"
+    before, after = (hidden_states(model, "views", [each, short], 0.0)[0] for each in (long, changed))
+    moved = (before - after).abs().amax(dim=-1) > 1e-9
+    assert moved[24:].all(), "the clean columns see each other"
+
+
+def test_views_share_the_positions_of_their_sample(new_names: None) -> None:
+    sample = Sample(np.arange(5) + 1, np.ones(5, dtype=bool))
+    noised = noise_sample(sample, 0.5, 1.0, np.linspace(0, 0.9, 5), Noise(DiffusionSection(masking="views")))
+    batch = Collator(0)([noised])
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4] * 3]
+    assert batch.num_tokens == 15 and batch.num_token_pairs == 225
