@@ -18,8 +18,8 @@ options
   --shell CMD            how to run a command on a host, as CMD HOST COMMAND (default: ssh)
 
 The repository must be in the same folder on every host, with its .venv or torchrun on PATH. Run folders must
-be on a file system that all hosts share. Ctrl-C stops the run on all hosts. To stop it with a checkpoint, touch
-<run folder>/stop instead.
+be on a file system that all hosts share. Ctrl-C stops the run on all hosts. To stop it with a checkpoint,
+touch <run folder>/stop instead.
 END
 }
 
