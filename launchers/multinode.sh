@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on several hosts without SLURM: one torchrun a host, which find each other on the first host.
+# Train on several hosts without SLURM: one torchrun on each host. They meet on the first host.
 set -euo pipefail
 
 usage() {
@@ -7,19 +7,19 @@ usage() {
 usage: launchers/multinode.sh HOSTS [options] -- --config CONFIG [section.key=value ...]
 
 HOSTS, one of
-  --hosts A,B,...        start on all of them from here
+  --hosts A,B,...        start on all of these hosts from here
   --hostfile FILE        the same, from lines of "host slots=N" (DeepSpeed's format)
   --node-rank I --nodes N --master A
-                         start on this host alone, the I-th (from 0) of N; A is the first one's address.
-                         For clusters where nothing logs in for you: run it on every host.
+                         start on this host only. It is the I-th (from 0) of N; A is the first host's address.
+                         Use this where you cannot log in to other hosts: run it on every host.
 options
   --ranks-per-node N     ranks on each host (default: its GPUs, else 1; a hostfile's slots)
   --port P               port on the first host (default: 29500)
   --shell CMD            how to run a command on a host, as CMD HOST COMMAND (default: ssh)
 
-The repository must be in the same folder on every host, with its .venv or torchrun on PATH, and run folders must
-be on a file system that all hosts share. Ctrl-C stops the run on all hosts; touch <run folder>/stop instead to
-stop it with a checkpoint.
+The repository must be in the same folder on every host, with its .venv or torchrun on PATH. Run folders must
+be on a file system that all hosts share. Ctrl-C stops the run on all hosts. To stop it with a checkpoint,
+touch <run folder>/stop instead.
 END
 }
 
@@ -39,7 +39,8 @@ while [ $# -gt 0 ]; do
                 [[ -z $host || $host == \#* ]] && continue
                 hosts+=("$host")
                 [[ -z $slots ]] || ranks=${ranks:-${slots#slots=}}
-                [[ -z $slots || ${slots#slots=} == "$ranks" ]] || fail "--hostfile $2: slots differ among hosts"
+                [[ -z $slots || ${slots#slots=} == "$ranks" ]] \
+                    || fail "--hostfile $2: slots differ among hosts"
             done < "$2" ;;
         --ranks-per-node) ranks=$2 ;;
         --port) port=$2 ;;
