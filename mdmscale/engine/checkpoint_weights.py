@@ -11,7 +11,8 @@ from mdmscale.engine.files import DeepSpeedFiles
 from mdmscale.models.lora import public_name
 from mdmscale.parallel.tensor import split_dimension
 from mdmscale.system.errors import UserError
-from mdmscale.training.checkpoint import MODEL_FOLDER, TrainingState
+from mdmscale.system.run_folder import MODEL_FOLDER, STATE_FILE
+from mdmscale.training.checkpoint import TrainingState
 from mdmscale.weights.adapters import CONFIG_FILE
 from mdmscale.weights.tensor_source import TensorInfo
 
@@ -31,7 +32,7 @@ class DeepSpeedCheckpoint:
         try:
             self.state = TrainingState.read(folder)
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{folder / 'state.json'}: cannot be read: {error}") from None
+            raise UserError(f"{folder / STATE_FILE}: cannot be read: {error}") from None
         self._parts = [DeepSpeedFiles(folder, self.state, rank) for rank in range(self.state.tensor)]
 
     def tensors(self) -> dict[str, TensorInfo]:

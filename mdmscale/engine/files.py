@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from mdmscale.system.errors import UserError
-from mdmscale.training.checkpoint import ENGINE_FOLDER, TrainingState
+from mdmscale.system.run_folder import ENGINE_FOLDER
+from mdmscale.training.checkpoint import TrainingState
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 
