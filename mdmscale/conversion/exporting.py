@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from mdmscale.conversion import dream, llada
+from mdmscale.conversion.destination import check_destination
 from mdmscale.conversion.model_folder import (
     expected_shapes,
     main_dtype,
@@ -14,12 +15,13 @@ from mdmscale.conversion.model_folder import (
     save_hf_config,
     weight_parts,
 )
-from mdmscale.conversion.place import ADAPTER_FOLDER, OpenedModel, open_model
-from mdmscale.conversion.publish import check_destination, published
+from mdmscale.conversion.place import OpenedModel, open_model
 from mdmscale.conversion.tokenizer_files import copy_tokenizer, drop_tokens_from
 from mdmscale.models.backbone import DTYPES
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
+from mdmscale.system.folders import published_folder
+from mdmscale.system.run_folder import ADAPTER_FOLDER
 from mdmscale.weights.adapters import MergedSource
 from mdmscale.weights.progress import weights_progress
 from mdmscale.weights.tensor_source import TensorSource
@@ -59,7 +61,7 @@ def export_model(source: Path, destination: Path, options: ExportOptions) -> dic
     weights = _plain_weights(opened, config, options)
     weights, foreign_config = _in_layout(options.to, weights, config, opened.folder)
     infos = weights.tensors()
-    with published(destination, sum(info.num_bytes for info in infos.values())) as folder:
+    with published_folder(destination, sum(info.num_bytes for info in infos.values())) as folder:
         copy_tokenizer(opened.folder, folder)
         if foreign_config is not None:
             dtype = str(main_dtype(infos)).removeprefix("torch.")

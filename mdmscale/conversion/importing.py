@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from mdmscale.conversion import dream, llada
+from mdmscale.conversion.destination import check_destination
 from mdmscale.conversion.families import settle_family
 from mdmscale.conversion.mask_token import MaskToken, choose_mask_token, next_token_id
 from mdmscale.conversion.model_folder import (
@@ -17,7 +18,6 @@ from mdmscale.conversion.model_folder import (
     save_hf_config,
     weight_parts,
 )
-from mdmscale.conversion.publish import check_destination, published
 from mdmscale.conversion.tokenizer_files import (
     add_mask_token,
     check_mask_token,
@@ -29,6 +29,7 @@ from mdmscale.models.backbone import DTYPES, open_windows
 from mdmscale.models.shape import ROW_MULTIPLE, round_up
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
+from mdmscale.system.folders import published_folder
 from mdmscale.weights.progress import weights_progress
 from mdmscale.weights.tensor_source import TensorSource
 from mdmscale.weights.tensor_views import CastSource, MeanRowsSource, RemappedSource
@@ -81,7 +82,7 @@ def import_model(source: Path, destination: Path, options: ImportOptions) -> dic
     if options.dtype != "keep":
         weights = CastSource(weights, DTYPES[options.dtype])
     shift = SHIFTED[model.family] if options.logit_shift == "auto" else options.logit_shift == "on"
-    with published(destination, sum(info.num_bytes for info in weights.tensors().values())) as folder:
+    with published_folder(destination, sum(info.num_bytes for info in weights.tensors().values())) as folder:
         copy_tokenizer(source, folder)
         tokenizer = open_copied(folder)
         mask = choose_mask_token(options.mask_token, model.mask_token_id, tokenizer, config.vocab_size)

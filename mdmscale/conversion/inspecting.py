@@ -11,11 +11,16 @@ from transformers import PretrainedConfig
 from mdmscale.conversion.families import identify
 from mdmscale.conversion.importing import SHIFTED, translate
 from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, weight_parts
-from mdmscale.conversion.place import ADAPTER_FOLDER, CHECKPOINTS, kind_of
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
-from mdmscale.system.run_folder import EXPORT_FOLDER, MODEL_FOLDER
-from mdmscale.training.checkpoint import published
+from mdmscale.system.run_folder import (
+    ADAPTER_FOLDER,
+    MODEL_FOLDER,
+    STATE_FILE,
+    RunFolder,
+    is_model,
+    kind_of,
+)
 from mdmscale.training.state import TrainingState
 from mdmscale.weights.adapters import read_adapter
 from mdmscale.weights.tensor_source import TensorInfo
@@ -68,19 +73,19 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     for name in ("density", "data_fingerprint", "baseline", "cell_sums", "parameter_groups", "lora"):
         del facts[name]
     model = folder / MODEL_FOLDER
-    described = _described(model) if (model / "config.json").is_file() else {}
+    described = _described(model) if is_model(model) else {}
     return {"kind": "checkpoint", "family": "DeepSpeed checkpoint", **described, "bytes": size, **facts}
 
 
 def inspect_run(folder: Path) -> dict[str, Any]:
     """The checkpoints of a run, its newest, and its exported model."""
-    checkpoints = published(folder / CHECKPOINTS)
-    exported = folder / EXPORT_FOLDER
-    model = inspect_model(exported) if (exported / "config.json").is_file() else None
+    run = RunFolder(folder)
+    checkpoints = run.published_checkpoints()
+    model = inspect_model(run.export) if run.has_export else None
     return {
         "kind": "run",
         "checkpoints": [_read_state(checkpoint).step for checkpoint in checkpoints],
-        "adapter": read_adapter(folder / ADAPTER_FOLDER) is not None,
+        "adapter": read_adapter(run.adapter) is not None,
         "newest_checkpoint": inspect_checkpoint(checkpoints[-1]) if checkpoints else None,
         "model": model,
     }
@@ -90,7 +95,7 @@ def _read_state(folder: Path) -> TrainingState:
     try:
         return TrainingState.read(folder)
     except (OSError, json.JSONDecodeError):
-        raise UserError(f"{folder / 'state.json'}: is missing or damaged") from None
+        raise UserError(f"{folder / STATE_FILE}: is missing or damaged") from None
 
 
 def _described(model: Path) -> dict[str, Any]:

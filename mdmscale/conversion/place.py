@@ -1,16 +1,13 @@
-"""What a path holds, a model folder, a run or one of its checkpoints, and how to read it as a model."""
+"""A model folder, a run, or one of its checkpoints, opened as a model."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from mdmscale.system.errors import UserError
-from mdmscale.system.run_folder import ADAPTER_FOLDER, ENGINE_FOLDER, EXPORT_FOLDER
-from mdmscale.training.checkpoint import PREFIX, published
+from mdmscale.system.run_folder import ADAPTER_FOLDER, RunFolder, kind_of, step_of
 from mdmscale.weights.adapters import Adapter, read_adapter, split_adapter
 from mdmscale.weights.tensor_source import TensorSource
 from mdmscale.weights.weight_files import WeightFolder
-
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -20,26 +17,6 @@ class OpenedModel:
     folder: Path
     weights: TensorSource
     adapter: Adapter | None
-
-
-def kind_of(path: Path) -> str:
-    """`model`, `run` or `checkpoint`.
-
-    Raises:
-        UserError: where it is none of them.
-    """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
-    if (path / "config.json").is_file():
-        return "model"
-    if (path / "state.json").is_file() or (path / ENGINE_FOLDER).is_dir():
-        return "checkpoint"
-    if (path / "config.yaml").is_file() or (path / CHECKPOINTS).is_dir():
-        return "run"
-    raise UserError(
-        f"{path}: neither a model folder (no config.json), a run folder (no config.yaml) nor a checkpoint "
-        "(no state.json)"
-    )
 
 
 def open_model(path: Path, step: int | None) -> OpenedModel:
@@ -55,22 +32,22 @@ def open_model(path: Path, step: int | None) -> OpenedModel:
         return OpenedModel(path, WeightFolder(path), read_adapter(path / ADAPTER_FOLDER))
     if kind == "checkpoint":
         return _open_checkpoint(path)
-    if step is None and (path / EXPORT_FOLDER / "config.json").is_file():
-        folder = path / EXPORT_FOLDER
-        return OpenedModel(folder, WeightFolder(folder), None)  # a run's adapters are merged there
-    return _open_checkpoint(_find_checkpoint(path, step))
+    run = RunFolder(path)
+    if step is None and run.has_export:
+        return OpenedModel(run.export, WeightFolder(run.export), None)  # a run's adapters are merged there
+    return _open_checkpoint(_find_checkpoint(run, step))
 
 
-def _find_checkpoint(run: Path, step: int | None) -> Path:
-    there = published(run / CHECKPOINTS)
+def _find_checkpoint(run: RunFolder, step: int | None) -> Path:
+    there = run.published_checkpoints()
     if step is None:
         if not there:
-            raise UserError(f"{run}: has neither an exported model nor a checkpoint yet")
+            raise UserError(f"{run.path}: has neither an exported model nor a checkpoint yet")
         return there[-1]
-    checkpoint = run / CHECKPOINTS / f"{PREFIX}{step:08d}"
+    checkpoint = run.checkpoint(step)
     if checkpoint not in there:
-        steps = ", ".join(str(int(path.name.removeprefix(PREFIX))) for path in there) or "none"
-        raise UserError(f"--checkpoint {step}: {run} has no checkpoint of that step; there are: {steps}")
+        steps = ", ".join(str(step_of(path)) for path in there) or "none"
+        raise UserError(f"--checkpoint {step}: {run.path} has no checkpoint of that step; there are: {steps}")
     return checkpoint
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_layout(checkpoint: Path) -> EngineLayout:
     Raises:
         UserError: where state.json is missing, damaged, or another version's.
     """
-    path = checkpoint / "state.json"
+    path = checkpoint / STATE_FILE
     try:
         return EngineLayout.of(json.loads(path.read_text()))
     except (OSError, ValueError) as error:

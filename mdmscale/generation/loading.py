@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
-from mdmscale.system.run_folder import EXPORT_FOLDER
+from mdmscale.system.run_folder import RunFolder, kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,16 +51,14 @@ def find_model_folder(path: Path) -> Path:
     """The Hugging Face folder at `path`: `path` itself, or the `hf/` that a finished run holds.
 
     Raises:
-        UserError: if `path` does not exist, is a run that has exported nothing yet, or is neither.
+        UserError: if `path` does not exist, is a run that has exported nothing yet, a checkpoint, or neither.
     """
-    for folder in (path, path / EXPORT_FOLDER):
-        if (folder / "config.json").is_file():
-            return folder
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give a Hugging Face model folder or a run folder")
-    if (path / "config.yaml").is_file() or (path / "checkpoints").is_dir():
+    kind, run = kind_of(path), RunFolder(path)
+    if kind == "checkpoint":
+        raise UserError(f"{path}: this is a checkpoint; make a model of it with tools/convert.py export")
+    if kind == "run" and not run.has_export:
         raise UserError(f"{path}: this run has no exported model yet (its hf/ is written when training ends)")
-    raise UserError(f"{path}: neither a Hugging Face model folder (no config.json) nor a run folder (no hf/)")
+    return path if kind == "model" else run.export
 
 
 def read_folder_facts(folder: Path) -> FolderFacts:

@@ -5,11 +5,11 @@ from; with anything else the command refuses to go on. At the end rank 0 makes t
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import cut_torn_line, written_file
 
 Place = tuple[int, int]
 """The number of a source, and of its sample."""
@@ -60,12 +60,8 @@ class PartialOutput:
     def publish(self) -> int:
         """Make the output of all ranks' lines, in order. Returns how many; the partial files go."""
         finished = self.finished()
-        temporary = self.output.with_name(f"{self.output.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
+        with written_file(self.output) as unfinished, unfinished.open("w", encoding="utf-8") as file:
             file.writelines(_dump(finished[place]) for place in sorted(finished))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.output)
         for partial in self._partial_files():
             partial.unlink()
         return len(finished)
@@ -85,17 +81,6 @@ class PartialOutput:
             raise UserError(
                 f"{file}: was begun with {'; '.join(differing)}; give the same again, or --overwrite"
             )
-
-
-def cut_torn_line(file: Path) -> None:
-    """Take off a last line that an interruption left without its end; else only the last byte is read."""
-    if not file.exists() or not file.stat().st_size:
-        return
-    with file.open("r+b") as stream:
-        stream.seek(-1, os.SEEK_END)
-        if stream.read(1) != b"\n":
-            stream.seek(0)
-            stream.truncate(stream.read().rfind(b"\n") + 1)
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,145 @@
-"""The layout of a run folder."""
+"""The layout of a run folder. This is the only place that spells its names.
 
-EXPORT_FOLDER = "hf"  # the trained model, adapters merged
-ADAPTER_FOLDER = "adapter"  # the adapters of model.lora by themselves
+config.yaml           the resolved config
+metrics.jsonl         one line a step
+tensorboard/          the same numbers as event files
+checkpoints/
+    step-00000100/
+        engine/       DeepSpeed's files, every rank's shards
+        model/        config.json and tokenizer: with them a checkpoint alone is enough for an export
+        state.json    step, samples, tokens, seed, data, engine layout, components by name
+        manifest.json size and sha256 of every file above
+figures/              PNG files
+data/                 SFT data that the run has encoded
+hf/                   the trained model for Hugging Face transformers, adapters merged
+adapter/              the adapters of model.lora by themselves
+logs/                 heartbeats/<rank>.json, and after a stall stall.json and stacks-<rank>.txt
+stop                  asks the run to stop
+"""
 
-ENGINE_FOLDER = "engine"  # in a checkpoint: DeepSpeed's files
-MODEL_FOLDER = "model"  # in a checkpoint: the model's config and tokenizer
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mdmscale.system.errors import UserError
+
+ENGINE_FOLDER = "engine"
+MODEL_FOLDER = "model"
+STATE_FILE = "state.json"
+MANIFEST_FILE = "manifest.json"
+EXPORT_FOLDER = "hf"
+ADAPTER_FOLDER = "adapter"
+_STEP = "step-"
+
+Kind = Literal["model", "run", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The parts of the run folder at `path`, whether they are there or not."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def export(self) -> Path:
+        return self.path / EXPORT_FOLDER
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / ADAPTER_FOLDER
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def stop(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def stall(self) -> Path:
+        return self.logs / "stall.json"
+
+    def heartbeat(self, rank: int) -> Path:
+        return self.logs / "heartbeats" / f"{rank}.json"
+
+    def stacks(self, rank: int) -> Path:
+        return self.logs / f"stacks-{rank}.txt"
+
+    @property
+    def has_export(self) -> bool:
+        """Whether the run has ended and written its model."""
+        return is_model(self.export)
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.checkpoints / step_name(step)
+
+    def published_checkpoints(self) -> list[Path]:
+        """Those that have their final names, oldest first."""
+        return published_checkpoints(self.checkpoints)
+
+
+def step_name(step: int) -> str:
+    """The name of a checkpoint; names sort as steps do."""
+    return f"{_STEP}{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(checkpoint.name.removeprefix(_STEP))
+
+
+def published_checkpoints(checkpoints: Path) -> list[Path]:
+    """The checkpoints in a run's checkpoints/ under their final names, oldest first."""
+    return sorted(path for path in checkpoints.glob(f"{_STEP}*") if path.is_dir())
+
+
+def is_model(path: Path) -> bool:
+    """Whether `path` is a Hugging Face model folder."""
+    return (path / "config.json").is_file()
+
+
+def kind_of(path: Path) -> Kind:
+    """What a folder holds: a Hugging Face model, a run, or one of a run's checkpoints.
+
+    Raises:
+        UserError: where it is none of them.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    if is_model(path):
+        return "model"
+    if (path / STATE_FILE).is_file() or (path / ENGINE_FOLDER).is_dir():
+        return "checkpoint"
+    run = RunFolder(path)
+    if run.config.is_file() or run.checkpoints.is_dir() or run.has_export:
+        return "run"
+    raise UserError(
+        f"{path}: neither a Hugging Face model folder (no config.json), a run folder (no config.yaml) nor a "
+        f"checkpoint (no {STATE_FILE})"
+    )

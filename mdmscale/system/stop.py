@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+from mdmscale.system.run_folder import RunFolder
+
 
 class StopRequest:
     """Whether someone asked this run to stop early: a signal, or a file named `stop` in the run folder."""
@@ -10,7 +12,7 @@ class StopRequest:
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self, run_folder: Path) -> None:
-        self.file = run_folder / "stop"
+        self.file = RunFolder(run_folder).stop
         self.signalled = False
 
     def __enter__(self) -> "StopRequest":

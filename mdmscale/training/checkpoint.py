@@ -1,10 +1,6 @@
 """Checkpoints that are whole or not there: written aside, verified by a manifest, published by one rename.
 
-    checkpoints/step-00000100/
-        engine/          DeepSpeed's files, every rank's shards
-        model/           config.json and tokenizer: with them a checkpoint alone is enough for an export
-        state.json       step, samples, tokens, seed, data, engine layout, components by name (state.py)
-        manifest.json    size and sha256 of every file above
+system/run_folder.py says what a checkpoint holds.
 
 DeepSpeed's own `latest` file is not used: it is written without a barrier, and a kill at the wrong moment
 leaves it naming a damaged checkpoint. Here the newest folder that has its final name and passes its manifest
@@ -13,7 +9,6 @@ is the latest.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +22,16 @@ from mdmscale.engine.nvme import mapped
 from mdmscale.parallel.collectives import on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
-from mdmscale.system.run_folder import ENGINE_FOLDER, MODEL_FOLDER
+from mdmscale.system.files import fsync
+from mdmscale.system.folders import make_unfinished, publish
+from mdmscale.system.run_folder import (
+    ENGINE_FOLDER,
+    MANIFEST_FILE,
+    MODEL_FOLDER,
+    published_checkpoints,
+    step_name,
+)
 from mdmscale.training.state import TrainingState
-
-PREFIX = "step-"
-UNFINISHED = ".unfinished-"
 
 
 def save(
@@ -47,9 +47,8 @@ def save(
     Every rank calls it; rank 0's `write_model` fills the model/ folder. A kill at any moment leaves either
     the whole checkpoint or none of that name.
     """
-    target = folder / f"{PREFIX}{state.step:08d}"
-    unfinished = folder / f"{UNFINISHED}{target.name}"
-    on_first_rank(ranks, lambda: _fresh_folder(folder, unfinished))
+    target = folder / step_name(state.step)
+    unfinished = on_first_rank(ranks, lambda: make_unfinished(target))
     with mapped(engine.optimizer):
         engine.save_checkpoint(str(unfinished), tag=ENGINE_FOLDER, save_latest=False)
     if ranks.is_first:
@@ -81,7 +80,7 @@ def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, l
     Raises:
         UserError: also where the run has checkpoints and none of them is whole.
     """
-    candidates = on_first_rank(ranks, lambda: published(folder))
+    candidates = on_first_rank(ranks, lambda: published_checkpoints(folder))
     if resume == "none" and candidates:
         raise UserError(
             f"checkpoint.resume = none, but {folder} already holds checkpoints; "
@@ -103,11 +102,6 @@ def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, l
     return Path(resume), warnings
 
 
-def published(folder: Path) -> list[Path]:
-    """The checkpoints under their final names, oldest first."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
-
-
 def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
     """What is wrong with a checkpoint, naming the file; None if every file is as its manifest says.
 
@@ -124,7 +118,7 @@ def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
 
 def _read_manifest(checkpoint: Path) -> tuple[str | None, dict[str, list[Any]]]:
     """What names and sizes tell of damage, and the manifest: {name: [size, sha256]}."""
-    manifest = checkpoint / "manifest.json"
+    manifest = checkpoint / MANIFEST_FILE
     if not manifest.is_file():
         return f"no checkpoint there ({manifest} is missing)", {}
     try:
@@ -175,23 +169,16 @@ def check_data(state: TrainingState, checkpoint: Path, source: SampleSource) -> 
         )
 
 
-def _fresh_folder(folder: Path, unfinished: Path) -> None:
-    for leftover in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
-    unfinished.mkdir(parents=True)
-
-
 def _publish(unfinished: Path, target: Path, digests: dict[str, tuple[int, str]], keep: int) -> None:
-    manifest = unfinished / "manifest.json"
+    manifest = unfinished / MANIFEST_FILE
     manifest.write_text(json.dumps({"files": digests}, indent=1))
-    for path in (manifest, *(path for path in unfinished.rglob("*") if path.is_dir()), unfinished):
-        _fsync(path)
-    for damaged in published(target.parent):  # of this step or a later one: passed over when the run resumed
+    fsync(manifest)
+    # Those of this step or a later one are damaged: they were passed over when the run resumed.
+    for damaged in published_checkpoints(target.parent):
         if damaged.name >= target.name:
             shutil.rmtree(damaged)
-    unfinished.rename(target)
-    _fsync(target.parent)
-    for old in published(target.parent)[:-keep] if keep else []:
+    publish(unfinished, target, files_are_synced=True)
+    for old in published_checkpoints(target.parent)[:-keep] if keep else []:
         shutil.rmtree(old)
 
 
@@ -211,14 +198,6 @@ def _digests(
 
 def _digest(path: Path, sync: bool) -> tuple[int, str]:
     if sync:
-        _fsync(path)
+        fsync(path)
     with path.open("rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,5 @@
 """The trained model as a Hugging Face folder that opens without mdmscale."""
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from mdmscale.models.lora import merge, save_adapter
 from mdmscale.parallel.collectives import on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.parallel.tensor import joined, split_dimension
+from mdmscale.system.folders import published_folder
 from mdmscale.system.run_folder import ADAPTER_FOLDER
 
 
@@ -39,12 +39,8 @@ def export_model(engine: Any, backbone: Backbone, folder: Path, ranks: Ranks) ->
 
 
 def _publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder aside, then give it its name, which an older one loses."""
-    unfinished = folder.with_name(f".unfinished-{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    write(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    with published_folder(folder) as unfinished:
+        write(unfinished)
 
 
 def write_description(backbone: Backbone, folder: Path) -> None:

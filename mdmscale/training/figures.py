@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mdmscale.diffusion.density import DensityTable
+from mdmscale.system.files import written_file
 
 
 def p_pots_figure(edges: np.ndarray, moment: np.ndarray, density: DensityTable, target: str) -> Figure:
@@ -48,6 +49,7 @@ def training_figure(records: list[dict[str, Any]]) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    """Write a figure in the format that its name ends with (PNG where it has no end), making its folder."""
+    path = path if path.suffix else path.with_suffix(".png")
+    with written_file(path, durable=False) as unfinished:
+        figure.savefig(unfinished, dpi=120)

@@ -9,12 +9,11 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from mdmscale.system.run_folder import EXPORT_FOLDER
+from mdmscale.system.files import write_file
+from mdmscale.system.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mdmscale.training.setup import Run
-
-FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
@@ -28,13 +27,13 @@ class MetricsWriter:
         self.board: Any = None
         if not enabled:
             return
-        path = folder / FILE
-        _drop_lines_after(path, first_step)
-        self.file = path.open("a")
+        run = RunFolder(folder)
+        _drop_lines_after(run.metrics, first_step)
+        self.file = run.metrics.open("a")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            self.board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +143,7 @@ def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -
     if stopped:
         lines.append("  go on       with the same command")
     else:
-        lines.append(f"  model       {run.folder / EXPORT_FOLDER} (tools/generate.py samples from it)")
+        lines.append(f"  model       {RunFolder(run.folder).export} (tools/generate.py samples from it)")
     return "\n".join(lines)
 
 
@@ -159,7 +158,7 @@ def format_duration(seconds: float) -> str:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of a run folder's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    return [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
@@ -172,6 +171,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):  # cut short by a kill
             continue
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text("".join(kept))
-    unfinished.replace(path)
+    write_file(path, "".join(kept))

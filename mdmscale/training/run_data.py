@@ -15,6 +15,7 @@ from mdmscale.models.backbone import Backbone
 from mdmscale.parallel.collectives import on_every_rank, on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import RunFolder
 
 
 def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ranks) -> SampleSource:
@@ -22,7 +23,7 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
     data = config.data
     paths = path_list(data)
     if data.kind == "sft" and any(path.endswith(".jsonl") for path in paths):
-        prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, paths, folder / "data"))
+        prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, paths, RunFolder(folder).data))
         data = data.model_copy(update={"path": str(prefix)})
     vocab_size, eos_token_id = backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
     source = on_every_rank(ranks, lambda: open_source(data, config.run.seed, vocab_size, eos_token_id))

@@ -33,6 +33,8 @@ from mdmscale.parallel.ranks import Ranks
 from mdmscale.parallel.sequence import split_sequences
 from mdmscale.parallel.tensor import check_divides, split_model
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import write_file
+from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.stateful import Stateful
 from mdmscale.training import checkpoint
 from mdmscale.training.facts import gather_facts
@@ -78,7 +80,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return RunFolder(self.folder).checkpoints
 
     @property
     def components(self) -> dict[str, Stateful]:
@@ -130,7 +132,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     check_length(config, backbone)
     check_divides(backbone.model.config, ranks.tp_size, ranks.sp_size)
     vocab_size = backbone.model.config.vocab_size
-    with undone_on_refusal(folder / "data", ranks):
+    with undone_on_refusal(RunFolder(folder).data, ranks):
         source = open_run_data(config, backbone, folder, ranks)
         if resumed is not None:
             checkpoint.check_data(resumed.state, resumed.path, source)
@@ -189,7 +191,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
 
 def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
     """The checkpoint to continue from, checked against this job; None to start anew."""
-    path, warnings = checkpoint.find_resume(config.checkpoint.resume, folder / "checkpoints", ranks)
+    path, warnings = checkpoint.find_resume(config.checkpoint.resume, RunFolder(folder).checkpoints, ranks)
     if ranks.is_first:
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
@@ -224,8 +226,5 @@ def check_length(config: RunConfig, backbone: Backbone) -> None:
 
 
 def _write_config(config: RunConfig, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stop").unlink(missing_ok=True)
-    unfinished = folder / ".config.yaml"
-    unfinished.write_text(dump_config(config))
-    unfinished.rename(folder / "config.yaml")
+    RunFolder(folder).stop.unlink(missing_ok=True)
+    write_file(RunFolder(folder).config, dump_config(config))

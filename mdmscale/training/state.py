@@ -11,6 +11,7 @@ from typing import Any
 
 from mdmscale.engine.state import EngineLayout
 from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import STATE_FILE
 from mdmscale.system.stateful import Stateful
 
 FORMAT = 2  # of state.json; 1 had no number and all keys in one dictionary
@@ -33,7 +34,7 @@ class TrainingState:
 
     def write(self, folder: Path) -> None:
         """Write state.json into a checkpoint folder that is being made."""
-        (folder / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
+        (folder / STATE_FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
@@ -42,7 +43,7 @@ class TrainingState:
         Raises:
             UserError: where it is missing, damaged, or another version's.
         """
-        path = folder / "state.json"
+        path = folder / STATE_FILE
         try:
             values = json.loads(path.read_text())
         except (OSError, ValueError) as error:

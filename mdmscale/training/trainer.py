@@ -17,7 +17,7 @@ from mdmscale.models.flops import peak_flops
 from mdmscale.parallel.collectives import all_reduce_sum
 from mdmscale.parallel.ranks import initialise
 from mdmscale.system.allocator import keep_freed_memory
-from mdmscale.system.run_folder import EXPORT_FOLDER
+from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.stop import StopRequest
 from mdmscale.system.timing import StepClock, peak_memory
 from mdmscale.system.transfer import to_device
@@ -215,7 +215,7 @@ def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[st
     if run.ranks.is_first:
         target = run.config.diffusion.p_pots.target
         figure = p_pots_figure(run.p_pots.edges, renewal.moment, renewal.density, target)
-        save_figure(figure, run.folder / "figures" / f"p_pots_step_{run.step:08d}.png")
+        save_figure(figure, RunFolder(run.folder).figures / f"p_pots_step_{run.step:08d}.png")
         writer.figure("p_pots", figure, run.step)
     return {"p_of_t": renewal.density.to_state(), "p_pots_gain": renewal.gain}
 
@@ -252,9 +252,9 @@ def save_checkpoint(run: Run) -> None:
 
 def finish(run: Run) -> None:
     """Export the model and draw the loss."""
-    export.export_model(run.engine.deepspeed, run.backbone, run.folder / EXPORT_FOLDER, run.ranks)
+    export.export_model(run.engine.deepspeed, run.backbone, RunFolder(run.folder).export, run.ranks)
     if run.ranks.is_first:
-        save_figure(training_figure(read_metrics(run.folder)), run.folder / "figures" / "loss.png")
+        save_figure(training_figure(read_metrics(run.folder)), RunFolder(run.folder).figures / "loss.png")
 
 
 def is_due(every: int, step: int) -> bool:

@@ -22,6 +22,8 @@ from types import TracebackType
 from typing import Any
 
 from mdmscale.parallel.ranks import Ranks
+from mdmscale.system.files import write_file
+from mdmscale.system.run_folder import RunFolder
 
 STALLED = 70  # exit status of a rank that the watchdog has ended
 
@@ -33,7 +35,7 @@ class Watchdog:
     """
 
     def __init__(self, folder: Path, ranks: Ranks, timeout: float) -> None:
-        self.logs = folder / "logs"
+        self.folder = RunFolder(folder)
         self.ranks = ranks
         self.timeout = timeout
         self.interval = min(30.0, timeout / 10)
@@ -61,9 +63,8 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self.timeout:
-            (self.logs / "heartbeats").mkdir(parents=True, exist_ok=True)
             if self.ranks.is_first:
-                (self.logs / "stall.json").unlink(missing_ok=True)
+                self.folder.stall.unlink(missing_ok=True)
             self._write_heartbeat()
             self._thread.start()
         return self
@@ -91,7 +92,7 @@ class Watchdog:
             "still": 0.0 if self._pauses else round(now - self._moved, 1),
             "alive": round(now, 1),
         }
-        _write(self.logs / "heartbeats" / f"{self.ranks.rank}.json", values)
+        write_file(self.folder.heartbeat(self.ranks.rank), json.dumps(values), durable=False)
 
     def _find_stall(self, started: float) -> dict[str, Any] | None:
         """A rank that is not alive; else, for rank 0 to tell, the one that all that stand still wait for.
@@ -119,7 +120,7 @@ class Watchdog:
         """A rank's heartbeat, and for how many of this rank's seconds it has been the same."""
         now = time.monotonic()
         try:
-            text = (self.logs / "heartbeats" / f"{rank}.json").read_text()
+            text = self.folder.heartbeat(rank).read_text()
             heartbeat = json.loads(text)
         except (OSError, ValueError):  # not there yet, or just being replaced on a network file system
             text, heartbeat = self._seen.get(rank, ("", started))[0], {}
@@ -129,26 +130,21 @@ class Watchdog:
 
     def _read_report(self) -> dict[str, Any] | None:
         try:
-            return json.loads((self.logs / "stall.json").read_text())
+            return json.loads(self.folder.stall.read_text())
         except (OSError, ValueError):
             return None
 
     def _end(self, report: dict[str, Any]) -> None:
         """Leave the stacks of this rank's threads, say what was found, and end, waiting for nobody."""
-        _write(self.logs / "stall.json", report)
-        with (self.logs / f"stacks-{self.ranks.rank}.txt").open("w") as file:
+        # Several ranks may find it at once.
+        write_file(self.folder.stall, json.dumps(report), durable=False, writer=f"rank-{self.ranks.rank}-")
+        with self.folder.stacks(self.ranks.rank).open("w") as file:
             faulthandler.dump_traceback(file=file, all_threads=True)
         print(
             f"error: rank {report['rank']} on {report['host']} {report['state']}, last in step "
-            f"{report['step']} (found by the watchdog of rank {self.ranks.rank}; stacks are in {self.logs})",
+            f"{report['step']} (found by the watchdog of rank {self.ranks.rank}; stacks are in "
+            f"{self.folder.logs})",
             file=sys.stderr,
             flush=True,
         )
         os._exit(STALLED)
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    """Replace a file at once, so that nobody reads half of it."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(values))
-    unfinished.replace(path)

@@ -56,7 +56,7 @@ class Adapter:
         """Write a standard peft adapter folder; an adapter is small enough to be held at once."""
         from safetensors.torch import save_file
 
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         tensors = {name: self.weights.read(name).contiguous() for name in self.weights.tensors()}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         write_object(folder / CONFIG_FILE, self.config)

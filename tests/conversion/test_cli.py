@@ -125,7 +125,7 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path: Path) -> None:
 
 
 def test_more_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a model folder"):
+    with pytest.raises(UserError, match="neither a Hugging Face model folder"):
         main(["inspect", str(tmp_path)])
     arm = make_arm(tmp_path / "arm", "llama")
     with pytest.raises(UserError, match="has no mdm section"):

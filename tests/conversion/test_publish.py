@@ -21,10 +21,11 @@ from conversion.folders import (
     write_folder,
 )
 
-from mdmscale.conversion import publish
+from mdmscale.conversion.destination import check_destination
 from mdmscale.conversion.importing import ImportOptions, import_model
-from mdmscale.conversion.publish import check_destination, published
+from mdmscale.system import folders
 from mdmscale.system.errors import UserError
+from mdmscale.system.folders import published_folder
 
 
 @pytest.fixture
@@ -33,47 +34,8 @@ def source(tmp_path: Path) -> Path:
 
 
 def fill(destination: Path, text: str) -> None:
-    with published(destination, 10) as folder:
+    with published_folder(destination, 10) as folder:
         (folder / "config.json").write_text(text)
-        assert destination.exists() is False or (destination / "config.json").read_text() != text
-
-
-def test_it_appears_when_it_is_complete(tmp_path: Path) -> None:
-    fill(tmp_path / "a" / "b", "new")
-    fill(tmp_path / "a" / "b", "newer")
-    assert (tmp_path / "a" / "b" / "config.json").read_text() == "newer"
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
-
-
-def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
-    def fail(destination: Path) -> None:
-        with pytest.raises(KeyboardInterrupt), published(destination, 10) as folder:
-            (folder / "config.json").write_text("half")
-            raise KeyboardInterrupt
-
-    fail(tmp_path / "a" / "b")
-    assert list(tmp_path.iterdir()) == []
-    fill(tmp_path / "b", "old")
-    fail(tmp_path / "b")
-    assert (tmp_path / "b" / "config.json").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["b"]
-
-
-def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
-    with published(tmp_path / "b", 10) as folder:
-        (folder / "config.json").write_text("first")
-        with pytest.raises(UserError, match="another conversion"):
-            fill(tmp_path / "b", "second")
-    assert (tmp_path / "b" / "config.json").read_text() == "first"
-
-
-def test_a_disk_without_room_is_noticed_first(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UserError, match=r"needs 9000000\.00 GB, and the disk has"),
-        published(tmp_path / "b", 9 * 10**15),
-    ):
-        raise AssertionError("not reached")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_destinations_that_would_destroy_something(tmp_path: Path, source: Path) -> None:
@@ -114,7 +76,7 @@ def test_a_disk_that_fills_up_midway(source: Path, tmp_path: Path) -> None:
 SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
-from mdmscale.conversion import weight_writer
+from mdmscale.weights import weight_writer
 from mdmscale.conversion.importing import ImportOptions, import_model
 
 def save_slowly(*arguments, **options):
@@ -148,7 +110,7 @@ def test_killed_between_the_renames_the_old_one_survives(
 ) -> None:
     fill(tmp_path / "ours", "old")
     (tmp_path / "ours").rename(tmp_path / ".replaced-ours")  # where a kill at that moment leaves it
-    monkeypatch.setattr(publish, "_check_room", full_disk)
+    monkeypatch.setattr(folders, "_check_room", full_disk)
     with pytest.raises(UserError, match="no room"):
         import_model(source, tmp_path / "ours", ImportOptions())
     assert (tmp_path / "ours" / "config.json").read_text() == "old"

@@ -234,7 +234,8 @@ def test_tool_names_a_folder_that_is_no_model(tmp_path: Path) -> None:
     result = run_tool(tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
-        f"error: {tmp_path}: neither a Hugging Face model folder (no config.json) nor a run folder (no hf/)"
+        f"error: {tmp_path}: neither a Hugging Face model folder (no config.json), a run folder (no "
+        "config.yaml) nor a checkpoint (no state.json)"
     ]
 
 

@@ -8,7 +8,8 @@ import pytest
 from mdmscale.config.run import RunConfig
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
-from mdmscale.training.checkpoint import find_resume, published
+from mdmscale.system.run_folder import RunFolder, step_of
+from mdmscale.training.checkpoint import find_resume
 from mdmscale.training.metrics import read_metrics
 from mdmscale.training.setup import set_up
 from mdmscale.training.state import TrainingState
@@ -30,7 +31,7 @@ def trained(tiny: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Any], Path]:
 
 
 def steps_of(folder: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in published(folder / "checkpoints")]
+    return [step_of(path) for path in RunFolder(folder).published_checkpoints()]
 
 
 def test_a_damaged_newer_checkpoint_does_not_push_out_whole_ones(
@@ -45,7 +46,7 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_whole_ones(
 
 def test_no_whole_checkpoint_stops_instead_of_starting_over(trained: tuple[dict[str, Any], Path]) -> None:
     values, folder = trained
-    for checkpoint in published(folder / "checkpoints"):
+    for checkpoint in RunFolder(folder).published_checkpoints():
         (checkpoint / "state.json").unlink()
     with pytest.raises(UserError, match="no checkpoint is whole"):
         train(config_of(values, train={"steps": 20}))

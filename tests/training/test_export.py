@@ -130,3 +130,23 @@ def test_an_interrupted_export_keeps_the_one_before(backbone: Backbone, ranks: R
     assert torch.equal(exported(tmp_path)["lm_head.weight"], before["lm_head.weight"])
     export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
     assert exported(tmp_path)["lm_head.weight"].abs().max() == 0
+
+
+def test_the_export_before_is_not_lost_where_the_new_one_cannot_take_its_name(
+    backbone: Backbone, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+    before = exported(tmp_path)
+    rename = Path.rename
+
+    def refuse_the_new_one(path: Path, target: Path) -> Path:
+        if path.name.startswith(".unfinished"):
+            raise OSError("stale file handle")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new_one)
+    with torch.no_grad():
+        backbone.model.lm_head.weight.zero_()
+    with pytest.raises(OSError, match="stale"):
+        export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+    assert torch.equal(exported(tmp_path)["lm_head.weight"], before["lm_head.weight"])

@@ -10,7 +10,6 @@ import pytest
 
 from mdmscale.training import metrics
 from mdmscale.training.metrics import (
-    FILE,
     MetricsWriter,
     ProgressLine,
     closing_summary,
@@ -32,7 +31,7 @@ def write_steps(folder: Path, first_step: int, last_step: int, **options: bool) 
 
 def test_one_line_a_step(tmp_path: Path) -> None:
     write_steps(tmp_path, 0, 7)
-    lines = (tmp_path / FILE).read_text().splitlines()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [record(step) for step in range(1, 8)]
     assert read_metrics(tmp_path) == [record(step) for step in range(1, 8)]
 
@@ -46,8 +45,8 @@ def test_resume_drops_the_lines_after_the_resumed_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [1, 10, 40])
 def test_resume_drops_a_line_cut_short(tmp_path: Path, cut: int) -> None:
     write_steps(tmp_path, 0, 5)
-    text = (tmp_path / FILE).read_text()
-    (tmp_path / FILE).write_text(text[: -1 - cut])
+    text = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(text[: -1 - cut])
     write_steps(tmp_path, 4, 6)
     assert read_metrics(tmp_path) == [record(step) for step in range(1, 7)]
 
@@ -163,7 +162,7 @@ def finished_run(folder: Path) -> Any:
 def test_closing_summary(tmp_path: Path) -> None:
     lines = [record(step, loss=9.0 if step <= 20 else step / 10) for step in range(1, 41)]
     lines[9]["eval_loss"], lines[39]["eval_loss"] = 5.5, 3.25
-    (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = finished_run(tmp_path)
     assert closing_summary(run, 40, 185.0, stopped=False).splitlines() == [
         "finished at step 40 of 40: 40 steps in 3:05",
@@ -183,6 +182,6 @@ def test_closing_summary(tmp_path: Path) -> None:
 
 def test_closing_summary_of_a_run_that_had_nothing_left_to_do(tmp_path: Path) -> None:
     """Such as one that continues another run's last checkpoint: its own folder has no metrics yet."""
-    (tmp_path / FILE).touch()
+    (tmp_path / "metrics.jsonl").touch()
     summary = closing_summary(finished_run(tmp_path), 0, 1.0, stopped=False)
     assert summary.startswith("already finished") and "  loss " not in summary

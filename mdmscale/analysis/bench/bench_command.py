@@ -21,6 +21,7 @@ from mdmscale.models.compiling import can_compile
 from mdmscale.models.flops import count_flops, peak_flops
 from mdmscale.system.allocator import keep_freed_memory
 from mdmscale.system.console import make_console
+from mdmscale.system.files import write_file
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json is not None:
         heads = {"heads": sizes.num_heads, "key_heads": sizes.num_key_heads}
         described = {"machine": machine(sizes), "sizes": vars(sizes) | heads | {"device": str(sizes.device)}}
-        arguments.json.write_text(json.dumps({**described, **values}, indent=1) + "\n")
+        write_file(arguments.json, json.dumps({**described, **values}, indent=1) + "\n")
     return 0
 
 

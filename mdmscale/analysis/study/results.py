@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from mdmscale.analysis.study.methods import BASELINE, OURS
+from mdmscale.system.files import write_file
 from mdmscale.training.figures import save_figure
 from mdmscale.training.metrics import read_metrics
 
@@ -104,7 +105,7 @@ def table(results: list[Result]) -> Table:
 def write(results: list[Result], folder: Path, seeds: list[int]) -> None:
     """results.json, report.md and accuracy.png."""
     values = {"results": [asdict(result) for result in results], "verdict": verdict(results)}
-    (folder / "results.json").write_text(json.dumps(values, indent=1))
+    write_file(folder / "results.json", json.dumps(values, indent=1))
     lines = [
         f"# Stability over seeds {', '.join(map(str, seeds))}",
         "",
@@ -114,7 +115,7 @@ def write(results: list[Result], folder: Path, seeds: list[int]) -> None:
         "",
         verdict(results),
     ]
-    (folder / "report.md").write_text("\n".join(lines) + "\n")
+    write_file(folder / "report.md", "\n".join(lines) + "\n")
     save_figure(figure(results), folder / "accuracy.png")
 
 

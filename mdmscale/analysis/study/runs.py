@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdmscale.system.errors import UserError
-from mdmscale.system.run_folder import EXPORT_FOLDER
-from mdmscale.training.metrics import FILE
+from mdmscale.system.run_folder import RunFolder
 
 POLL_SECONDS = 0.5
 
@@ -38,12 +37,12 @@ class StudyRun:
 
     @property
     def is_finished(self) -> bool:
-        return (self.folder / EXPORT_FOLDER / "config.json").is_file()
+        return RunFolder(self.folder).has_export
 
     def steps_done(self) -> int:
         """Lines of metrics.jsonl so far: one a step."""
         try:
-            return (self.folder / FILE).read_bytes().count(b"\n")
+            return RunFolder(self.folder).metrics.read_bytes().count(b"\n")
         except FileNotFoundError:
             return 0
 

@@ -15,7 +15,8 @@ from mdmscale.analysis.study.runs import StudyRun, train_all
 from mdmscale.config.loading import dump_config, load_config
 from mdmscale.config.run import RunConfig
 from mdmscale.system.errors import UserError
-from mdmscale.system.run_folder import EXPORT_FOLDER
+from mdmscale.system.files import write_file
+from mdmscale.system.run_folder import RunFolder
 
 EPILOG = """The config describes one run of pairs (diffusion.masking: mirror); methods without pairs get twice
 its batch sizes, so that every method has the same forward rows a step. A study that was interrupted goes on
@@ -96,9 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     for run in trained(runs, config, arguments):
         score = run.folder / "accuracy.json"
         if not score.exists():
-            score.write_text(
-                json.dumps(exact_match(run.folder / EXPORT_FOLDER, tests, config.data.fill_multiple))
-            )
+            model = RunFolder(run.folder).export
+            write_file(score, json.dumps(exact_match(model, tests, config.data.fill_multiple)))
         found.append(results.measure(run.folder, run.method, run.seed, json.loads(score.read_text())))
     found.sort(key=lambda result: (list(METHODS).index(result.method), arguments.seeds.index(result.seed)))
     results.write(found, arguments.output, arguments.seeds)
@@ -118,8 +118,7 @@ def claim(folder: Path, config: RunConfig, test: Path) -> None:
     identity = {"config": dump_config(config), "test": hashlib.sha256(test.read_bytes()).hexdigest()}
     if path.exists() and json.loads(path.read_text()) != identity:
         raise UserError(f"--output {folder}: holds a study of another config or test set; choose another")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(identity, indent=1))
+    write_file(path, json.dumps(identity, indent=1))
 
 
 def trained(runs: list[StudyRun], config: RunConfig, arguments: argparse.Namespace) -> Iterator[StudyRun]:

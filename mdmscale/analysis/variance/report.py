@@ -126,8 +126,7 @@ def _ratio(
 
 
 def write(report: Report, folder: Path) -> None:
-    """report.json, report.md and the figures."""
-    folder.mkdir(parents=True)
+    """Write report.json, report.md and the figures into a folder that is not published yet."""
     values = {
         **report.facts,
         "decomposition": {

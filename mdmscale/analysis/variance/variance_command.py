@@ -14,6 +14,8 @@ from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.loading import load_config
 from mdmscale.config.run import RunConfig
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import unfinished
+from mdmscale.system.folders import published_folder
 
 if TYPE_CHECKING:
     from mdmscale.analysis.variance.measure import Budget
@@ -90,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         run_report(arguments, config, ranks)
     except UserError:
         if ranks.is_first:
-            shutil.rmtree(unfinished(arguments.output), ignore_errors=True)  # data that were encoded there
+            shutil.rmtree(encoded_data(arguments.output), ignore_errors=True)
         finalise()
         raise
     finalise()
@@ -190,7 +192,7 @@ def open_parts(
     options = config.model.model_copy(update={"path": str(folder), "tokenizer": None})
     backbone = on_every_rank(ranks, lambda: build_backbone(options, config.diffusion.eps, seed=0))
     on_every_rank(ranks, lambda: check_length(config, backbone))
-    encoded = unfinished(arguments.output)
+    encoded = encoded_data(arguments.output)
     on_first_rank(ranks, lambda: shutil.rmtree(encoded, ignore_errors=True))
     source = open_run_data(config, backbone, encoded, ranks)
     model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
@@ -266,17 +268,15 @@ def bar(ranks: "Ranks") -> Iterator[Callable[[float, int], None]]:
         yield tell
 
 
-def unfinished(output: Path) -> Path:
-    """Where a report is written before it takes its name; SFT data are encoded there too."""
-    return output.with_name(f".unfinished-{output.name}")
+def encoded_data(output: Path) -> Path:
+    """Where SFT data are encoded for the time of the measurement; every rank reads them there."""
+    return unfinished(output.with_name(f"{output.name}-data"))
 
 
 def publish(report: "Report", output: Path) -> None:
-    """Write the report whole, then give it its name."""
+    """Write the report; it replaces an earlier one, as check_options saw, when it is whole."""
     from mdmscale.analysis.variance import report as reporting
 
-    aside = unfinished(output)
-    shutil.rmtree(aside, ignore_errors=True)
-    reporting.write(report, aside)
-    shutil.rmtree(output, ignore_errors=True)  # an earlier report, as check_options saw
-    aside.rename(output)
+    with published_folder(output) as folder:
+        reporting.write(report, folder)
+    shutil.rmtree(encoded_data(output), ignore_errors=True)

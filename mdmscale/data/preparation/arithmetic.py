@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import write_file
 
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
@@ -70,8 +70,5 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(path: Path, pairs: list[tuple[str, str]]) -> None:
     lines = [json.dumps({"prompt": prompt, "response": response}) + "\n" for prompt, response in pairs]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_file(path, "".join(lines))
     print(f"{len(pairs)} problems in {path}")

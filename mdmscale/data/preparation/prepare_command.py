@@ -3,10 +3,8 @@
 import argparse
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.preparation.shard_set import ShardSetWriter
 from mdmscale.models.tokenizer import load_tokenizer, train_tokenizer
 from mdmscale.system.errors import UserError
+from mdmscale.system.folders import published_folder
 
 _FACTS = "dataset.json"
 _BYTES_PER_WORKER = 16 * 2**20
@@ -120,7 +119,7 @@ def _positive_integer(text: str) -> int:
 
 def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
     inputs = find_inputs(arguments.inputs, arguments.suffix)
-    with _published(arguments.output) as folder:
+    with published_folder(arguments.output) as folder:
         tokenizer = arguments.tokenizer
         if arguments.train_tokenizer is not None:
             tokenizer = str(folder / "tokenizer")
@@ -159,7 +158,7 @@ def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
     wrong = [path for path in paths if path.suffix != ".jsonl"]
     if wrong or not paths:
         raise UserError(f"--kind sft reads .jsonl files, not {wrong[0] if wrong else arguments.inputs[0]}")
-    with _published(arguments.output) as folder:
+    with published_folder(arguments.output) as folder:
         summary = encode_sft(
             paths,
             load_tokenizer(arguments.tokenizer),
@@ -187,31 +186,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UserError(
             f"--output {output}: was not made by this command ({_FACTS} is missing), so it is not replaced"
         )
-
-
-@contextmanager
-def _published(output: Path) -> Iterator[Path]:
-    """A folder to write into, beside `output`: renamed to it when the block ends, removed where it fails."""
-    new_folders = [folder for folder in output.parents if not folder.exists()]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    replaced = output.with_name(f".{output.name}.replaced-{os.getpid()}")
-    partial.mkdir()
-    try:
-        yield partial
-        if output.exists():
-            output.rename(replaced)
-        partial.rename(output)
-    except BaseException:
-        if replaced.exists() and not output.exists():
-            replaced.rename(output)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-        for folder in new_folders:  # after a failure they are empty
-            with suppress(OSError):
-                folder.rmdir()
 
 
 def _write_facts(folder: Path, facts: dict[str, object]) -> None:

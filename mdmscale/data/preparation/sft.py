@@ -4,10 +4,8 @@ A line has one of four shapes: {"prompt", "response"}; {"messages": [{"role", "c
 the tokenizer's chat template; {"text"}, all of it response; {"input_ids", "prompt_length"}, encoded already.
 """
 
-import os
 from array import array
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from mdmscale.data.preparation.jsonl import Record, check_unicode, read_jsonl
 from mdmscale.data.sft_shard import fit_lengths, samples_path, write_samples
 from mdmscale.data.shards import prompts_path
 from mdmscale.system.errors import UserError
+from mdmscale.system.folders import published_files
 
 _FILES = (bin_path, prompts_path, samples_path, idx_path)  # the index last: it makes a shard visible
 
@@ -56,20 +55,8 @@ def encode_sft(
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no EOS token, but responses must end with one; set its eos_token")
-    partial = prefix.with_name(f".{prefix.name}.partial-{os.getpid()}")
-    new_folders = [folder for folder in (prefix.parent, *prefix.parent.parents) if not folder.exists()]
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        summary = _write_shard(paths, tokenizer, partial, sequence_length, too_long)
-        for path_of in _FILES:
-            path_of(partial).replace(path_of(prefix))
-    finally:
-        for path_of in _FILES:
-            path_of(partial).unlink(missing_ok=True)
-        for folder in new_folders:  # after a failure they are empty
-            with suppress(OSError):
-                folder.rmdir()
-    return summary
+    with published_files([path_of(prefix) for path_of in _FILES]) as folder:
+        return _write_shard(paths, tokenizer, folder / prefix.name, sequence_length, too_long)
 
 
 def encode_record(record: Record, tokenizer: Any) -> EncodedSample:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdmscale.data import prepare
 from mdmscale.data.indexed import IndexedShard
+from mdmscale.data.preparation import prepare_command as prepare
 from mdmscale.data.preparation.prepare_command import main
 from mdmscale.data.preparation.shard_set import unigram_entropy
 from mdmscale.models.tokenizer import load_tokenizer
@@ -58,7 +58,7 @@ def test_unigram_entropy():
 
 
 def test_any_number_of_workers_writes_the_same_bytes(corpus, tokenizer_folder, tmp_path, monkeypatch):
-    from mdmscale.data import encode
+    from mdmscale.data.preparation import encode
 
     monkeypatch.setattr(encode, "_BATCH_CHARACTERS", 40_000)
     for workers in (1, 2):
@@ -102,22 +102,6 @@ def test_an_interrupt_leaves_nothing(corpus, tokenizer_folder, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         run(corpus, "--tokenizer", tokenizer_folder, "--output", tmp_path / "out")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_replacement_puts_the_old_output_back(tmp_path, monkeypatch):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/old").write_text("old")
-    rename = Path.rename
-
-    def rename_once(path: Path, target: Path) -> Path:
-        if path.name.startswith(".out.partial"):
-            raise OSError("stale file handle")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", rename_once)
-    with pytest.raises(OSError, match="stale"), prepare._published(tmp_path / "out"):
-        pass
-    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/old"]
 
 
 def test_an_empty_result_is_refused(tokenizer_folder, tmp_path):

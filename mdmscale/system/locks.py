@@ -1,0 +1,67 @@
+"""Locks on files and folders that are being written. The system frees them when their process ends."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mdmscale.system.errors import UserError
+
+# What flock answers on a network file system that has no locks.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is created where it is missing.
+
+    The lock is only advice: it keeps out others that ask for it here. Some network file systems have no
+    locks. There the block runs all the same, and two writers at once go unnoticed.
+
+    Raises:
+        UserError: naming `path`, where another living process holds its lock.
+    """
+    descriptor = _open_locked(path, os.O_RDWR | os.O_CREAT)  # NFS locks only what may be written to
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Hold the lock of an existing folder, as `locked_file` does of a file."""
+    descriptor = _open_locked(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path, flags: int) -> int:
+    """A descriptor that holds the lock of what `path` names now.
+
+    Another process may rename or remove it after we open it and before we lock it. Then we open it again.
+    """
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            _lock(descriptor, path)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path}: another process is writing it; wait until that one has ended") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
