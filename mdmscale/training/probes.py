@@ -6,6 +6,7 @@ as disjoint entries of one array, so they do not depend on the number of ranks.
 """
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +27,21 @@ from mdmscale.parallel.ranks import Ranks
 EVAL_SEED = 0
 
 
+class ForwardModel(Protocol):
+    """What these passes need: an `Engine`, or the model itself where nothing is sharded."""
+
+    @property
+    def training(self) -> bool: ...
+
+    def __call__(self, **inputs: Any) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+
 def measure_p_pots(
-    engine: torch.nn.Module,
+    engine: ForwardModel,
     source: SampleSource,
     noise: Noise,
     collate: Collator,
@@ -60,7 +74,7 @@ def measure_p_pots(
 
 
 def evaluate(
-    engine: torch.nn.Module,
+    engine: ForwardModel,
     source: SampleSource,
     options: EvalSection,
     eps: float,
@@ -98,7 +112,7 @@ def eval_t(options: EvalSection) -> np.ndarray:
 
 
 @torch.no_grad()
-def _forward(engine: torch.nn.Module, batch: Batch, device: torch.device) -> np.ndarray:
+def _forward(engine: ForwardModel, batch: Batch, device: torch.device) -> np.ndarray:
     """Per-sample losses and squared logit-gradient norms, float64 [2, num_samples]."""
     batch = batch.to(device)
     was_training = engine.training

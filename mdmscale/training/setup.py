@@ -18,9 +18,9 @@ from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.noise import Noise, make_noise
 from mdmscale.diffusion.p_pots import probe_edges
 from mdmscale.diffusion.t_samplers import TSampler, make_t_sampler
-from mdmscale.engine import nvme
 from mdmscale.engine.elastic import load_other_layout
-from mdmscale.engine.engine import Engine, check_hardware, initialise_engine
+from mdmscale.engine.engine import Engine, initialise_engine
+from mdmscale.engine.hardware import check_hardware
 from mdmscale.engine.optim import named_groups, set_options
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.compiling import compile_layers
@@ -116,8 +116,6 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     hf_logging.disable_progress_bar()  # each rank would show its own
     layout = make_layout(config, ranks.world_size)
     on_every_rank(ranks, lambda: check_hardware(config, ranks.device))
-    if config.parallel.swaps:
-        on_every_rank(ranks, nvme.check_available)
     folder = Path(config.run.output_dir) / config.run.name
     resumed = find_start(config, folder, ranks)
     backbone = on_every_rank(

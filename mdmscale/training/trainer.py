@@ -283,7 +283,7 @@ def save_checkpoint(run: Run) -> None:
 
 def finish(run: Run) -> None:
     """Export the model and draw the loss."""
-    export.export_model(run.engine.deepspeed, run.backbone, run.folder / EXPORT_FOLDER, run.ranks)
+    export.export_model(run.engine, run.backbone, run.folder / EXPORT_FOLDER, run.ranks)
     if run.ranks.is_first:
         save_figure(training_figure(read_metrics(run.folder)), run.folder / "figures" / "loss.png")
 
