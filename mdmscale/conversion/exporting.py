@@ -29,8 +29,6 @@ from mdmscale.weights.tensor_views import EMBEDDINGS, CastSource, Part, Remapped
 from mdmscale.weights.weight_files import check_expected
 from mdmscale.weights.weight_writer import MAX_SHARD_BYTES, write_weights
 
-TARGETS = ("hf", "llada", "dream", "arm")
-
 
 @dataclass(frozen=True)
 class ExportOptions:

@@ -1,4 +1,7 @@
-"""A checkpoint of any ZeRO stage, number of ranks and tensor parallelism, read parameter by parameter."""
+"""A checkpoint of any ZeRO stage, number of ranks and tensor parallelism, read parameter by parameter.
+
+This needs no engine and no process group: it opens DeepSpeed's files and puts the ranks' pieces together.
+"""
 
 import json
 from functools import cached_property
@@ -9,13 +12,12 @@ import torch
 
 from mdmscale.engine.files import DeepSpeedFiles
 from mdmscale.engine.state import read_layout
-from mdmscale.models.lora import public_name
 from mdmscale.parallel.tensor import split_dimension
 from mdmscale.system.run_folder import MODEL_FOLDER
-from mdmscale.weights.adapters import CONFIG_FILE
+from mdmscale.weights.adapter_names import CONFIG_FILE, public_name
 from mdmscale.weights.tensor_source import TensorInfo
 
-PREFIX = "backbone."  # of the backbone's parameters among those of the trained module
+PREFIX = "backbone."  # the backbone's parameters have it in the trained module
 
 
 class DeepSpeedCheckpoint:
@@ -28,11 +30,11 @@ class DeepSpeedCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model_folder = folder / MODEL_FOLDER
-        self.state = read_layout(folder)
-        self._parts = [DeepSpeedFiles(folder, self.state, rank) for rank in range(self.state.tensor)]
+        self.layout = read_layout(folder)
+        self._parts = [DeepSpeedFiles(folder, self.layout, rank) for rank in range(self.layout.tensor)]
 
     def tensors(self) -> dict[str, TensorInfo]:
-        """Every weight once; one that is tied to another has that one's name."""
+        """Every weight once; one that is tied to another is listed under that one's name."""
         module = self._parts[0].module
         return {
             public: TensorInfo(self.shape(name), module[name].dtype)
@@ -40,12 +42,12 @@ class DeepSpeedCheckpoint:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """A weight in the precision that it is trained in."""
+        """A weight in the precision that the model has."""
         return self.weight(self._by_public_name[name]).contiguous()
 
     @cached_property
     def adapter(self) -> dict[str, Any] | None:
-        """peft's adapter_config.json, where the run trains adapters; their tensors have peft's names."""
+        """peft's adapter_config.json if the run trains adapters; their tensors have peft's names."""
         path = self.model_folder / CONFIG_FILE
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -55,7 +57,7 @@ class DeepSpeedCheckpoint:
 
     @cached_property
     def names(self) -> list[str]:
-        """The parameters of the trained module, tied ones once, by the names that it has for them."""
+        """The names of the trained module's parameters, one name for each tied pair."""
         tied = self._parts[0].tied
         config = json.loads((self.model_folder / "config.json").read_text())
         if config.get("tie_word_embeddings"):
@@ -64,7 +66,7 @@ class DeepSpeedCheckpoint:
 
     @property
     def trained(self) -> set[str]:
-        """The parameters that the optimizer knows; the others are frozen."""
+        """The parameters that the optimizer has; the others are frozen."""
         return self._parts[0].trained
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -75,7 +77,7 @@ class DeepSpeedCheckpoint:
         return tuple(shape)
 
     def weight(self, name: str) -> torch.Tensor:
-        """A whole parameter as it is trained: in bf16 the rounded one, not its fp32 master."""
+        """A whole parameter in the model's precision: in bf16 not its fp32 master, but that rounded."""
         return self._joined(name, [part.weight(name) for part in self._parts_of(name)])
 
     def optimizer_value(self, name: str, kind: str) -> torch.Tensor:
@@ -91,7 +93,7 @@ class DeepSpeedCheckpoint:
         return split_dimension(name) if len(self._parts) > 1 else None
 
     def _parts_of(self, name: str) -> list[DeepSpeedFiles]:
-        """Where to find a parameter: in all ranks' files, or in the first's where all have it whole."""
+        """The tensor ranks to read a parameter from: all, or the first if each has it whole."""
         return self._parts[:1] if self._dimension(name) is None else self._parts
 
     def _joined(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:

@@ -1,39 +1,69 @@
-"""RunConfig to DeepSpeed: the one place where its configuration dict is made."""
+"""The DeepSpeed engine of a run. The rest of the package talks to `Engine` and never to DeepSpeed's own."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.utils import is_model_parallel_parameter
-from deepspeed.utils import groups
 from torch import nn
 
-from mdmscale.config.parallel import CUDA_BUCKET_SIZE, ParallelSection
 from mdmscale.config.run import RunConfig
-from mdmscale.engine import nvme
+from mdmscale.engine import private
+from mdmscale.engine.deepspeed_config import clips_itself, deepspeed_config
+from mdmscale.engine.elastic import load_other_layout
+from mdmscale.engine.nvme import mapped, swap_folder
 from mdmscale.engine.optim import make_optimizer
-from mdmscale.models.compiling import can_compile, needs
 from mdmscale.parallel.batch_layout import BatchLayout
 from mdmscale.parallel.ranks import Ranks
+from mdmscale.parallel.tensor import joined, split_dimension
 from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import ENGINE_FOLDER
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A DeepSpeed engine behind two verbs, so that every ZeRO stage clips and reports the same way."""
+    """Model and optimizer of a run. Every ZeRO stage clips, saves and gathers in the same way."""
 
-    deepspeed: Any
+    deepspeed: Any  # DeepSpeed's engine
     gradient_clipping: float
     clips_itself: bool
     tensor_group: dist.ProcessGroup | None
     mean_factor: float  # what makes DeepSpeed's mean over micro-batches and ranks a mean over samples
 
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's forward. Under ZeRO-3 it is a collective: every rank calls it equally often."""
+        return self.deepspeed(**inputs)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model. Under ZeRO-3 its parameters are empty outside of forward and backward."""
+        return self.deepspeed.module
+
+    @property
+    def optimizer(self) -> Any:
+        """AdamW, or DeepSpeed's wrapper of it. Its `param_groups` hold the options of each group."""
+        return self.deepspeed.optimizer
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+        return self.deepspeed.training
+
+    def train(self, mode: bool = True) -> None:
+        """Put the model into training mode, or with False into evaluation mode."""
+        self.deepspeed.train(mode)
+
+    def eval(self) -> None:
+        """Put the model into evaluation mode."""
+        self.deepspeed.eval()
+
     def accumulate(self, loss: torch.Tensor, scale: float | torch.Tensor, is_last: bool) -> None:
         """Backward of a micro-batch's summed loss times `scale`, as its part of the global batch's mean.
 
-        After all but the last micro-batch of a step this also moves DeepSpeed's accumulation on.
+        DeepSpeed counts a micro-batch when its own `step` is called. That is done here for all but the last
+        micro-batch of a step, whose `step` changes the weights.
         """
         self.deepspeed.backward((loss * (scale * self.mean_factor)).to(loss.dtype))
         if not is_last:
@@ -42,28 +72,71 @@ class Engine:
     def step(self) -> float:
         """Clip and apply the step's gradients. Returns the global gradient norm before clipping.
 
-        Where that is not finite the weights stay as they are.
+        If that is not finite, the weights stay as they are.
         """
         if self.clips_itself:
-            parameters = list(self.deepspeed.module.parameters())
+            parameters = list(self.module.parameters())
             norm = gradient_norm(parameters, self.tensor_group)
             nn.utils.clip_grads_with_norm_(parameters, self.gradient_clipping or float("inf"), norm)
-            if not norm.isfinite():  # as DeepSpeed does in the other stages; NaN would get into the weights
-                self.deepspeed.module.zero_grad()
+            if not norm.isfinite():  # at the other stages DeepSpeed skips such a step itself
+                self.module.zero_grad()
             self.deepspeed.step()
         else:
             self.deepspeed.step()
             norm = self.deepspeed.get_global_grad_norm()
         return float(norm)
 
+    def save(self, folder: Path) -> None:
+        """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls it."""
+        with mapped(self.optimizer):
+            # DeepSpeed's `latest` file is left out: it is written without a barrier, so a kill can leave it
+            # naming a damaged checkpoint.
+            self.deepspeed.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False)
+
+    def load(self, checkpoint: Path) -> None:
+        """Load what `save` wrote on as many ranks, at the same ZeRO stage and without NVMe, bit for bit.
+
+        Raises:
+            UserError: where the weights are another model's.
+        """
+        try:
+            loaded, _ = self.deepspeed.load_checkpoint(str(checkpoint), tag=ENGINE_FOLDER)
+        except RuntimeError as error:  # from load_state_dict, for other shapes
+            reason = str(error).strip().split("\n")[-1].strip()
+            raise UserError(f"{checkpoint}: its weights do not fit this config's model: {reason}") from None
+        assert loaded is not None, "DeepSpeed found no engine folder in a checkpoint that passed its manifest"
+
+    def load_other_layout(self, checkpoint: Path, ranks: Ranks) -> None:
+        """Load what `save` wrote on other ranks, at another ZeRO stage, or with or without NVMe.
+
+        Raises:
+            UserError: where the checkpoint is damaged, or is another model's.
+        """
+        load_other_layout(self.deepspeed, checkpoint, ranks)
+
+    def gather_weights(self, ranks: Ranks) -> dict[str, torch.Tensor]:
+        """The backbone's whole weights by its own names, on rank 0 in host memory; other ranks get none.
+
+        Every rank calls it. ZeRO-3 gathers one parameter at a time, so no device holds them all.
+        """
+        is_sharded = self.deepspeed.zero_optimization_stage() == 3
+        weights = {}
+        backbone: Any = self.module.backbone
+        for name, parameter in backbone.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=is_sharded):
+                whole = joined(parameter.detach(), split_dimension(name), ranks)
+                if ranks.is_first:
+                    weights[name] = whole.cpu().clone()
+        return weights
+
 
 def gradient_norm(parameters: list[nn.Parameter], tensor_group: dist.ProcessGroup | None) -> torch.Tensor:
-    """The norm of the whole model's gradient, of which tensor ranks hold parts and copies."""
+    """The norm of the whole model's gradient. Tensor ranks hold parts of some parameters, all of others."""
     parts: list[torch.Tensor] = []
     copies: list[torch.Tensor] = []
     for each in parameters:
         if each.grad is not None:
-            (parts if is_model_parallel_parameter(each) else copies).append(each.grad)
+            (parts if private.is_part(each) else copies).append(each.grad)
     if tensor_group is None:
         return nn.utils.get_total_norm(copies)
     square = nn.utils.get_total_norm(parts).square()
@@ -71,96 +144,20 @@ def gradient_norm(parameters: list[nn.Parameter], tensor_group: dist.ProcessGrou
     return (square + nn.utils.get_total_norm(copies).square()).sqrt()
 
 
-def clips_itself(config: RunConfig) -> bool:
-    """Whether clipping is ours: DeepSpeed reports no gradient norm for ZeRO-0 in fp32."""
-    return config.parallel.zero_stage == 0 and config.model.dtype == "fp32"
-
-
-def deepspeed_config(config: RunConfig, layout: BatchLayout, on_cuda: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration. It accepts misspelled keys in silence, so users never write it."""
-    stage = config.parallel.zero_stage
-    is_bf16 = config.model.dtype == "bf16"
-    # Many micro-batches add up to one gradient; in bf16 small ones would be lost. ZeRO-0 has no such choice.
-    grad_accum_dtype = "fp32" if stage > 0 or not is_bf16 else "bf16"
-    quantised = {"communication_data_type": "fp16"} if config.parallel.quantized_gradients else {}
-    turns = layout.rows_per_sample if layout.splits_rows else 1  # each is a micro-batch to DeepSpeed
-    return {
-        # Ranks that share a sequence are data-parallel ones to DeepSpeed, see ModelParallelUnit.
-        "train_batch_size": layout.global_batch_size * turns * config.parallel.sequence,
-        "train_micro_batch_size_per_gpu": layout.micro_batch_size,
-        "gradient_accumulation_steps": layout.forwards_per_step,
-        "gradient_clipping": 0.0 if clips_itself(config) else config.optimizer.gradient_clipping,
-        "bf16": {"enabled": is_bf16},
-        "data_types": {"grad_accum_dtype": grad_accum_dtype},
-        "zero_optimization": zero_options(config.parallel, on_cuda),
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps offloaded states, too
-        "steps_per_print": 2**31,
-        **quantised,  # whose kernel reads gradients as fp16, whatever they are
-    }
-
-
-def zero_options(options: ParallelSection, on_cuda: bool) -> dict[str, Any]:
-    """The zero_optimization section: what the hardware wants where the config leaves it open."""
-    values: dict[str, Any] = {"stage": options.zero_stage}
-    if options.zero_stage == 0:
-        return values
-    values["overlap_comm"] = on_cuda if options.overlap_comm is None else options.overlap_comm
-    bucket_size = options.bucket_size or (CUDA_BUCKET_SIZE if on_cuda else None)
-    if bucket_size is not None:
-        values |= {"reduce_bucket_size": bucket_size, "allgather_bucket_size": bucket_size}
-    for key, place in (
-        ("offload_optimizer", options.offload_optimizer),
-        ("offload_param", options.offload_parameters),
-    ):
-        if place == "cpu":
-            values[key] = {"device": place, "pin_memory": on_cuda}
-    if options.hpz_partition_size > 1:
-        values["zero_hpz_partition_size"] = options.hpz_partition_size
-    if options.quantized_weights:
-        values["zero_quantized_weights"] = True
-    if options.quantized_gradients:
-        values["zero_quantized_gradients"] = True
-    return values
-
-
-def check_hardware(config: RunConfig, device: torch.device) -> None:
-    """Refuse what only CUDA or a compiler can do, where there is none.
-
-    Raises:
-        UserError: naming the options.
-    """
-    problems = [
-        f"parallel.{name} = true: DeepSpeed's quantisation kernels need a CUDA device, and there is none here"
-        for name in ("quantized_weights", "quantized_gradients")
-        if getattr(config.parallel, name) and device.type != "cuda"
-    ]
-    if not can_compile(device):
-        problems += [
-            f"model.{key}: torch.compile needs {needs(device)}; without, set the option to {other}"
-            for key, other, is_on in (
-                ("compile = true", "false", config.model.compile),
-                ("head = fused", "chunked", config.model.head == "fused"),
-            )
-            if is_on
-        ]
-    if problems:
-        raise UserError(*problems)
-
-
 def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, ranks: Ranks) -> Engine:
     """Hand the model (on the CPU) to DeepSpeed, which moves, casts and shards it as the config says."""
-    groups.mpu = None  # DeepSpeed keeps that of an earlier engine in this process
-    on_cuda = ranks.device.type == "cuda"
-    options = deepspeed_config(config, layout, on_cuda)
-    if config.parallel.swaps:
-        num_shards = ranks.world_size // ranks.tp_size
-        largest = max(-(-parameter.numel() // num_shards) for parameter in model.parameters())
-        options["zero_optimization"] |= nvme.offload_options(config, ranks.rank, largest)
+    private.forget_model_parallel_unit()
+    if ranks.tp_size > 1:
+        for name, parameter in model.named_parameters():
+            if split_dimension(name) is not None:
+                private.mark_as_part(parameter)
+    swaps_to = swap_folder(config, ranks.rank) if config.parallel.swaps else None
+    num_shards = ranks.world_size // ranks.tp_size
+    largest_shard = max(-(-parameter.numel() // num_shards) for parameter in model.parameters())
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(model, config.optimizer),
-        config=options,
+        config=deepspeed_config(config, layout, ranks.device.type == "cuda", swaps_to, largest_shard),
         mpu=ModelParallelUnit(ranks) if ranks.tp_size > 1 else None,
         dist_init_required=False,
     )
@@ -184,10 +181,10 @@ def mean_factor(layout: BatchLayout, ranks: Ranks) -> float:
 
 
 class ModelParallelUnit:
-    """The grid in the words that DeepSpeed asks in (its `mpu`): only the tensor axis is model parallelism.
+    """The grid of ranks as DeepSpeed asks for it (its `mpu`): only the tensor axis is model parallelism.
 
-    To DeepSpeed the sequence axis is part of data parallelism: such ranks hold the same weights, each sees a
-    slice of the same rows, and their gradients are averaged like all others.
+    To DeepSpeed the sequence axis is part of data parallelism: ranks along it hold the same weights, each
+    sees a slice of the same rows, and their gradients are averaged like all others.
     """
 
     def __init__(self, ranks: Ranks) -> None:

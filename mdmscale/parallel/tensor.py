@@ -51,8 +51,6 @@ def split_model(model: PreTrainedModel, ranks: Ranks) -> None:
         dimension = split_dimension(name)
         if dimension is not None:
             parameter.data = local_part(parameter.data, dimension, ranks).clone()
-            # DeepSpeed's sign, for norms, that every rank has other elements.
-            parameter.model_parallel = True  # type: ignore[attr-defined]
         elif name.split(".")[-2] in HEAD_NORMS:
             parameter.register_hook(lambda gradient: _summed(gradient.clone(), ranks.tp_group))
     model.model.embed_tokens = VocabularyParallelEmbedding.replacing(model.model.embed_tokens, ranks)

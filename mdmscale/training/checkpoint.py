@@ -18,14 +18,13 @@ import torch.distributed as dist
 
 from mdmscale.config.run import RunConfig
 from mdmscale.data.source import SampleSource
-from mdmscale.engine.nvme import mapped
+from mdmscale.engine.engine import Engine
 from mdmscale.parallel.collectives import on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import fsync
 from mdmscale.system.folders import make_unfinished, publish
 from mdmscale.system.run_folder import (
-    ENGINE_FOLDER,
     MANIFEST_FILE,
     MODEL_FOLDER,
     published_checkpoints,
@@ -35,22 +34,21 @@ from mdmscale.training.state import TrainingState
 
 
 def save(
-    engine: Any,
+    engine: Engine,
     state: TrainingState,
     write_model: Callable[[Path], None],
     folder: Path,
     keep: int,
     ranks: Ranks,
 ) -> Path:
-    """Publish a checkpoint of the DeepSpeed `engine` in `folder`; keep the newest `keep` (0: all).
+    """Publish a checkpoint of `engine` in `folder`; keep the newest `keep` (0: all).
 
     Every rank calls it; rank 0's `write_model` fills the model/ folder. A kill at any moment leaves either
     the whole checkpoint or none of that name.
     """
     target = folder / step_name(state.step)
     unfinished = on_first_rank(ranks, lambda: make_unfinished(target))
-    with mapped(engine.optimizer):
-        engine.save_checkpoint(str(unfinished), tag=ENGINE_FOLDER, save_latest=False)
+    engine.save(unfinished)
     if ranks.is_first:
         write_model(unfinished / MODEL_FOLDER)
         state.write(unfinished)
@@ -59,16 +57,6 @@ def save(
     digests = _digests(unfinished, names, ranks, sync=True)
     on_first_rank(ranks, lambda: _publish(unfinished, target, digests, keep))
     return target
-
-
-def load_engine(engine: Any, checkpoint: Path) -> None:
-    """Restore DeepSpeed's model and optimizer from a verified checkpoint."""
-    try:
-        loaded, _ = engine.load_checkpoint(str(checkpoint), tag=ENGINE_FOLDER)
-    except RuntimeError as error:  # load_state_dict on other shapes
-        reason = str(error).strip().split("\n")[-1].strip()
-        raise UserError(f"{checkpoint}: its weights do not fit this config's model: {reason}") from None
-    assert loaded is not None, "DeepSpeed found no engine folder in a checkpoint that passed its manifest"
 
 
 def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:

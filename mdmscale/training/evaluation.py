@@ -1,7 +1,6 @@
 """The held-out loss on fixed t and fixed masks."""
 
 import numpy as np
-import torch
 
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.run import EvalSection
@@ -10,14 +9,14 @@ from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.parallel.ranks import Ranks
-from mdmscale.training.passes import forward_sums, share_out
+from mdmscale.training.passes import ForwardModel, forward_sums, share_out
 
 # One noise for every run's evaluation, so that their losses can be compared.
 EVAL_SEED = 0
 
 
 def evaluate(
-    engine: torch.nn.Module,
+    engine: ForwardModel,
     source: SampleSource,
     options: EvalSection,
     eps: float,

@@ -1,7 +1,6 @@
 """The probe of P-POTS: the training estimator, drawn on a grid of t."""
 
 import numpy as np
-import torch
 
 from mdmscale.config.diffusion import PPotsSection
 from mdmscale.data.collate import Collator
@@ -10,11 +9,11 @@ from mdmscale.diffusion.noise import Noise, noise_sample
 from mdmscale.diffusion.p_pots import ProbeStatistics, probe_edges
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.parallel.ranks import Ranks
-from mdmscale.training.passes import forward_sums, share_out
+from mdmscale.training.passes import ForwardModel, forward_sums, share_out
 
 
 def measure_p_pots(
-    engine: torch.nn.Module,
+    engine: ForwardModel,
     source: SampleSource,
     noise: Noise,
     options: PPotsSection,

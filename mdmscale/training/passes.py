@@ -6,6 +6,7 @@ the number of ranks.
 """
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,8 +16,21 @@ from mdmscale.parallel.collectives import all_reduce_sum
 from mdmscale.parallel.ranks import Ranks
 
 
+class ForwardModel(Protocol):
+    """What these passes need: an `Engine`, or the model itself where nothing is sharded."""
+
+    @property
+    def training(self) -> bool: ...
+
+    def __call__(self, **inputs: Any) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+
 @torch.no_grad()
-def forward_sums(engine: torch.nn.Module, batch: Batch, device: torch.device) -> np.ndarray:
+def forward_sums(engine: ForwardModel, batch: Batch, device: torch.device) -> np.ndarray:
     """Losses and squared logit-gradient norms by draw, float64 [2, draws]."""
     batch = batch.to(device)
     was_training = engine.training

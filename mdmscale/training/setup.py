@@ -15,9 +15,8 @@ from mdmscale.data.slicing import Slicer
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.noise import Noise
-from mdmscale.engine import nvme
-from mdmscale.engine.elastic import load_other_layout
-from mdmscale.engine.engine import Engine, check_hardware, initialise_engine
+from mdmscale.engine.engine import Engine, initialise_engine
+from mdmscale.engine.hardware import check_hardware
 from mdmscale.engine.optim import named_groups, set_options
 from mdmscale.engine.state import EngineLayout
 from mdmscale.models.backbone import Backbone, build_backbone
@@ -94,7 +93,7 @@ class Run:
             zero_stage=self.config.parallel.zero_stage,
             tensor=self.ranks.tp_size,
             dtype=self.config.model.dtype,
-            parameter_groups=named_groups(self.engine.deepspeed.module),
+            parameter_groups=named_groups(self.engine.module),
         )
 
     def state(self) -> TrainingState:
@@ -122,8 +121,6 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     hf_logging.disable_progress_bar()  # each rank would show its own
     layout = make_layout(config, ranks.world_size)
     on_every_rank(ranks, lambda: check_hardware(config, ranks.device))
-    if config.parallel.swaps:
-        on_every_rank(ranks, nvme.check_available)
     folder = Path(config.run.output_dir) / config.run.name
     resumed = find_start(config, folder, ranks)
     backbone = on_every_rank(
@@ -205,10 +202,10 @@ def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
 def restore(run: Run, start: Start) -> None:
     """Put a checkpoint's weights, optimizer state, position and components into a run that was set up."""
     if start.state.engine.matches(run.engine_layout()) and not run.config.parallel.swaps:
-        checkpoint.load_engine(run.engine.deepspeed, start.path)
+        run.engine.load(start.path)
     else:
-        load_other_layout(run.engine.deepspeed, start.path, run.ranks)
-    set_options(run.engine.deepspeed.optimizer, run.config.optimizer)  # the load brought back the old ones
+        run.engine.load_other_layout(start.path, run.ranks)
+    set_options(run.engine.optimizer, run.config.optimizer)  # the load brought back the old ones
     run.step, run.consumed_tokens = start.state.step, start.state.consumed_tokens
     missing = start.state.load_into(run.components, start.path)
     if missing and run.ranks.is_first:

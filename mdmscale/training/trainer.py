@@ -67,7 +67,7 @@ def run_to_end(run: Run) -> Outcome:
         run.loader,
     ):
         # Every forward is a sign of progress: of training, probes and evaluation.
-        run.engine.deepspeed.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
+        run.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:
             renewed = renew_p_pots(run, writer, line)
             record, stopped = train_step(run, stop)
@@ -103,14 +103,14 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     sums = StepSums(run.baseline, scale, run.ranks)
     for number, batch in enumerate(batches):
         batch = batch.to(run.ranks.device)
-        loss, cross_entropies, squared_norms = run.engine.deepspeed(**batch.model_inputs)
+        loss, cross_entropies, squared_norms = run.engine(**batch.model_inputs)
         clock.mark("forward")
         run.engine.accumulate(loss, scale, is_last=number == len(batches) - 1)
         clock.mark("backward")
         sums.add(batch, cross_entropies, squared_norms)
     sent = sums.reduce(stop.seen())  # one small message a step, read when the optimizer has been started
     rate = learning_rate(run.step, run.config.train.steps, run.config.optimizer)
-    set_learning_rate(run.engine.deepspeed.optimizer, rate)
+    set_learning_rate(run.engine.optimizer, rate)
     clock.mark("reduce")
     grad_norm = run.engine.step()
     clock.mark("step")
@@ -199,7 +199,7 @@ def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[st
     def probe() -> ProbeStatistics:
         line.say(f"step {run.step}: measuring p(t)")
         return measure_p_pots(
-            run.engine.deepspeed,
+            run.engine,
             run.source,
             run.noise,
             run.config.diffusion.p_pots,
@@ -224,7 +224,7 @@ def run_evaluation(run: Run) -> dict[str, float]:
     """The held-out loss, in forwards of as many rows as training's, plain and with the baseline's help."""
     options = run.config.eval
     loss = evaluate(
-        run.engine.deepspeed,
+        run.engine,
         run.source,
         options,
         run.config.diffusion.eps,
@@ -241,7 +241,7 @@ def run_evaluation(run: Run) -> dict[str, float]:
 def save_checkpoint(run: Run) -> None:
     """Publish a checkpoint of the run as it is."""
     checkpoint.save(
-        run.engine.deepspeed,
+        run.engine,
         run.state(),
         partial(export.write_description, run.backbone),
         run.checkpoints,
@@ -252,7 +252,7 @@ def save_checkpoint(run: Run) -> None:
 
 def finish(run: Run) -> None:
     """Export the model and draw the loss."""
-    export.export_model(run.engine.deepspeed, run.backbone, RunFolder(run.folder).export, run.ranks)
+    export.export_model(run.engine, run.backbone, RunFolder(run.folder).export, run.ranks)
     if run.ranks.is_first:
         save_figure(training_figure(read_metrics(run.folder)), RunFolder(run.folder).figures / "loss.png")
 

@@ -10,13 +10,18 @@ import torch
 
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object, write_object
+from mdmscale.weights.adapter_names import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    is_public_adapter,
+    is_trained_adapter,
+    public_name,
+    public_pair,
+    trained_pair,
+)
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 from mdmscale.weights.tensor_views import Part, RemappedSource
 from mdmscale.weights.weight_files import SafetensorsFile
-
-PEFT_PREFIX = "base_model.model."
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def merged_weight(
@@ -24,6 +29,18 @@ def merged_weight(
 ) -> torch.Tensor:
     """W + scale * B A in fp32, in W's precision; weight [out, in], lora_a [rank, in], lora_b [out, rank]."""
     return (weight.float() + scale * (lora_b.float() @ lora_a.float())).to(weight.dtype)
+
+
+def merge_trained(weights: dict[str, torch.Tensor], scale: float) -> dict[str, torch.Tensor]:
+    """The base model under its own names, adapters merged, from the weights of a model under training."""
+    merged = {}
+    for name, weight in weights.items():
+        if pair := trained_pair(name):
+            lora_a, lora_b = (weights[each] for each in pair)
+            weight = merged_weight(weight, lora_a, lora_b, scale)
+        if not is_trained_adapter(name):
+            merged[public_name(name)] = weight
+    return merged
 
 
 @dataclass(frozen=True)
@@ -34,26 +51,23 @@ class Adapter:
     weights: TensorSource
 
     def scale(self, module: str) -> float:
-        """alpha / rank (or its root, for rsLoRA) of a module, whose own values may be in a pattern."""
+        """alpha / rank of a module (rsLoRA: alpha / sqrt(rank)). A pattern may set both for some modules."""
         rank = _of_pattern(self.config.get("rank_pattern"), module, self.config["r"])
         alpha = _of_pattern(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def check_mergeable(self, base: TensorSource) -> None:
-        """Raises UserError for what is more than pairs of A and B beside known weights."""
+        """Raises UserError for an adapter that is more than pairs of A and B for weights of `base`."""
         if self.config.get("use_dora") or self.config.get("peft_type", "LORA") != "LORA":
             raise UserError("--lora merge: the adapter is no plain LoRA; give --lora keep")
         names = self.weights.tensors().keys()
-        pairs = {
-            name: (f"{PEFT_PREFIX}{stem}.lora_A.weight", f"{PEFT_PREFIX}{stem}.lora_B.weight")
-            for name in base.tensors()
-            if (stem := name.removesuffix(".weight")) and f"{PEFT_PREFIX}{stem}.lora_A.weight" in names
-        }
-        if unknown := sorted(names - {name for pair in pairs.values() for name in pair}):
+        pairs = [pair for weight in base.tensors() if names >= set(pair := public_pair(weight))]
+        known = {name for pair in pairs for name in pair}
+        if unknown := sorted(names - known):
             raise UserError(f"--lora merge: {unknown[0]} is no LoRA pair of a weight; give --lora keep")
 
     def save(self, folder: Path) -> None:
-        """Write a standard peft adapter folder; an adapter is small enough to be held at once."""
+        """Write a standard peft adapter folder. An adapter is small enough to be in memory at once."""
         from safetensors.torch import save_file
 
         folder.mkdir(exist_ok=True)
@@ -76,12 +90,11 @@ class MergedSource:
 
     def read(self, name: str) -> torch.Tensor:
         weight = self._base.read(name)
-        module = name.removesuffix(".weight")
-        lora_a, lora_b = (f"{PEFT_PREFIX}{module}.lora_{side}.weight" for side in "AB")
+        lora_a, lora_b = public_pair(name)
         if lora_a not in self._adapted:
             return weight
-        read = self._adapter.weights.read
-        return merged_weight(weight, read(lora_a), read(lora_b), self._adapter.scale(module))
+        read, scale = self._adapter.weights.read, self._adapter.scale(name.removesuffix(".weight"))
+        return merged_weight(weight, read(lora_a), read(lora_b), scale)
 
 
 class AdapterFile(SafetensorsFile):
@@ -103,15 +116,15 @@ def read_adapter(folder: Path) -> Adapter | None:
 
 
 def split_adapter(source: TensorSource, config: dict[str, Any]) -> tuple[TensorSource, Adapter]:
-    """A checkpoint's base weights, and its adapter's, which have peft's names."""
+    """A checkpoint's base weights, and its adapter, whose tensors have peft's names."""
     names = source.tensors()
-    base = {name: Part(name) for name in names if not name.startswith(PEFT_PREFIX)}
-    adapter = {name: Part(name) for name in names if name.startswith(PEFT_PREFIX)}
+    base = {name: Part(name) for name in names if not is_public_adapter(name)}
+    adapter = {name: Part(name) for name in names if is_public_adapter(name)}
     return RemappedSource(source, base), Adapter(config, RemappedSource(source, adapter))
 
 
 def _of_pattern(pattern: dict[str, float] | None, module: str, default: float) -> float:
-    """peft's rule: the first key that is the end of the module's name, at a dot."""
+    """By peft's rule: the first key that matches the module's name, or the end of it after a dot."""
     for key, value in (pattern or {}).items():
         if re.fullmatch(rf"(.*\.)?({key})", module):
             return value

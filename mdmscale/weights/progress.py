@@ -1,4 +1,4 @@
-"""A bar over the bytes of a conversion, on stderr."""
+"""A progress bar for a conversion, in bytes, on stderr."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from mdmscale.weights.tensor_source import TensorSource
 
 @contextmanager
 def weights_progress(source: TensorSource, title: str) -> Iterator[Callable[[int], None]]:
-    """Gives a function to be called with the number of bytes of each tensor that has been read."""
+    """Yields a function to call with the number of bytes of each tensor that was read."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,7 +1,7 @@
 """What every conversion reads from: named tensors whose shapes are known before any of them is loaded.
 
-Folders of weights, DeepSpeed checkpoints, and every change of names, rows or precision are such a source; a
-conversion is one source around another, written out tensor by tensor.
+A folder of weights is such a source, and so is a DeepSpeed checkpoint. A change of names, rows or precision
+is a source around another one. A conversion writes the outermost source, tensor by tensor.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Shape and dtype of a tensor that need not be in memory."""
+    """Shape and dtype of a tensor, which need not be in memory."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -31,7 +31,7 @@ class TensorSource(Protocol):
     """Named tensors that are loaded one at a time."""
 
     def tensors(self) -> dict[str, TensorInfo]:
-        """Every tensor by name, in the order in which reading is cheapest.
+        """Every tensor by name, in the order that is cheapest to read.
 
         Raises:
             UserError: naming the file that is missing or damaged.

@@ -20,13 +20,13 @@ class Part:
 
 
 class RemappedSource:
-    """Tensors under new names, each a part of one of `source`'s; what no part names is left out."""
+    """Tensors under new names, each a part of a tensor of `source`. What no part names is left out."""
 
     def __init__(self, source: TensorSource, parts: Mapping[str, Part]) -> None:
         self._source = source
         self._parts = parts
         self._infos = source.tensors()
-        self._last: tuple[str, torch.Tensor] | None = None  # q, k and v may all be parts of one tensor
+        self._last: tuple[str, torch.Tensor] | None = None  # q, k and v can be parts of one tensor, read once
 
     def tensors(self) -> dict[str, TensorInfo]:
         return {name: self._info(part) for name, part in self._parts.items()}
@@ -36,7 +36,7 @@ class RemappedSource:
         if part.start == 0 and part.stop is None:
             return self._source.read(part.name)
         if self._last is None or self._last[0] != part.name:
-            self._last = None  # so that two are never held
+            self._last = None  # frees it, so that never two are in memory
             self._last = part.name, self._source.read(part.name)
         return self._last[1][part.start : part.stop].clone()
 
@@ -63,10 +63,9 @@ class CastSource:
 
 
 class MeanRowsSource:
-    """Embeddings of `num_rows` rows, where those of `mean_rows` are the mean of the first `num_trained`.
+    """Embeddings with `num_rows` rows, of which `mean_rows` are the mean of the first `num_trained` rows.
 
-    A row at random would make the first losses enormous; the mean embedding is where an untrained token harms
-    least.
+    A random row for an untrained token would make the first losses enormous. The mean row harms least.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Folders of weights as tensor sources: safetensors or PyTorch .bin files, in one file or with an index.
+"""Folders of weights as tensor sources: safetensors or PyTorch .bin files, one file or several with an index.
 
-Everything here is taken for untrusted: .bin files are read with weights_only, and an index may name only
-files beside itself.
+Nothing in such a folder is trusted: .bin files are read with weights_only, and an index may name only files
+beside itself.
 """
 
 import json
@@ -19,19 +19,28 @@ from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
 
+# safetensors' names of all dtypes that torch has.
 _DTYPES = {
+    "C64": torch.complex64,
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F4": torch.float4_e2m1fn_x2,  # two values in an element
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
 }
 
 
@@ -44,23 +53,34 @@ class WeightFile(Protocol):
 
 
 class SafetensorsFile:
-    """A .safetensors file: its header is read at once, its tensors when asked for."""
+    """A .safetensors file. Its header is read at once, each tensor when it is asked for."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: is damaged or no safetensors file: {_first_line(error)}") from None
 
     def infos(self) -> dict[str, TensorInfo]:
-        return {name: _info(self._file.get_slice(name)) for name in self._file.offset_keys()}
+        return {name: self._info(name) for name in self._file.offset_keys()}
 
     def read(self, name: str) -> torch.Tensor:
         return self._file.get_tensor(name)
 
+    def _info(self, name: str) -> TensorInfo:
+        view = self._file.get_slice(name)
+        shape, kind = tuple(view.get_shape()), view.get_dtype()
+        if kind not in _DTYPES:
+            raise UserError(f"{self._path}: {name} has the dtype {kind}, which torch does not have")
+        dtype = _DTYPES[kind]
+        if dtype == torch.float4_e2m1fn_x2:
+            shape = (*shape[:-1], shape[-1] // 2)
+        return TensorInfo(shape, dtype)
+
 
 class BinFile:
-    """A .bin file of torch.save, memory-mapped where its format allows; code in it is refused, not run."""
+    """A .bin file of torch.save, memory-mapped if its format allows that. Code in it is refused, not run."""
 
     def __init__(self, path: Path) -> None:
         self._tensors = _load_bin(path)
@@ -109,25 +129,18 @@ class WeightFolder:
 
     def _opened(self, file_name: str) -> WeightFile:
         if self._open_file is None or self._open_name != file_name:
-            self._open_file = None  # closes the one before, whose pages are then no longer held
+            self._open_file = None  # closes the file before this one, which frees its pages
             path = self.folder / file_name
             self._open_file = BinFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
             self._open_name = file_name
         return self._open_file
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether there is a file that `WeightFolder` would begin with."""
-    return any(
-        (folder / name).is_file() for single in SINGLE_FILES for name in (single + INDEX_SUFFIX, single)
-    )
-
-
 def check_expected(source: TensorSource, expected: dict[str, tuple[int, ...]], where: Path) -> None:
     """Refuse weights that are not exactly the expected ones.
 
     Raises:
-        UserError: with the first that is missing, of another shape, or not known.
+        UserError: naming the first that is missing, has another shape, or is unknown.
     """
     infos = source.tensors()
     if missing := [name for name in expected if name not in infos]:
@@ -142,7 +155,7 @@ def check_expected(source: TensorSource, expected: dict[str, tuple[int, ...]], w
 
 
 def _listed_files(folder: Path) -> dict[str, set[str] | None]:
-    """Files with the tensors to take from each (None: all), safetensors before .bin."""
+    """The files, with the tensors to take from each (None: all). safetensors files come before .bin files."""
     for single in SINGLE_FILES:
         if (folder / (single + INDEX_SUFFIX)).is_file():
             return dict(_read_index(folder / (single + INDEX_SUFFIX)))
@@ -188,13 +201,9 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether torch can memory-map it, as it can not the format of before 1.6."""
+    """Whether torch can memory-map the file. It cannot map the format of torch before 1.6."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
-
-
-def _info(view: Any) -> TensorInfo:
-    return TensorInfo(tuple(view.get_shape()), _DTYPES[view.get_dtype()])
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from conftest import WORKERS, run_ranks, tiny_values
 from transformers import AutoModelForCausalLM
 
 from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
-from mdmscale.engine.files import MASTER, MOMENTS
+from mdmscale.engine.private import MASTER, MOMENTS
 from mdmscale.system.errors import UserError
 from mdmscale.training.metrics import read_metrics
 
@@ -167,7 +167,7 @@ def test_damaged_files_are_named(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mp_rank_00_model_states\.pt: is missing"):
         DeepSpeedCheckpoint(copied)
     (copied / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"state\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"state\.json: is damaged"):
         DeepSpeedCheckpoint(copied)
 
 

@@ -13,19 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import WORKERS, run_ranks, tiny_values
-from deepspeed.ops.op_builder import AsyncIOBuilder
 from safetensors.torch import load_file
 
 from mdmscale.config.run import RunConfig
-from mdmscale.engine import nvme
+from mdmscale.engine import nvme, private
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 from mdmscale.training.metrics import read_metrics
 from mdmscale.training.trainer import train as train_run
 
-swaps = pytest.mark.skipif(
-    not AsyncIOBuilder().is_compatible(verbose=False), reason="libaio's headers are not installed"
-)
+swaps = pytest.mark.skipif(not private.can_swap(), reason="libaio's headers are not installed")
 LAYOUTS: dict[str, dict[str, Any]] = {
     "memory": {"zero_stage": 3, "offload_optimizer": "cpu"},
     "optimizer": {"zero_stage": 3, "offload_optimizer": "nvme"},

@@ -11,7 +11,7 @@ from models.small import LAYOUTS, assert_same, loss_and_gradients, small_batch, 
 from torch._dynamo.utils import counters
 
 from mdmscale.config.run import RunConfig
-from mdmscale.engine.engine import check_hardware
+from mdmscale.engine.hardware import check_hardware
 from mdmscale.models.compiling import compile_layers
 from mdmscale.system.errors import UserError
 from mdmscale.training import setup as run

@@ -1,7 +1,7 @@
 """The exported folder: opened by plain transformers, the same for every ZeRO stage, whole or not there."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ from conftest import WORKERS, run_ranks, tiny_values
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.run import ModelSection, RunConfig
+from mdmscale.engine.engine import Engine, initialise_engine
 from mdmscale.models.backbone import Backbone, build_backbone
+from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.training.export import export_model
 
@@ -90,14 +93,6 @@ def test_the_weights_are_those_of_the_last_checkpoint(runs: Path, kind: str) -> 
         assert torch.equal(weight, weights[name]), name
 
 
-@dataclass(frozen=True)
-class Unsharded:
-    """The one thing that an export asks of an engine whose parameters are whole."""
-
-    def zero_optimization_stage(self) -> int:
-        return 0
-
-
 class FullDisk(PreTrainedTokenizerBase):
     """A tokenizer whose files do not fit any more."""
 
@@ -110,32 +105,44 @@ def backbone(tiny: dict[str, Any]) -> Backbone:
     return build_backbone(ModelSection(**tiny["model"]), eps=1e-3, seed=0)
 
 
-def test_an_interrupted_export_leaves_no_folder(backbone: Backbone, ranks: Ranks, tmp_path: Path) -> None:
+@pytest.fixture
+def engine(tiny: dict[str, Any], backbone: Backbone, ranks: Ranks) -> Engine:
+    """The backbone in an engine that leaves its parameters whole."""
+    config = RunConfig.model_validate({**tiny, "parallel": {"zero_stage": 0}})
+    model = MaskedDiffusionModel(backbone.model, None)
+    return initialise_engine(model, config, make_layout(config, ranks.world_size), ranks)
+
+
+def test_an_interrupted_export_leaves_no_folder(
+    engine: Engine, backbone: Backbone, ranks: Ranks, tmp_path: Path
+) -> None:
     interrupted = replace(backbone, tokenizer=FullDisk())
     with pytest.raises(OSError, match="No space left"):
-        export_model(Unsharded(), interrupted, tmp_path / "hf", ranks)
+        export_model(engine, interrupted, tmp_path / "hf", ranks)
     assert not (tmp_path / "hf").exists()
-    export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+    export_model(engine, backbone, tmp_path / "hf", ranks)
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("runs")} == {"hf"}
     assert torch.equal(exported(tmp_path)["lm_head.weight"], backbone.model.lm_head.weight)
 
 
-def test_an_interrupted_export_keeps_the_one_before(backbone: Backbone, ranks: Ranks, tmp_path: Path) -> None:
-    export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+def test_an_interrupted_export_keeps_the_one_before(
+    engine: Engine, backbone: Backbone, ranks: Ranks, tmp_path: Path
+) -> None:
+    export_model(engine, backbone, tmp_path / "hf", ranks)
     before = exported(tmp_path)
     with torch.no_grad():
         backbone.model.lm_head.weight.zero_()
     with pytest.raises(OSError, match="No space left"):
-        export_model(Unsharded(), replace(backbone, tokenizer=FullDisk()), tmp_path / "hf", ranks)
+        export_model(engine, replace(backbone, tokenizer=FullDisk()), tmp_path / "hf", ranks)
     assert torch.equal(exported(tmp_path)["lm_head.weight"], before["lm_head.weight"])
-    export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+    export_model(engine, backbone, tmp_path / "hf", ranks)
     assert exported(tmp_path)["lm_head.weight"].abs().max() == 0
 
 
 def test_the_export_before_is_not_lost_where_the_new_one_cannot_take_its_name(
-    backbone: Backbone, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, backbone: Backbone, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+    export_model(engine, backbone, tmp_path / "hf", ranks)
     before = exported(tmp_path)
     rename = Path.rename
 
@@ -148,5 +155,5 @@ def test_the_export_before_is_not_lost_where_the_new_one_cannot_take_its_name(
     with torch.no_grad():
         backbone.model.lm_head.weight.zero_()
     with pytest.raises(OSError, match="stale"):
-        export_model(Unsharded(), backbone, tmp_path / "hf", ranks)
+        export_model(engine, backbone, tmp_path / "hf", ranks)
     assert torch.equal(exported(tmp_path)["lm_head.weight"], before["lm_head.weight"])

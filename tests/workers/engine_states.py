@@ -8,12 +8,12 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from mdmscale.config.run import RunConfig
+from mdmscale.engine import private
 from mdmscale.engine.engine import Engine, initialise_engine
 from mdmscale.models.backbone import DTYPES, scratch_config
 from mdmscale.models.mdm import MaskedDiffusionModel
@@ -38,8 +38,7 @@ def measure(config: RunConfig, ranks: Ranks) -> dict[str, int]:
     gc.collect()
 
     weights = storages(getattr(each, "ds_tensor", each) for each in model.parameters())
-    inner: Any = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
-    moments = (value for state in inner.state.values() for value in state.values())
+    moments = (value for state in private.adam(engine.optimizer).state.values() for value in state.values())
     optimizer = storages([*masters(engine), *(each for each in moments if torch.is_tensor(each))])
     optimizer = {address: size for address, size in optimizer.items() if address not in weights}
     gradients = storages(
@@ -53,11 +52,8 @@ def measure(config: RunConfig, ranks: Ranks) -> dict[str, int]:
 
 def masters(engine: Engine) -> list[torch.Tensor]:
     """The fp32 copies that the optimizer steps."""
-    wrapper = engine.deepspeed.optimizer
-    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
-        if hasattr(wrapper, name):
-            return list(getattr(wrapper, name))
-    return [each for group in wrapper.param_groups for each in group["params"]]
+    stepped = [each for group in engine.optimizer.param_groups for each in group["params"]]
+    return private.flat_shards(engine.optimizer) or stepped
 
 
 def everything() -> list[torch.Tensor]:
@@ -81,7 +77,13 @@ def backward(engine: Engine, config: RunConfig, is_last: bool) -> None:
     length = config.data.sequence_length
     token_ids = torch.zeros(1, length, dtype=torch.int64)
     positions = torch.arange(length)
-    loss, *_ = engine.deepspeed(token_ids, None, positions, token_ids[0], torch.ones(length))
+    loss, *_ = engine(
+        input_ids=token_ids,
+        attention_mask=None,
+        positions=positions,
+        targets=token_ids[0],
+        weights=torch.ones(length),
+    )
     engine.accumulate(loss, is_last)
 
 

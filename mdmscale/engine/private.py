@@ -1,0 +1,194 @@
+"""Every private name of DeepSpeed that mdmscale depends on. No other module uses one.
+
+DeepSpeed does not promise these names, so a new release may rename them. tests/engine/test_private.py looks
+for each of them in the installed release and fails with the name that is gone. Public calls, such as
+`deepspeed.initialize` or `save_checkpoint`, need no function here.
+
+DeepSpeed takes seconds to import. A command that only reads a checkpoint needs very little of it, so the
+functions here import it themselves.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
+
+# ---- The engine and its parameters ----
+
+
+def forget_model_parallel_unit() -> None:
+    """Drop the `mpu` of an earlier engine in this process, which DeepSpeed would use for the next one."""
+    from deepspeed.utils import groups
+
+    groups.mpu = None
+
+
+def mark_as_part(parameter: nn.Parameter) -> None:
+    """Tell DeepSpeed that tensor ranks hold different parts of `parameter`, so that it sums their norms."""
+    parameter.model_parallel = True  # type: ignore[attr-defined]
+
+
+def is_part(parameter: nn.Parameter) -> bool:
+    """Whether `mark_as_part` was called for `parameter`."""
+    return getattr(parameter, "model_parallel", False)
+
+
+def whole_shape(parameter: nn.Parameter, is_sharded: bool) -> tuple[int, ...]:
+    """The shape of `parameter` on this tensor rank. ZeRO-3 (`is_sharded`) leaves the parameter empty."""
+    return tuple(parameter.ds_shape if is_sharded else parameter.shape)  # type: ignore[attr-defined]
+
+
+# ---- The optimizer, which DeepSpeed wraps in a class for each way of sharding it ----
+
+# The flat fp32 vectors that AdamW steps, one for each parameter group; a rank holds its shard of each.
+SHARDS_OF = {
+    "DeepSpeedZeroOptimizer": "single_partition_of_fp32_groups",  # ZeRO 1 and 2
+    "BF16_Optimizer": "fp32_groups_flat_partition",  # ZeRO 1 in bf16, with fp32 gradients
+    "DeepSpeedZeroOptimizer_Stage3": "fp32_partitioned_groups_flat",
+}
+_LINKS_MOMENTS = ("DeepSpeedZeroOptimizer", "BF16_Optimizer")
+_SWAPS = "DeepSpeedZeroOptimizer_Stage3"
+
+
+def adam(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside DeepSpeed's wrapper. ZeRO-0 in fp32 has no wrapper."""
+    return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
+
+
+def flat_shards(optimizer: Any) -> list[torch.Tensor]:
+    """This rank's shards of the flat fp32 vectors; ZeRO-0 has none."""
+    attribute = SHARDS_OF.get(type(optimizer).__name__)
+    return [] if attribute is None else list(getattr(optimizer, attribute))
+
+
+def masters(optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
+    """The fp32 master of each parameter at ZeRO-0. In fp32 there are none: AdamW steps the parameters."""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return {}
+    pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)  # fp16 means bf16 here
+    return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+
+def link_moments(optimizer: Any) -> None:
+    """Let ZeRO's setters find the moments that AdamW's state has by now.
+
+    DeepSpeed links them once, at the first step of the first group. So this comes before any step.
+    """
+    if type(optimizer).__name__ in _LINKS_MOMENTS:
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def set_optimizer_values(parameter: nn.Parameter, values: dict[str, torch.Tensor]) -> None:
+    """Put whole fp32 values (MASTER and MOMENTS) into this rank's shard. ZeRO 1 to 3; every rank calls it."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    safe_set_full_fp32_param(parameter, values[MASTER])
+    for kind in MOMENTS:
+        safe_set_full_optimizer_state(parameter, values[kind], kind)
+
+
+# ---- NVMe: ZeRO-3's swapper, which holds some of the shards and their moments in files ----
+
+
+@dataclass(frozen=True)
+class SwappedTensor:
+    """A shard or a moment whose values are in a file; `tensor` is empty between steps."""
+
+    tensor: torch.Tensor
+    path: Path
+    num_elements: int
+
+
+def can_swap() -> bool:
+    """Whether libaio and a compiler are there for DeepSpeed's asynchronous I/O."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    return AsyncIOBuilder().is_compatible(verbose=False)
+
+
+def is_swapping(optimizer: Any) -> bool:
+    """Whether `optimizer` reads shards from files before its step and writes them back after it."""
+    return type(optimizer).__name__ == _SWAPS and optimizer.swap_optimizer
+
+
+def set_swapping(optimizer: Any, is_on: bool) -> None:
+    """Switch swapping off, so that DeepSpeed takes shards for tensors in memory, or on again."""
+    optimizer.swap_optimizer = is_on
+
+
+def swapped_tensors(optimizer: Any) -> list[SwappedTensor]:
+    """Every tensor that is in a file, of an optimizer that swaps."""
+    return [
+        SwappedTensor(each.compute_tensor, Path(each.swap_path), info.numel())
+        for info in optimizer.optimizer_swapper.swap_params_info.values()
+        for each in info.tensors
+    ]
+
+
+def release_swapped(optimizer: Any) -> None:
+    """Let the memory of swapped tensors go; their values stay in the files.
+
+    A swapper that is asked for a shard first registers the moments that were made for it meanwhile.
+    """
+    swapper = optimizer.optimizer_swapper
+    for shard in flat_shards(optimizer):
+        swapper._get_param_swap_info(shard)
+    for info in swapper.swap_params_info.values():
+        info.release_memory()
+
+
+def moment_file(optimizer: Any, shard: torch.Tensor, kind: str) -> Path | None:
+    """The file of a moment of `shard`, by DeepSpeed's rule for its name; None for a shard in memory."""
+    swapper = optimizer.optimizer_swapper if type(optimizer).__name__ == _SWAPS else None
+    if swapper is None or shard.ds_id not in swapper.swap_params_info:  # type: ignore[attr-defined]
+        return None
+    return Path(swapper.swap_folder) / f"{kind}-{shard.ds_id}.tensor.swp"  # type: ignore[attr-defined]
+
+
+def elements_in_file(optimizer: Any, num_elements: int) -> int:
+    """How many elements DeepSpeed reads for a tensor of `num_elements`: it reads whole blocks."""
+    return optimizer.optimizer_swapper._io_aligned_numel(num_elements)
+
+
+def dtype_in_file(optimizer: Any) -> torch.dtype:
+    """The precision of swapped tensors."""
+    return optimizer.optimizer_swapper.dtype
+
+
+# ---- The files of a checkpoint: names, and keys of the dictionaries in them ----
+
+MODULE = "module"  # parameters by name; under ZeRO-3 empty tensors, which still tell the dtype
+TIED = "shared_params"  # {name without values: name that has them}
+SHAPES = "param_shapes"  # ZeRO-3: whole shapes by name, a dictionary for each parameter group
+FROZEN_SHAPES = "frozen_param_shapes"  # ZeRO-3
+FROZEN_PIECES = "frozen_param_fragments"  # ZeRO-3: this rank's pieces of frozen parameters
+OPTIMIZER = "optimizer"  # ZeRO-0: the optimizer's state, in the model's file
+MASTERS = "fp32_groups"  # ZeRO-0 in bf16
+INNER_STATE = "optimizer_state_dict"  # AdamW's state at ZeRO-0 in bf16 and ZeRO-3; all of an optimizer file
+BASE_STATE = "base_optimizer_state"  # AdamW's state at ZeRO 1 and 2
+FLAT_MASTERS = "fp32_flat_groups"  # ZeRO-3
+PARTITIONS = "single_partition_of_fp32_groups"  # ZeRO 1 and 2
+
+
+def model_file(tensor_rank: int, shard: int | None) -> str:
+    """The file of a tensor rank's weights; ZeRO-3 has one for each `shard`, the other stages one for all."""
+    of_shard = "" if shard is None else f"zero_pp_rank_{shard}_"
+    return f"{of_shard}mp_rank_{tensor_rank:02d}_model_states.pt"
+
+
+def optimizer_file(tensor_rank: int, shard: int) -> str:
+    """A pattern for the file of a shard of the optimizer's state, ZeRO 1 to 3. In bf16 it has a prefix."""
+    return f"*zero_pp_rank_{shard}_mp_rank_{tensor_rank:02d}_optim_states.pt"
+
+
+def classes_in_files() -> list[Any]:
+    """DeepSpeed's classes in these files. They hold numbers only, so they are safe to unpickle."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, ZeroStageEnum, fragment_address]

@@ -1,0 +1,50 @@
+"""Engines of a tiny model in this process alone, of every ZeRO stage and precision."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import tiny_values
+from transformers import AutoModelForCausalLM
+
+from mdmscale.config.run import RunConfig
+from mdmscale.engine.engine import Engine, initialise_engine
+from mdmscale.models.backbone import DTYPES, scratch_config
+from mdmscale.models.mdm import MaskedDiffusionModel
+from mdmscale.parallel.batch_layout import make_layout
+from mdmscale.parallel.ranks import Ranks
+
+FROZEN = "backbone.model.norm.weight"
+
+
+def make_config(stage: int, dtype: str, **parallel: Any) -> RunConfig:
+    values = tiny_values(Path("corpus"), Path("runs"))
+    values["model"] |= {"vocab_size": 64, "num_hidden_layers": 1, "dtype": dtype}
+    values["train"] |= {"global_batch_size": 1, "micro_batch_size": 1}
+    values["diffusion"] = {}
+    values["parallel"] = {"zero_stage": stage, **parallel}
+    return RunConfig.model_validate(values)
+
+
+def make_engine(config: RunConfig, ranks: Ranks) -> Engine:
+    """An engine whose model has tied embeddings and a frozen parameter."""
+    options = scratch_config(config.model, 0)
+    backbone = AutoModelForCausalLM.from_config(options, dtype=DTYPES[config.model.dtype])
+    model = MaskedDiffusionModel(backbone, None).train()
+    dict(model.named_parameters())[FROZEN].requires_grad_(False)
+    return initialise_engine(model, config, make_layout(config, ranks.world_size), ranks)
+
+
+def take_step(engine: Engine) -> float:
+    """One optimizer step on made-up tokens. Returns its loss."""
+    token_ids = torch.arange(8)[None]
+    loss, *_ = engine(
+        input_ids=token_ids,
+        attention_mask=None,
+        positions=torch.arange(8),
+        targets=token_ids[0],
+        weights=torch.ones(8),
+    )
+    engine.accumulate(loss, is_last=True)
+    engine.step()
+    return float(loss.detach())
