@@ -1,4 +1,4 @@
-"""What a folder is, without loading its weights."""
+"""Say what a folder holds, without loading its weights."""
 
 import json
 import math
@@ -11,10 +11,9 @@ from transformers import PretrainedConfig
 from mdmscale.conversion.families import identify
 from mdmscale.conversion.importing import SHIFTED, translate
 from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, weight_parts
-from mdmscale.conversion.place import ADAPTER_FOLDER, CHECKPOINTS, kind_of
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
-from mdmscale.system.run_folder import EXPORT_FOLDER
+from mdmscale.system.run_folder import ADAPTER_FOLDER, CHECKPOINTS, EXPORT_FOLDER, kind_of
 from mdmscale.training.checkpoint import MODEL_FOLDER, TrainingState, published
 from mdmscale.weights.adapters import read_adapter
 from mdmscale.weights.tensor_source import TensorInfo
@@ -23,10 +22,10 @@ from mdmscale.weights.weight_files import WeightFolder
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
-    """Facts about a model folder, a run or a checkpoint, in the order in which to show them.
+    """Summarise a model folder, a run or a checkpoint. The keys are in the order in which to show them.
 
     Raises:
-        UserError: where it is none of them, damaged, or an unsupported model.
+        UserError: where the folder is none of them, is damaged, or holds an unsupported model.
     """
     match kind_of(path):
         case "model":
@@ -38,41 +37,43 @@ def inspect_folder(path: Path) -> dict[str, Any]:
 
 
 def inspect_model(folder: Path) -> dict[str, Any]:
-    """Family, sizes, mask token and shift of a model folder."""
+    """Family, sizes, mask token and logit shift of a model folder."""
     values = read_object(folder / "config.json")
     if identify(values, folder) != "mdmscale":
         model = translate(folder)
-        shift = None if model.family == "arm" else SHIFTED[model.family]  # an ARM's is chosen at the import
-        facts = {"family": model.family, "mask_token_id": model.mask_token_id, "logit_shift": shift}
-        return {"kind": "model", **facts, **_model_facts(model.config, model.weights.tensors())}
-    mdm = values["mdm"]
-    facts = {name: mdm.get(name) for name in ("mask_token_id", "logit_shift", "source")}
+        shift = (
+            None if model.family == "arm" else SHIFTED[model.family]
+        )  # an ARM's is chosen when it is imported
+        mdm = {"mask_token_id": model.mask_token_id, "logit_shift": shift}
+        sizes = _sizes(model.config, model.weights.tensors())
+        return {"kind": "model", "family": model.family, **mdm, **sizes}
+    mdm = {name: values["mdm"].get(name) for name in ("mask_token_id", "logit_shift", "source")}
     has_adapter = read_adapter(folder / ADAPTER_FOLDER) is not None
     config = read_hf_config(folder)
     weights = RemappedSource(files := WeightFolder(folder), weight_parts(files.tensors(), config))
     return {
         "kind": "model",
         "family": "mdmscale",
-        **facts,
+        **mdm,
         "adapter": has_adapter,
-        **_model_facts(config, weights.tensors()),
+        **_sizes(config, weights.tensors()),
     }
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
-    """Position, ZeRO stage and ranks of a checkpoint."""
+    """Step, samples and tokens seen, ZeRO stage and ranks of a checkpoint."""
     state = _read_state(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    facts = asdict(state)
+    position = asdict(state)
     for name in ("density", "data_fingerprint", "baseline", "cell_sums", "parameter_groups", "lora"):
-        del facts[name]
+        del position[name]
     model = folder / MODEL_FOLDER
     described = _described(model) if (model / "config.json").is_file() else {}
-    return {"kind": "checkpoint", "family": "DeepSpeed checkpoint", **described, "bytes": size, **facts}
+    return {"kind": "checkpoint", "family": "DeepSpeed checkpoint", **described, "bytes": size, **position}
 
 
 def inspect_run(folder: Path) -> dict[str, Any]:
-    """The checkpoints of a run, its newest, and its exported model."""
+    """The steps of a run's checkpoints, its newest checkpoint, and its exported model."""
     checkpoints = published(folder / CHECKPOINTS)
     exported = folder / EXPORT_FOLDER
     model = inspect_model(exported) if (exported / "config.json").is_file() else None
@@ -93,7 +94,7 @@ def _read_state(folder: Path) -> TrainingState:
 
 
 def _described(model: Path) -> dict[str, Any]:
-    """What a checkpoint's own config.json says of its weights."""
+    """What the config.json in a checkpoint says about its weights."""
     config = read_hf_config(model)
     mdm = getattr(config, "mdm", {})
     return {
@@ -105,7 +106,7 @@ def _described(model: Path) -> dict[str, Any]:
     }
 
 
-def _model_facts(config: PretrainedConfig, infos: dict[str, TensorInfo]) -> dict[str, Any]:
+def _sizes(config: PretrainedConfig, infos: dict[str, TensorInfo]) -> dict[str, Any]:
     dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in infos.values()})
     return {
         "architecture": config.model_type,
