@@ -24,7 +24,8 @@ WORKERS = Path(__file__).parent / "workers"
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a 512-token tokenizer and one shard: a few files of the standard library."""
     from mdmscale.data.indexed import IndexedWriter, token_dtype
-    from mdmscale.models.tokenizer import load_tokenizer, train_tokenizer
+    from mdmscale.data.preparation.tokenizer_training import train_tokenizer
+    from mdmscale.models.tokenizer import load_tokenizer
 
     folder = tmp_path_factory.mktemp("corpus")
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("[a-c]*.py"))

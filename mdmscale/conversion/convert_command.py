@@ -10,14 +10,14 @@ from mdmscale.system.errors import UserError
 
 EXAMPLES = """\
 examples:
-  # what is this folder?
+  # what is in this folder?
   python tools/convert.py inspect runs/quickstart
 
-  # start from LLaDA, or from an autoregressive model: then model.path=models/llada
+  # start from LLaDA or from an autoregressive model; then train with model.path=models/llada
   python tools/convert.py import downloads/LLaDA-8B-Base models/llada
   python tools/convert.py import downloads/Qwen2.5-7B models/qwen --dtype bf16
 
-  # leave: an ordinary Hugging Face folder, or one for LLaDA's own code
+  # export: an ordinary Hugging Face folder, or one for LLaDA's own code
   python tools/convert.py export runs/quickstart exported/quickstart --to hf
   python tools/convert.py export runs/sft --checkpoint 1000 exported/sft --to llada
 """
@@ -34,46 +34,49 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    inspect = commands.add_parser("inspect", help="say what a folder is")
+    inspect = commands.add_parser("inspect", help="summarise a folder")
     inspect.add_argument("path", type=Path, metavar="PATH", help="model folder, run folder or checkpoint")
     inspect.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
-    importing = commands.add_parser("import", help="from another family to mdmscale's Hugging Face folder")
+    importing = commands.add_parser("import", help="make an mdmscale model folder from another model family")
     importing.add_argument("source", type=Path, metavar="SRC", help="folder with config.json and weights")
-    importing.add_argument("destination", type=Path, metavar="DST", help="folder to make")
+    importing.add_argument("destination", type=Path, metavar="DST", help="folder to write")
     importing.add_argument(
-        "--family", choices=FAMILIES, default="auto", help="what SRC is (default: as its config.json says)"
+        "--family",
+        choices=FAMILIES,
+        default="auto",
+        help="model family of SRC (default: as its config.json says)",
     )
     importing.add_argument(
         "--logit-shift",
         choices=("auto", "on", "off"),
         default="auto",
-        help="predict position i from hidden state i - 1 (default: on for all families but llada)",
+        help="predict position i from hidden state i - 1 (default: on for all families except llada)",
     )
     importing.add_argument(
         "--mask-token",
         metavar="ID|TEXT",
-        help="default: the declared one, else a reserved token that is not in use, else a new one",
+        help="mask token (default: the declared one, else an unused reserved token, else a new one)",
     )
     _add_common(importing)
 
-    exporting = commands.add_parser("export", help="from mdmscale to the folders that other code reads")
+    exporting = commands.add_parser("export", help="make a folder that other code reads")
     exporting.add_argument(
         "source", type=Path, metavar="SRC", help="mdmscale's model folder, a run folder or a checkpoint"
     )
-    exporting.add_argument("destination", type=Path, metavar="DST", help="folder to make")
-    exporting.add_argument("--to", choices=TARGETS, required=True, help="layout and config of DST")
+    exporting.add_argument("destination", type=Path, metavar="DST", help="folder to write")
+    exporting.add_argument("--to", choices=TARGETS, required=True, help="format of DST")
     exporting.add_argument(
         "--checkpoint",
         type=int,
         metavar="STEP",
-        help="of a run: this checkpoint (default: the model in hf/, else the newest checkpoint)",
+        help="export this checkpoint of a run (default: the model in hf/, else the newest checkpoint)",
     )
     exporting.add_argument(
         "--lora",
         choices=("merge", "keep"),
         default="merge",
-        help="an adapter: into the weights, or as DST/adapter beside them (default: merge)",
+        help="merge a LoRA adapter into the weights, or keep it apart in DST/adapter (default: merge)",
     )
     _add_common(exporting)
     return parser
@@ -81,9 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dtype", choices=("keep", "fp32", "bf16"), default="keep", help="precision of DST (default: keep)"
+        "--dtype",
+        choices=("keep", "fp32", "bf16"),
+        default="keep",
+        help="precision of the weights in DST (default: keep)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace DST, if it is a model folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace DST if it is a model folder")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = vars(build_parser().parse_args(argv))
     try:
         return _run(arguments.pop("command"), arguments)
-    except OSError as error:  # a full disk, a folder that may not be read
+    except OSError as error:  # such as a full disk, or a folder without read permission
         raise UserError(f"{error.filename or arguments.get('destination')}: {error.strerror}") from None
 
 
@@ -103,38 +109,38 @@ def _run(command: str, arguments: dict[str, Any]) -> int:
     if command == "inspect":
         from mdmscale.conversion.inspecting import inspect_folder
 
-        facts = inspect_folder(arguments["path"])
+        summary = inspect_folder(arguments["path"])
         if arguments["json"]:
-            print(json.dumps(facts, indent=2))
+            print(json.dumps(summary, indent=2))
         else:
-            _print_facts(str(arguments["path"]), facts)
+            _print_summary(str(arguments["path"]), summary)
         return 0
     source, destination = arguments.pop("source"), arguments.pop("destination")
     if command == "import":
-        from mdmscale.conversion.importing import ImportOptions, import_model
+        from mdmscale.conversion.importing import ImportOptions, import_folder
 
-        facts = import_model(source, destination, ImportOptions(**arguments))
+        summary = import_folder(source, destination, ImportOptions(**arguments))
     else:
-        from mdmscale.conversion.exporting import ExportOptions, export_model
+        from mdmscale.conversion.exporting import ExportOptions, export_folder
 
-        facts = export_model(source, destination, ExportOptions(**arguments))
-    _print_facts(str(destination), facts)
+        summary = export_folder(source, destination, ExportOptions(**arguments))
+    _print_summary(str(destination), summary)
     return 0
 
 
-def _print_facts(title: str, facts: dict[str, Any]) -> None:
+def _print_summary(title: str, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, show_header=False, title_justify="left")
-    for name, value in _flattened(facts):
+    for name, value in _flattened(summary):
         table.add_row(name, value)
     Console(file=sys.stdout).print(table, markup=False)
 
 
-def _flattened(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flattened(summary: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows = []
-    for name, value in facts.items():
+    for name, value in summary.items():
         label = prefix + name.replace("_", " ")
         if isinstance(value, dict):
             rows += _flattened(value, f"{label}: ")

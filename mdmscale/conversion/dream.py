@@ -1,4 +1,4 @@
-"""Dream: Qwen2's names and layout with Dream's own config.json, and predictions shifted by one position."""
+"""Dream: Qwen2's weights with Dream's own config.json, and predictions shifted by one position."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import AutoConfig, PretrainedConfig
 from mdmscale.system.errors import UserError
 from mdmscale.weights.tensor_source import TensorInfo
 
-# Fields that mean the same in Dream's and in Qwen2's config.json.
+# Fields with the same meaning in Dream's and in Qwen2's config.json.
 SHARED = (
     "vocab_size",
     "hidden_size",
@@ -26,12 +26,12 @@ SHARED = (
     "eos_token_id",
     "pad_token_id",
 )
-# What a field that DreamConfig does not find means; the sizes are always there.
+# Values for fields that config.json leaves out, as in DreamConfig. It never leaves out the sizes.
 DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False, "hidden_act": "silu"}
 
 
 def hf_config(values: dict[str, Any], infos: dict[str, TensorInfo], where: Path) -> PretrainedConfig:
-    """The Qwen2 config of the same model (Llama's, where the weights have no biases).
+    """The same model's Qwen2 config, or its Llama config where the weights have no biases.
 
     Raises:
         UserError: where config.json lacks a size.
@@ -55,12 +55,12 @@ def dream_config(config: PretrainedConfig, mask_token_id: int, where: Path) -> d
     """config.json for Dream's own code.
 
     Raises:
-        UserError: where the model is not one that Dream's code can express.
+        UserError: where Dream's code cannot express the model.
     """
     if config.model_type != "qwen2":
         raise UserError(
-            f"{where}: cannot be a Dream model: it is {config.model_type}, and Dream's code has the "
-            "biases of qwen2"
+            f"{where}: cannot be a Dream model: it is a {config.model_type} model, and Dream's code needs "
+            "the biases of qwen2"
         )
     rope = dict(config.rope_parameters)
     theta, rope_type = rope.pop("rope_theta"), rope.get("rope_type", "default")

@@ -1,4 +1,4 @@
-"""From mdmscale's folders, runs and checkpoints to the folders that other code reads."""
+"""Export a model folder, run or checkpoint of mdmscale to a folder that other code reads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ from mdmscale.conversion.model_folder import (
     save_hf_config,
     weight_parts,
 )
-from mdmscale.conversion.place import OpenedModel, open_model
+from mdmscale.conversion.stored_model import StoredModel, open_stored_model
 from mdmscale.conversion.tokenizer_files import copy_tokenizer, drop_tokens_from
-from mdmscale.models.backbone import DTYPES
+from mdmscale.models.precision import DTYPES
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
 from mdmscale.system.folders import published_folder
@@ -32,7 +32,7 @@ from mdmscale.weights.weight_writer import MAX_SHARD_BYTES, write_weights
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The command's choices, as typed."""
+    """The options of `convert export`, as the user gives them."""
 
     to: str
     checkpoint: int | None = None
@@ -42,25 +42,25 @@ class ExportOptions:
     max_shard_bytes: int = MAX_SHARD_BYTES
 
 
-def export_model(source: Path, destination: Path, options: ExportOptions) -> dict[str, Any]:
-    """Convert `source` to the folder `destination`, which appears when it is complete.
+def export_folder(source: Path, destination: Path, options: ExportOptions) -> dict[str, Any]:
+    """Convert `source` to the folder `destination`, which appears only when it is complete.
 
     Returns:
-        what was done, for the user to read.
+        a summary for the user.
 
     Raises:
         UserError: naming the file or option at fault.
     """
     check_destination(source, destination, options.overwrite)
-    opened = open_model(source, options.checkpoint)
-    config = read_hf_config(opened.folder)
-    mdm = _facts(config, opened.folder)
-    _check_target(options, opened, mdm)
-    weights = _plain_weights(opened, config, options)
-    weights, foreign_config = _in_layout(options.to, weights, config, opened.folder)
+    stored = open_stored_model(source, options.checkpoint)
+    config = read_hf_config(stored.folder)
+    mdm = _mdm_section(config, stored.folder)
+    _check_target(options, stored, mdm)
+    weights = _plain_weights(stored, config, options)
+    weights, foreign_config = _in_format(options.to, weights, config, stored.folder)
     infos = weights.tensors()
     with published_folder(destination, sum(info.num_bytes for info in infos.values())) as folder:
-        copy_tokenizer(opened.folder, folder)
+        copy_tokenizer(stored.folder, folder)
         if foreign_config is not None:
             dtype = str(main_dtype(infos)).removeprefix("torch.")
             write_object(folder / "config.json", {**foreign_config, "torch_dtype": dtype})
@@ -70,57 +70,62 @@ def export_model(source: Path, destination: Path, options: ExportOptions) -> dic
             drop_tokens_from(folder, config.vocab_size)
         with weights_progress(weights, "exporting") as advance:
             write_weights(weights, folder, advance, options.max_shard_bytes)
-        if opened.adapter is not None and options.lora == "keep":
-            opened.adapter.save(folder / ADAPTER_FOLDER)
+        if stored.adapter is not None and options.lora == "keep":
+            stored.adapter.save(folder / ADAPTER_FOLDER)
     return {
-        "layout": options.to,
-        "weights from": str(opened.folder),
+        "format": options.to,
+        "weights from": str(stored.folder),
         "parameters": sum(info.num_elements for info in infos.values()),
-        "adapter": "none" if opened.adapter is None else {"merge": "merged", "keep": "kept"}[options.lora],
+        "adapter": "none" if stored.adapter is None else {"merge": "merged", "keep": "kept"}[options.lora],
         **_notes(options.to, mdm),
     }
 
 
-def _facts(config: PretrainedConfig, folder: Path) -> dict[str, Any]:
+def _mdm_section(config: PretrainedConfig, folder: Path) -> dict[str, Any]:
     mdm = getattr(config, "mdm", None)
     if not isinstance(mdm, dict) or type(mdm.get("mask_token_id")) is not int:
         raise UserError(
-            f"{folder / 'config.json'}: has no mdm section with a mask_token_id, so it is no model of "
-            "mdmscale; import it first"
+            f"{folder / 'config.json'}: has no mdm section with a mask_token_id, so it is not an "
+            "mdmscale model; import it first"
         )
     return mdm
 
 
-def _check_target(options: ExportOptions, opened: OpenedModel, mdm: dict[str, Any]) -> None:
+def _check_target(options: ExportOptions, stored: StoredModel, mdm: dict[str, Any]) -> None:
     shift = mdm.get("logit_shift", False)
     if options.to == "llada" and shift:
         raise UserError(
-            f"--to llada: {opened.folder} predicts position i from i - 1 (logit_shift), and LLaDA's code "
+            f"--to llada: {stored.folder} predicts position i from i - 1 (logit_shift), but LLaDA's code "
             "does not; give --to hf"
         )
     if options.to == "dream" and not shift:
         raise UserError(
-            f"--to dream: {opened.folder} predicts each position from itself (no logit_shift), and Dream's "
+            f"--to dream: {stored.folder} predicts each position from itself (no logit_shift), but Dream's "
             "code does not; give --to hf"
         )
-    if options.to == "llada" and opened.adapter is not None and options.lora == "keep":
-        raise UserError("--lora keep: an adapter names Hugging Face modules, not LLaDA's; give --lora merge")
+    if options.to == "llada" and stored.adapter is not None and options.lora == "keep":
+        raise UserError(
+            "--lora keep: an adapter has the names of Hugging Face modules, not LLaDA's; give --lora merge"
+        )
 
 
-def _plain_weights(opened: OpenedModel, config: PretrainedConfig, options: ExportOptions) -> TensorSource:
-    """The weights under Hugging Face names: checked, in the precision asked for, an adapter merged if so."""
-    weights: TensorSource = opened.weights
+def _plain_weights(stored: StoredModel, config: PretrainedConfig, options: ExportOptions) -> TensorSource:
+    """The weights under Hugging Face names, checked, in the chosen precision and with the adapter merged."""
+    weights: TensorSource = stored.weights
     weights = RemappedSource(weights, weight_parts(weights.tensors(), config))
-    check_expected(weights, expected_shapes(config, opened.folder), opened.folder)
-    if opened.adapter is not None and options.lora == "merge":
-        weights = MergedSource(weights, opened.adapter)
+    check_expected(weights, expected_shapes(config, stored.folder), stored.folder)
+    if stored.adapter is not None and options.lora == "merge":
+        weights = MergedSource(weights, stored.adapter)
     return weights if options.dtype == "keep" else CastSource(weights, DTYPES[options.dtype])
 
 
-def _in_layout(
+def _in_format(
     to: str, weights: TensorSource, config: PretrainedConfig, where: Path
 ) -> tuple[TensorSource, dict[str, Any] | None]:
-    """The weights as `to` has them, with the config of its own code, or None where `config` is that."""
+    """The weights in the format `to`, and the config of that format's own code.
+
+    The config is None where the Hugging Face config is the right one.
+    """
     infos, mdm = weights.tensors(), config.mdm
     match to:
         case "llada":
@@ -136,7 +141,7 @@ def _in_layout(
 
 
 def _make_causal(config: PretrainedConfig) -> None:
-    """Put back what the import of an autoregressive model replaced."""
+    """Restore the config values that the import of an autoregressive model replaced."""
     for name, value in config.mdm.get("arm", {}).items():
         setattr(config, name, value)
     config.is_causal = True
@@ -154,5 +159,5 @@ def _notes(to: str, mdm: dict[str, Any]) -> dict[str, str]:
             return {"to open it": "put Dream's configuration_dream.py, modeling_dream.py and "
                     "generation_utils.py beside config.json"}  # fmt: skip
         case "arm" if not mdm.get("logit_shift"):
-            return {"note": "without logit_shift its head predicts each position itself, not the next token"}
+            return {"note": "without logit_shift, the head predicts each position itself, not the next token"}
     return {}

@@ -1,4 +1,4 @@
-"""Which family of model a config.json describes, told by what it says of itself."""
+"""Recognise the model family of a folder by its config.json."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,12 @@ from typing import Any
 from mdmscale.models.backbone import FAMILIES as ARCHITECTURES
 from mdmscale.system.errors import UserError
 
-IMPORTED = ("arm", "llada", "dream", "diffullama")
-
 
 def identify(values: dict[str, Any], folder: Path) -> str:
-    """`mdmscale`, or one of IMPORTED; DiffuLLaMA is an ordinary Llama folder and told by its name only.
+    """The family: mdmscale, arm, llada, dream or diffullama. Only its name tells DiffuLLaMA from Llama.
 
     Raises:
-        UserError: for a model that cannot be converted, by name.
+        UserError: naming the model, where it cannot be converted.
     """
     model_type = str(values.get("model_type", "")).lower()
     architectures = " ".join(map(str, values.get("architectures") or []))
@@ -39,10 +37,10 @@ def identify(values: dict[str, Any], folder: Path) -> str:
 
 
 def settle_family(requested: str, values: dict[str, Any], folder: Path) -> str:
-    """The family to import `folder` as: the requested one if the folder can be that, or with `auto` its own.
+    """The family to import `folder` as: its own for `auto`, else the requested one if the folder can be that.
 
     Raises:
-        UserError: where it is another's, or mdmscale's already.
+        UserError: where the folder is of another family, or is an mdmscale model already.
     """
     found = identify(values, folder)
     if found == "mdmscale":

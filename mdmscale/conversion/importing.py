@@ -1,4 +1,4 @@
-"""From another family's folder to mdmscale's: a Hugging Face folder, bidirectional, with a mask token."""
+"""Import a folder of another model family: make it a bidirectional Hugging Face folder with a mask token."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ from mdmscale.conversion.tokenizer_files import (
     name_mask_token,
     open_copied,
 )
-from mdmscale.models.backbone import DTYPES, open_windows
+from mdmscale.models.backbone import open_windows
+from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
@@ -36,16 +37,16 @@ from mdmscale.weights.tensor_views import CastSource, MeanRowsSource, RemappedSo
 from mdmscale.weights.weight_files import WeightFolder, check_expected
 from mdmscale.weights.weight_writer import MAX_SHARD_BYTES, write_weights
 
-# DiffuLLaMA trained an ordinary token of LLaMA-2 as its mask.
+# DiffuLLaMA was trained with an ordinary token of LLaMA-2 as its mask.
 DIFFULLAMA_MASK = 811
-# LLaDA's smallest mask rate; training writes its own.
+# LLaDA's smallest mask rate; training replaces it with its own.
 EPS = 1e-3
 SHIFTED = {"arm": True, "llada": False, "dream": True, "diffullama": True}
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """The command's choices, as typed."""
+    """The options of `convert import`, as the user gives them."""
 
     family: str = "auto"
     logit_shift: str = "auto"
@@ -57,7 +58,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Translation:
-    """A foreign model in Hugging Face's terms, checked: config, weights, and the mask token it declares."""
+    """A model of another family in Hugging Face's terms, checked: config, weights and declared mask token."""
 
     family: str
     config: PretrainedConfig
@@ -65,11 +66,11 @@ class Translation:
     mask_token_id: int | None
 
 
-def import_model(source: Path, destination: Path, options: ImportOptions) -> dict[str, Any]:
-    """Convert the folder `source` to `destination`, which appears when it is complete.
+def import_folder(source: Path, destination: Path, options: ImportOptions) -> dict[str, Any]:
+    """Convert the folder `source` to `destination`, which appears only when it is complete.
 
     Returns:
-        what was decided, for the user to read.
+        a summary of what was decided, for the user.
 
     Raises:
         UserError: naming the file or option at fault.
@@ -104,21 +105,21 @@ def import_model(source: Path, destination: Path, options: ImportOptions) -> dic
         "mask token": f"{mask.token_id} {mask.text or ''} ({mask.reason})",
         "logit shift": shift,
         "embeddings": config.vocab_size,
-        "tokenizer": "copied" if tokenizer else "none in the source: give model.tokenizer to train",
+        "tokenizer": "copied" if tokenizer else "the source has none; to train, give model.tokenizer",
     }
 
 
 def translate(source: Path, family: str = "auto") -> Translation:
-    """Read config.json and the list of weights of `source`, and see that they belong together.
+    """Read config.json and the list of weights of `source`, and check that they fit together.
 
     Raises:
-        UserError: naming the file at fault, also where it is of another family.
+        UserError: naming the file at fault, or where `source` is not of the requested family.
     """
     values = read_object(source / "config.json")
     family = settle_family(family, values, source)
     mask: Any = DIFFULLAMA_MASK if family == "diffullama" else values.get("mask_token_id")
     if mask is not None and type(mask) is not int:
-        raise UserError(f"{source / 'config.json'}: mask_token_id = {mask!r} is no token id")
+        raise UserError(f"{source / 'config.json'}: mask_token_id = {mask!r} is not a token id")
     files = WeightFolder(source)
     infos = files.tensors()
     with describing(source / "config.json"):
@@ -136,7 +137,7 @@ def translate(source: Path, family: str = "auto") -> Translation:
 
 
 def _rows(mask: MaskToken, num_rows: int) -> tuple[int, Iterable[int]]:
-    """Embedding rows that the model is to have, and which of them are to be the mean."""
+    """How many embedding rows the model gets, and which of them become the mean of the others."""
     if mask.token_id < num_rows:
         return num_rows, [mask.token_id] if mask.is_untrained else []
     grown = round_up(mask.token_id + 1, ROW_MULTIPLE)
@@ -154,7 +155,7 @@ def _write_tokenizer(folder: Path, mask: MaskToken) -> None:
 
 
 def _make_bidirectional(config: PretrainedConfig, num_rows: int, mdm: dict[str, Any]) -> None:
-    """Set what makes it a diffusion model; what that replaces is kept in mdm.arm for the way back."""
+    """Make the config a diffusion model's. The replaced values go to mdm.arm, for an export to `arm`."""
     changing = ("vocab_size", "sliding_window", "layer_types", "use_sliding_window")
     before = {name: getattr(config, name) for name in changing if hasattr(config, name)}
     open_windows(config)

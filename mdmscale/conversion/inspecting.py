@@ -1,8 +1,6 @@
-"""What a folder is, without loading its weights."""
+"""Say what a folder holds, without loading its weights."""
 
-import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,10 @@ from transformers import PretrainedConfig
 from mdmscale.conversion.families import identify
 from mdmscale.conversion.importing import SHIFTED, translate
 from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, weight_parts
-from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
 from mdmscale.system.run_folder import (
     ADAPTER_FOLDER,
     MODEL_FOLDER,
-    STATE_FILE,
     RunFolder,
     is_model,
     kind_of,
@@ -29,10 +25,10 @@ from mdmscale.weights.weight_files import WeightFolder
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
-    """Facts about a model folder, a run or a checkpoint, in the order in which to show them.
+    """Summarise a model folder, a run or a checkpoint. The keys are in the order in which to show them.
 
     Raises:
-        UserError: where it is none of them, damaged, or an unsupported model.
+        UserError: where the folder is none of them, is damaged, or holds an unsupported model.
     """
     match kind_of(path):
         case "model":
@@ -44,37 +40,46 @@ def inspect_folder(path: Path) -> dict[str, Any]:
 
 
 def inspect_model(folder: Path) -> dict[str, Any]:
-    """Family, sizes, mask token and shift of a model folder."""
+    """Family, sizes, mask token and logit shift of a model folder."""
     values = read_object(folder / "config.json")
     if identify(values, folder) != "mdmscale":
         model = translate(folder)
-        shift = None if model.family == "arm" else SHIFTED[model.family]  # an ARM's is chosen at the import
-        facts = {"family": model.family, "mask_token_id": model.mask_token_id, "logit_shift": shift}
-        return {"kind": "model", **facts, **_model_facts(model.config, model.weights.tensors())}
-    mdm = values["mdm"]
-    facts = {name: mdm.get(name) for name in ("mask_token_id", "logit_shift", "source")}
+        shift = (
+            None if model.family == "arm" else SHIFTED[model.family]
+        )  # an ARM's is chosen when it is imported
+        mdm = {"mask_token_id": model.mask_token_id, "logit_shift": shift}
+        sizes = _sizes(model.config, model.weights.tensors())
+        return {"kind": "model", "family": model.family, **mdm, **sizes}
+    mdm = {name: values["mdm"].get(name) for name in ("mask_token_id", "logit_shift", "source")}
     has_adapter = read_adapter(folder / ADAPTER_FOLDER) is not None
     config = read_hf_config(folder)
     weights = RemappedSource(files := WeightFolder(folder), weight_parts(files.tensors(), config))
     return {
         "kind": "model",
         "family": "mdmscale",
-        **facts,
+        **mdm,
         "adapter": has_adapter,
-        **_model_facts(config, weights.tensors()),
+        **_sizes(config, weights.tensors()),
     }
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
-    """Position, ZeRO stage and ranks of a checkpoint."""
-    state = _read_state(folder)
+    """Step, samples and tokens seen, ZeRO stage and ranks of a checkpoint."""
+    state = TrainingState.read(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    facts = asdict(state)
-    for name in ("density", "data_fingerprint", "baseline", "cell_sums", "parameter_groups", "lora"):
-        del facts[name]
+    names = ("step", "consumed_samples", "consumed_tokens", "seed", "global_batch_size", "data_description")
+    position = {name: getattr(state, name) for name in names}
+    layout = {name: getattr(state.engine, name) for name in ("world_size", "zero_stage", "tensor", "dtype")}
     model = folder / MODEL_FOLDER
-    described = _described(model) if is_model(model) else {}
-    return {"kind": "checkpoint", "family": "DeepSpeed checkpoint", **described, "bytes": size, **facts}
+    return {
+        "kind": "checkpoint",
+        "family": "DeepSpeed checkpoint",
+        **(_described(model) if is_model(model) else {}),
+        "bytes": size,
+        **position,
+        **layout,
+        "components": sorted(state.components),
+    }
 
 
 def inspect_run(folder: Path) -> dict[str, Any]:
@@ -84,22 +89,15 @@ def inspect_run(folder: Path) -> dict[str, Any]:
     model = inspect_model(run.export) if run.has_export else None
     return {
         "kind": "run",
-        "checkpoints": [_read_state(checkpoint).step for checkpoint in checkpoints],
+        "checkpoints": [TrainingState.read(checkpoint).step for checkpoint in checkpoints],
         "adapter": read_adapter(run.adapter) is not None,
         "newest_checkpoint": inspect_checkpoint(checkpoints[-1]) if checkpoints else None,
         "model": model,
     }
 
 
-def _read_state(folder: Path) -> TrainingState:
-    try:
-        return TrainingState.read(folder)
-    except (OSError, json.JSONDecodeError):
-        raise UserError(f"{folder / STATE_FILE}: is missing or damaged") from None
-
-
 def _described(model: Path) -> dict[str, Any]:
-    """What a checkpoint's own config.json says of its weights."""
+    """What the config.json in a checkpoint says about its weights."""
     config = read_hf_config(model)
     mdm = getattr(config, "mdm", {})
     return {
@@ -111,7 +109,7 @@ def _described(model: Path) -> dict[str, Any]:
     }
 
 
-def _model_facts(config: PretrainedConfig, infos: dict[str, TensorInfo]) -> dict[str, Any]:
+def _sizes(config: PretrainedConfig, infos: dict[str, TensorInfo]) -> dict[str, Any]:
     dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in infos.values()})
     return {
         "architecture": config.model_type,

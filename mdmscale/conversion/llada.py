@@ -1,7 +1,8 @@
-"""LLaDA's names and configuration: Llama's in another spelling, or Qwen2's where q, k and v have biases.
+"""LLaDA: Llama's model with other names and another config.json, or Qwen2's where q, k and v have biases.
 
 Checked against the forward pass of LLaDA's own modelling code: half-split RoPE, no padding of the vocabulary,
-act(ff_proj(x)) * up_proj(x). `ff_out` exists at two levels: a block's is down_proj, the model's is lm_head.
+act(ff_proj(x)) * up_proj(x). The name `ff_out` has two meanings: in a block it is down_proj, at the top level
+it is lm_head.
 """
 
 import re
@@ -27,7 +28,8 @@ BLOCK_NAMES = {
     "ff_out": "mlp.down_proj",
 }
 
-# Every field of LLaDA's ModelConfig with the value that a config.json without it means: GPT-2-like ones.
+# Every field of LLaDA's ModelConfig with its default, which holds where config.json leaves the field out.
+# These are GPT-2's values, not LLaDA's.
 DEFAULTS: dict[str, Any] = {
     "d_model": 768,
     "n_heads": 12,
@@ -71,7 +73,7 @@ DEFAULTS: dict[str, Any] = {
     "init_cutoff_factor": None,
     "precision": None,
 }
-# What makes it the architecture that the names above describe.
+# Values that the architecture with the names above must have.
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "block_group_size": (1,),
     "alibi": (False,),
@@ -87,10 +89,10 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 
 
 def hf_config(values: dict[str, Any], where: Path) -> PretrainedConfig:
-    """The Hugging Face config of the same model as LLaDA's config.json `values`.
+    """The Hugging Face config of the model that LLaDA's config.json `values` describes.
 
     Raises:
-        UserError: with every field whose value is another architecture's.
+        UserError: naming every field whose value belongs to another architecture.
     """
     llada = {**DEFAULTS, **values}
     problems = [
@@ -111,7 +113,7 @@ def hf_config(values: dict[str, Any], where: Path) -> PretrainedConfig:
         "qwen2" if llada["include_qkv_bias"] else "llama",
         vocab_size=llada["embedding_size"] or llada["vocab_size"],
         hidden_size=llada["d_model"],
-        # ff_proj of a sequential block makes both halves of its swiglu.
+        # In a sequential block, ff_proj computes both halves of swiglu.
         intermediate_size=mlp // 2 if llada["block_type"] == "sequential" else mlp,
         num_hidden_layers=llada["n_layers"],
         num_attention_heads=heads,
@@ -128,10 +130,10 @@ def hf_config(values: dict[str, Any], where: Path) -> PretrainedConfig:
 
 
 def hf_parts(infos: dict[str, TensorInfo], config: PretrainedConfig, where: Path) -> dict[str, Part]:
-    """Hugging Face names, each with its part of LLaDA's tensors.
+    """The Hugging Face names, each with the LLaDA tensor, or part of one, that holds its weight.
 
     Raises:
-        UserError: for a name that LLaDA does not have.
+        UserError: where LLaDA has no tensor of that name.
     """
     parts: dict[str, Part] = {}
     for name in infos:
@@ -146,11 +148,11 @@ def _hf_parts_of(
 ) -> dict[str, Part]:
     match = re.fullmatch(r"((?:model\.)?transformer\.)(?:blocks\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None:
-        raise UserError(f"{where}: {name} is no weight of a LLaDA model")
+        raise UserError(f"{where}: {name} is not a weight of a LLaDA model")
     root, layer, module, kind = match.groups()
     if layer is None:
         if module not in TOP_NAMES:
-            raise UserError(f"{where}: {name} is no weight of a LLaDA model")
+            raise UserError(f"{where}: {name} is not a weight of a LLaDA model")
         return {f"{TOP_NAMES[module]}.{kind}": Part(name)}
     prefix = f"model.layers.{layer}"
     if module == "att_proj":
@@ -159,7 +161,7 @@ def _hf_parts_of(
         # LLaDA's swiglu splits into (x, gate) and returns silu(gate) * x.
         return _split(name, prefix, kind, ("up_proj", "ff_proj"), [config.intermediate_size] * 2)
     if module not in BLOCK_NAMES:
-        raise UserError(f"{where}: {name} is no weight of a LLaDA model")
+        raise UserError(f"{where}: {name} is not a weight of a LLaDA model")
     return {f"{prefix}.{BLOCK_NAMES[module]}.{kind}": Part(name)}
 
 
@@ -178,7 +180,7 @@ def _attention_rows(config: PretrainedConfig) -> list[int]:
 
 
 def llada_parts(infos: dict[str, TensorInfo]) -> dict[str, Part]:
-    """LLaDA's names, each with the tensor of `infos` that it is."""
+    """LLaDA's names, each with the tensor of `infos` that holds its weight."""
     top = {ours: theirs for theirs, ours in TOP_NAMES.items()}
     block = {ours: theirs for theirs, ours in BLOCK_NAMES.items()}
     parts = {}
@@ -194,18 +196,20 @@ def llada_parts(infos: dict[str, TensorInfo]) -> dict[str, Part]:
 
 
 def llada_config(config: PretrainedConfig, mask_token_id: int, where: Path) -> dict[str, Any]:
-    """config.json for LLaDA's own code, naming every field, as its defaults are not LLaDA's values.
+    """config.json for LLaDA's own code. It names every field, as the defaults are not LLaDA's values.
 
     Raises:
-        UserError: where the model is not one that LLaDA's code can express.
+        UserError: where LLaDA's code cannot express the model.
     """
     heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
     rope = config.rope_parameters
     problems = []
     if config.model_type not in ("llama", "mistral", "qwen2"):
-        problems.append(f"a {config.model_type} model has parts that LLaDA's code has not")
+        problems.append(f"LLaDA's code lacks parts of a {config.model_type} model")
     if head_dim not in (None, config.hidden_size // heads):
-        problems.append(f"head_dim = {head_dim} is not hidden_size / num_attention_heads, as in LLaDA's code")
+        problems.append(
+            f"head_dim = {head_dim} is not hidden_size / num_attention_heads, which LLaDA's code needs"
+        )
     if rope.get("rope_type", "default") != "default":
         problems.append(f"rope_type = {rope['rope_type']!r} is not supported by LLaDA's code")
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):

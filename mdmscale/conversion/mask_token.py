@@ -1,4 +1,4 @@
-"""Which token of an imported model masks: the one asked for, a declared or reserved one, or a new one."""
+"""Choose the mask token of an imported model: the requested, the declared, a reserved or a new one."""
 
 import re
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ RESERVED = re.compile(r"[<\[]\|?(reserved|unused|control|extra|special)[a-z_-]*\
 class MaskToken:
     """The mask token of an imported model.
 
-    text: its token in the tokenizer, or None where the id has none.
-    is_added: the tokenizer does not have it yet.
-    is_untrained: its embedding has never been trained, so it is to be set to the mean.
-    reason: why it was chosen.
+    Attributes:
+        text: the token in the tokenizer; None where the tokenizer has no token of this id.
+        is_added: the tokenizer does not have the token yet.
+        is_untrained: its embedding was never trained, so the import sets it to the mean of all embeddings.
+        reason: why this token was chosen.
     """
 
     token_id: int
@@ -31,16 +32,16 @@ class MaskToken:
 def choose_mask_token(
     requested: str | None, declared: int | None, tokenizer: Any | None, num_rows: int
 ) -> MaskToken:
-    """The mask token of `--mask-token` (an id or a text), else of the model's config or tokenizer, else a
-    reserved token that is not in use, else a new one.
+    """Choose the first of these: `--mask-token` (an id or a text), the mask token of the model's config, that
+    of the tokenizer, an unused reserved token, a new token.
 
     Raises:
-        UserError: where the id has no embedding, or there is no tokenizer to look in.
+        UserError: where the id has no embedding, or a tokenizer is needed and there is none.
     """
     if requested is not None and not requested.isdecimal():
         return _by_text(requested, tokenizer, num_rows)
     known = int(requested) if requested is not None else declared
-    reason = "asked for" if requested is not None else "declared by the model"
+    reason = "requested" if requested is not None else "declared by the model"
     if known is None and tokenizer is not None and tokenizer.mask_token_id is not None:
         known, reason = tokenizer.mask_token_id, "declared by the tokenizer"
     if known is not None:
@@ -49,7 +50,7 @@ def choose_mask_token(
         raise UserError("--mask-token: give an id, as the folder has no tokenizer to choose one from")
     for text, token_id in sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1]):
         if RESERVED.fullmatch(text) and token_id < num_rows and not _is_in_use(text, tokenizer):
-            return MaskToken(token_id, text, False, True, "a reserved token that is not in use")
+            return MaskToken(token_id, text, False, True, "an unused reserved token")
     return MaskToken(next_token_id(tokenizer), MASK_TOKEN, True, True, "added")
 
 
@@ -58,8 +59,8 @@ def _by_text(text: str, tokenizer: Any | None, num_rows: int) -> MaskToken:
         raise UserError(f"--mask-token {text}: give an id, as the folder has no tokenizer to find it in")
     token_id = tokenizer.get_vocab().get(text)
     if token_id is None:
-        return MaskToken(next_token_id(tokenizer), text, True, True, "added, as asked for")
-    return _by_id(token_id, tokenizer, num_rows, "asked for")
+        return MaskToken(next_token_id(tokenizer), text, True, True, "added, as requested")
+    return _by_id(token_id, tokenizer, num_rows, "requested")
 
 
 def _by_id(token_id: int, tokenizer: Any | None, num_rows: int, reason: str) -> MaskToken:
@@ -73,7 +74,7 @@ def _by_id(token_id: int, tokenizer: Any | None, num_rows: int, reason: str) -> 
 
 
 def next_token_id(tokenizer: Any) -> int:
-    """Above every token's id: ids may have gaps, so the number of tokens would not do."""
+    """One more than the highest token id. Ids may have gaps, so the number of tokens can be too low."""
     return max(tokenizer.get_vocab().values()) + 1
 
 

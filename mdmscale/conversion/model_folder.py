@@ -1,4 +1,4 @@
-"""config.json of model folders, and what it promises of the weights."""
+"""config.json of model folders, and the weights that it calls for."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from mdmscale.weights.tensor_views import Part
 
 
 def read_hf_config(folder: Path) -> PretrainedConfig:
-    """The folder's config as transformers understands it; code in the folder is never run.
+    """The folder's config as a transformers object. Code in the folder is never run.
 
     Raises:
-        UserError: where it does not.
+        UserError: where transformers cannot read it.
     """
     read_object(folder / "config.json")
     with describing(folder / "config.json"):
@@ -28,7 +28,7 @@ def read_hf_config(folder: Path) -> PretrainedConfig:
 
 @contextmanager
 def describing(path: Path) -> Iterator[None]:
-    """What sizes and types that do not go together raise, in transformers too, as a UserError of `path`."""
+    """Turn any error about sizes and types that do not fit together into a UserError that names `path`."""
     try:
         yield
     except UserError:
@@ -38,7 +38,7 @@ def describing(path: Path) -> Iterator[None]:
 
 
 def save_hf_config(config: PretrainedConfig, infos: dict[str, TensorInfo], folder: Path) -> None:
-    """Write config.json, which also says in which precision the weights are and which class opens them."""
+    """Write config.json, with the precision of the weights and the class that opens them."""
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     config.dtype = main_dtype(infos)
     config.save_pretrained(folder)
@@ -53,10 +53,10 @@ def main_dtype(infos: dict[str, TensorInfo]) -> torch.dtype:
 
 
 def expected_shapes(config: PretrainedConfig, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every weight of the model by name, as transformers builds it; a tied head is its embedding.
+    """The shape of every weight of the model, as transformers builds it. A tied head is not listed.
 
     Raises:
-        UserError: where the sizes do not go together.
+        UserError: where the sizes do not fit together.
     """
     with describing(folder / "config.json"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -64,7 +64,7 @@ def expected_shapes(config: PretrainedConfig, folder: Path) -> dict[str, tuple[i
 
 
 def weight_parts(infos: dict[str, TensorInfo], config: PretrainedConfig) -> dict[str, Part]:
-    """The weights under their own names, without what old files hold beside them."""
+    """The weights under their own names, without the buffers and tied copies that old files also hold."""
     kept = [name for name in infos if not name.endswith("rotary_emb.inv_freq")]
     if config.tie_word_embeddings:
         kept = [name for name in kept if name != "lm_head.weight"]

@@ -1,4 +1,4 @@
-"""Tokenizer files, copied as they are but for the mask token and the code that a folder would ask to run."""
+"""Copy tokenizer files; change only the mask token, and drop references to code in the folder."""
 
 import json
 import shutil
@@ -20,13 +20,13 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# Tokenizers that are a library class with code around it that mdmscale does not run.
+# Tokenizers whose own code only wraps a library class. mdmscale runs no code of a folder.
 LIBRARY_CLASSES = {"DreamTokenizer": "Qwen2Tokenizer"}
 SPECIAL = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files that are there; what needed code of the folder's own becomes the library's."""
+    """Copy the tokenizer files that exist. A class with code in the folder becomes the library's class."""
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -41,7 +41,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def name_mask_token(folder: Path, text: str) -> None:
-    """Say that the token `text`, which is there, is the mask token."""
+    """Declare the existing token `text` as the mask token."""
 
     def say(config: dict[str, Any]) -> None:
         config["mask_token"] = text
@@ -50,11 +50,11 @@ def name_mask_token(folder: Path, text: str) -> None:
 
 
 def add_mask_token(folder: Path, text: str, token_id: int) -> None:
-    """Add `text` as a special token of that id, and say that it is the mask token."""
+    """Add `text` as a special token with this id, and declare it as the mask token."""
     if not (folder / "tokenizer.json").is_file():
         from mdmscale.models.tokenizer import load_tokenizer
 
-        load_tokenizer(folder).save_pretrained(folder)  # makes a tokenizer.json of the other files
+        load_tokenizer(folder).save_pretrained(folder)  # writes tokenizer.json from the other files
     token = {"content": text, **SPECIAL}
 
     def add(tokenizer: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def add_mask_token(folder: Path, text: str, token_id: int) -> None:
 
 
 def drop_tokens_from(folder: Path, num_rows: int) -> None:
-    """Take out the added tokens from id `num_rows` on, which a model of that many rows cannot embed."""
+    """Remove the added tokens with ids from `num_rows` on: a model of `num_rows` rows cannot embed them."""
     dropped: set[str] = set()
 
     def drop(tokenizer: dict[str, Any]) -> None:
@@ -95,10 +95,10 @@ def drop_tokens_from(folder: Path, num_rows: int) -> None:
 
 
 def open_copied(folder: Path) -> Any | None:
-    """The tokenizer of copied files, opened as whoever uses the folder will; None where there is none.
+    """Open the copied tokenizer as users of the folder will; None where there is no tokenizer.
 
     Raises:
-        UserError: where a library class gives its added tokens other ids than the files say.
+        UserError: where the opened tokenizer gives its added tokens other ids than the files do.
     """
     from mdmscale.models.tokenizer import load_tokenizer
 
@@ -123,10 +123,10 @@ def open_copied(folder: Path) -> Any | None:
 
 
 def check_mask_token(folder: Path, text: str, token_id: int) -> None:
-    """See that the tokenizer that was written has the mask token.
+    """Check that the written tokenizer has the mask token.
 
     Raises:
-        UserError: where it has not.
+        UserError: where it does not.
     """
     tokenizer = open_copied(folder)
     assert tokenizer is not None
@@ -144,7 +144,7 @@ def _forget_mask(config: dict[str, Any], dropped: set[str]) -> None:
 
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], None], create: bool = False) -> None:
-    """Apply `change` to a JSON object on disk, where the file is there or to be made."""
+    """Apply `change` to a JSON object on disk, if the file exists or `create` is set."""
     if not path.is_file() and not create:
         return
     try:

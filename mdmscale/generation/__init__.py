@@ -1,6 +1,5 @@
-"""Sampling from masked diffusion models. The calls that a program needs; nothing here imports torch yet."""
+"""Sample text from masked diffusion models: the calls that a program needs. Importing them loads no torch."""
 
-from mdmscale.generation.loading import LoadedModel, load_model
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import (
     Request,
@@ -10,6 +9,7 @@ from mdmscale.generation.prompts import (
     encode_prompt,
 )
 from mdmscale.generation.sampler import Generation, generate, stream
+from mdmscale.models.opening import LoadedModel, load_model
 
 __all__ = [
     "Generation",

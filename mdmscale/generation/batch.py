@@ -1,4 +1,4 @@
-"""Texts of different lengths as one padded batch, with the block that every mask belongs to.
+"""Pad texts of different lengths to one batch, and say to which block every mask belongs.
 
 Legend: rows = texts; length = the longest text's tokens.
 """
@@ -14,17 +14,17 @@ from mdmscale.generation.prompts import Request
 from mdmscale.generation.schedule import block_sizes, commits_per_step
 from mdmscale.system.errors import UserError
 
-GIVEN = -1  # the block of tokens that are given, and of padding
+GIVEN = -1  # the block number of given tokens and of padding
 
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """What the denoising loop starts from. All tensors are [rows, length]."""
+    """The input of the denoising loop. All tensors are [rows, length]."""
 
-    tokens: torch.Tensor  # int64, mask_token_id where a token is wanted
+    tokens: torch.Tensor  # int64; mask_token_id where a token is wanted
     is_real: torch.Tensor  # bool: not padding
-    position_ids: torch.Tensor  # int64: 0, 1, ... from a text's own first token
-    blocks: torch.Tensor  # int64: the block of each mask, GIVEN elsewhere
+    position_ids: torch.Tensor  # int64: 0, 1, ... counted from a text's own first token
+    blocks: torch.Tensor  # int64: the block number of each mask; GIVEN elsewhere
     commits: list[list[list[int]]]  # [rows][blocks][steps], see `commits_per_step`
     noise_keys: list[int]  # [rows]
     mask_token_id: int
@@ -41,14 +41,14 @@ class PaddedBatch:
 def pad_requests(
     requests: Sequence[Request], options: GenerationOptions, mask_token_id: int, device: torch.device
 ) -> PaddedBatch:
-    """Pad the requests' texts to the longest one, on the side that the options say.
+    """Pad the requests' texts to the longest one, on the side that `options.padding` names.
 
     Raises:
-        UserError: with `options.cache`, for texts whose blocks would not lie in the same columns.
+        UserError: where `options.cache` is set, but the texts' blocks do not lie in the same columns.
     """
     tails = {len(request.token_ids) - (request.prompt_length or 0) for request in requests}
     if options.cache and (len(tails) > 1 or any(request.prompt_length is None for request in requests)):
-        raise UserError("cache: a batch needs responses of one length, and no infillings; leave cache out")
+        raise UserError("cache: a batch must hold responses of one length and no infillings; leave cache out")
     length = max(len(request.token_ids) for request in requests)
     shape = (len(requests), length)
     tokens = torch.zeros(shape, dtype=torch.int64)
@@ -81,9 +81,9 @@ def pad_requests(
 
 
 def noise_key(request: Request) -> int:
-    """64 bits that a text's draws follow from: its own tokens and its number among equal ones.
+    """64 bits that key a text's random draws: a hash of its own tokens and its sample number.
 
-    So they do not depend on what else is in the batch.
+    The draws therefore do not depend on the other texts of the batch.
     """
     text = ",".join(map(str, [request.sample, *request.token_ids]))
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")

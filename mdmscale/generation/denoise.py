@@ -1,11 +1,10 @@
-"""The denoising loop: predict the masks of a block, commit the best proposals, until no mask is left.
+"""The denoising loop: predict the masks of a block and commit the best proposals, until no mask is left.
 
-It is LLaDA's (arXiv 2502.09992, Algorithm 4 for random remasking, 5 for low confidence) with its blocks, and
-with a confidence threshold (arXiv 2505.22618) in place of a fixed number of steps where that is asked for.
-"Remasking" the least confident proposals is the same as committing only the most confident ones, as it is
-written here.
+The loop is LLaDA's with its blocks (arXiv 2502.09992: Algorithm 4 for random remasking, 5 for low
+confidence). A confidence threshold (arXiv 2505.22618) can replace the fixed number of steps. LLaDA "remasks"
+the least confident proposals; this loop commits only the most confident ones, which is the same.
 
-Legend: rows = texts; length = padded tokens; open = masked positions of the block at hand, of all rows.
+Legend: rows = texts; length = padded tokens; open = masked positions of the current block, in all rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from mdmscale.generation.sampling import propose
 
 
 class Predict(Protocol):
-    """What the loop asks of a model: `Predictor`, or in tests logits made by hand."""
+    """What the loop needs of a model. `Predictor` has it; tests give logits made by hand."""
 
     def start_block(self) -> None: ...
 
@@ -30,11 +29,11 @@ class Predict(Protocol):
 
 @dataclass(frozen=True)
 class Frame:
-    """A batch after a step."""
+    """The batch after a step."""
 
     tokens: torch.Tensor  # int64 [rows, length]
     is_new: torch.Tensor  # bool [rows, length]: committed in this step
-    num_forwards: list[int]  # [rows]: passes that each text has taken
+    num_forwards: list[int]  # [rows]: forward passes of each text so far
     is_real: torch.Tensor  # bool [rows, length]: not padding
 
     def row(self, row: int) -> list[int]:
@@ -42,7 +41,7 @@ class Frame:
         return list(self.tokens[row, self.is_real[row]].tolist())
 
     def new_in_row(self, row: int) -> list[bool]:
-        """Which of them this step has committed."""
+        """For each of these tokens, whether this step has committed it."""
         return list(self.is_new[row, self.is_real[row]].tolist())
 
 
@@ -57,8 +56,8 @@ def denoise(
 ) -> Iterator[Frame]:
     """Replace every mask of `batch`, step by step. Yields the batch after each step.
 
-    What becomes of a row depends on its own tokens alone: its draws follow from (seed, its noise key, the
-    number of its passes), and it waits where others take more steps for a block.
+    A row's result depends only on its own tokens. Its random draws are keyed by (seed, noise key, number of
+    its forward passes so far), and it waits while other rows take more steps for a block.
     """
     device = batch.tokens.device
     banned = torch.tensor([batch.mask_token_id, *banned_ids], device=device)
@@ -86,7 +85,7 @@ def denoise(
 def _uniforms(
     batch: PaddedBatch, is_open: torch.Tensor, num_forwards: list[int], options: GenerationOptions
 ) -> torch.Tensor:
-    """Two uniforms an open position, float64 [open, 2]; those of a row are drawn for its real positions."""
+    """Two uniforms for each open position, float64 [open, 2]. A row draws for its real positions only."""
     uniforms = torch.zeros(*is_open.shape, 2, dtype=torch.float64)  # [rows, length, 2]
     if options.draws:
         is_real = batch.is_real.cpu()
@@ -97,7 +96,7 @@ def _uniforms(
 
 
 def _num_commits(batch: PaddedBatch, block: int, step: int) -> torch.Tensor:
-    """What the schedule commits in this step of this block, int64 [rows]."""
+    """How many tokens the schedule commits in this step of this block, int64 [rows]."""
     numbers = [
         row[block][step] if block < len(row) and step < len(row[block]) else 0 for row in batch.commits
     ]
@@ -107,10 +106,10 @@ def _num_commits(batch: PaddedBatch, block: int, step: int) -> torch.Tensor:
 def _chosen(
     is_open: torch.Tensor, scores: torch.Tensor, threshold: float | None, num_commits: torch.Tensor
 ) -> torch.Tensor:
-    """bool [rows, length]: each row's open positions of the highest scores, or of at least the threshold."""
+    """The open positions to commit, bool [rows, length]: the best scores, or all above the threshold."""
     ranking = torch.full(is_open.shape, -torch.inf, dtype=torch.float64, device=is_open.device)
     ranking[is_open] = scores
-    order = ranking.argsort(dim=1, descending=True, stable=True)  # the leftmost first among equals
+    order = ranking.argsort(dim=1, descending=True, stable=True)  # among equal scores the leftmost is first
     rank = order.argsort(dim=1)  # [rows, length]
     if threshold is None:
         return is_open & (rank < num_commits[:, None])
@@ -118,7 +117,7 @@ def _chosen(
 
 
 def _fill_after_eos(tokens: torch.Tensor, batch: PaddedBatch, eos_ids: torch.Tensor) -> torch.Tensor:
-    """Put EOS into the masks after a row's first EOS, where all that follows it was to be sampled."""
+    """Fill the masks after an EOS with EOS, in the last part of a row, which no given token follows."""
     was_wanted = batch.blocks != GIVEN
     is_free = was_wanted | ~batch.is_real
     is_tail = is_free.flip(1).cumprod(dim=1).flip(1).bool() & was_wanted  # [rows, length]

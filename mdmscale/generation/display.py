@@ -1,4 +1,4 @@
-"""How samples, and with --watch their making, look on a terminal and in a pipe."""
+"""Print samples, and with --watch every step, on a terminal or into a pipe."""
 
 import time
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from mdmscale.generation.job import Job, Tally, make_progress, sample_batch
-from mdmscale.generation.loading import LoadedModel
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampler import batches
+from mdmscale.generation.task import GenerationTask, Tally, make_progress, sample_batch
+from mdmscale.models.opening import LoadedModel
 
 if TYPE_CHECKING:
     from mdmscale.generation.denoise import Frame
@@ -22,31 +22,31 @@ MASK_SIGN = "░"
 STYLES = {"given": "dim", "masked": "dim", "new": "bold green", "done": ""}
 
 
-def print_texts(job: Job, *, watch: bool) -> None:
-    """Sample everything in order; print each batch's texts as soon as they are there, and the speed.
+def print_texts(task: GenerationTask, *, watch: bool) -> None:
+    """Sample all texts in order. Print each batch when it is finished, and the speed at the end.
 
     Raises:
-        UserError: for sources that the model cannot take.
+        UserError: where sources do not fit the model.
     """
     output, notes = Console(), Console(stderr=True, highlight=False)
-    loaded = job.load()
-    requests = list(job.requests(loaded).values())
-    progress = make_progress(requests, job.facts.mask_token_id, "denoising", shown=not watch)
+    loaded = task.load()
+    requests = list(task.requests(loaded).values())
+    progress = make_progress(requests, task.description.mask_token_id, "denoising", shown=not watch)
     tally = Tally(time.perf_counter())
-    for members in batches(requests, job.batch_size):
-        # The bar is off the screen while texts are printed.
+    for members in batches(requests, task.batch_size):
+        # The progress bar leaves the screen before texts are printed.
         with progress, Watcher(notes, loaded) if watch else nullcontext() as watcher:
-            generations = sample_batch(job, loaded, members, progress, watcher)
-        tally.add(generations, job.facts.mask_token_id)
+            generations = sample_batch(task, loaded, members, progress, watcher.show if watcher else None)
+        tally.add(generations, task.description.mask_token_id)
         for generation in generations:
-            title = f"sample {generation.request.sample + 1} of {job.num_samples}"
+            title = f"sample {generation.request.sample + 1} of {task.num_samples}"
             title += f" | {generation.request.label}" if generation.request.label else ""
             print_sample(output, generation.text, title if output.is_terminal or len(requests) > 1 else None)
     notes.print(tally.summary(loaded.device.type), soft_wrap=True)
 
 
 def print_sample(output: Console, text: str, title: str | None) -> None:
-    """On a terminal a rule and the text; elsewhere the bare text, under a plain line where it has a title."""
+    """Print the text below its title: on a terminal below a rule, elsewhere below a plain line."""
     if title is not None and output.is_terminal:
         output.rule(Text(title), align="left", style="dim")
     elif title is not None:
@@ -58,14 +58,14 @@ def print_sample(output: Console, text: str, title: str | None) -> None:
 
 
 def printable(text: str) -> str:
-    """Without control characters, which an undertrained model may well write and which upset a terminal."""
+    """`text` without control characters, which a poorly trained model may write and which upset terminals."""
     return "".join(
         char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text
     )
 
 
 class Watcher:
-    """Shows a batch after each step: in place on a terminal, elsewhere a line a text and step."""
+    """Show a batch after each step: on a terminal in place, elsewhere one line for each text and step."""
 
     def __init__(self, console: Console, loaded: LoadedModel) -> None:
         self.console = console
@@ -81,7 +81,7 @@ class Watcher:
         self.live.stop()
 
     def show(self, requests: Sequence[Request], frame: "Frame") -> None:
-        """The texts of a frame, masks as shades and new tokens bold."""
+        """Show the texts of a frame. Masks appear as shaded blocks, new tokens in bold."""
         lines = [frame_text(self.loaded, request, frame, row) for row, request in enumerate(requests)]
         if self.console.is_terminal:
             self.live.update(Group(*lines), refresh=True)
@@ -91,8 +91,8 @@ class Watcher:
 
 
 def frame_text(loaded: LoadedModel, request: Request, frame: "Frame", row: int) -> Text:
-    """A text of a frame: runs of tokens in the same state are decoded together."""
-    mask = loaded.facts.mask_token_id
+    """One text of a frame. Neighbouring tokens in the same state are decoded together."""
+    mask = loaded.description.mask_token_id
     states = []
     for given, token, is_new in zip(request.token_ids, frame.row(row), frame.new_in_row(row), strict=True):
         state = "given" if given != mask else "masked" if token == mask else "new" if is_new else "done"

@@ -1,4 +1,4 @@
-"""`generate`: sample text from a model folder or a finished run. Samples go to stdout, all else to stderr."""
+"""`generate`: sample text from a model folder or a finished run. Samples go to stdout, the rest to stderr."""
 
 import argparse
 import os
@@ -6,32 +6,34 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from mdmscale.generation.job import Job
-from mdmscale.generation.loading import find_model_folder, read_folder_facts
 from mdmscale.generation.options import Eos, GenerationOptions, Remasking
 from mdmscale.generation.sources import read_sources
+from mdmscale.generation.task import GenerationTask
+from mdmscale.models.opening import describe_model, find_model_folder
 from mdmscale.system.errors import UserError
 
 EXAMPLES = """\
 examples:
-  # what the quickstart's model writes by itself
+  # sample from the quickstart's model without a prompt
   python tools/generate.py runs/quickstart --num-samples 4 --length 64 --temperature 1
 
-  # continue a prompt: four tokens a step, drawn from the model's distribution instead of the likeliest
+  # continue a prompt: four tokens in each step, drawn from the model's distribution
   python tools/generate.py runs/quickstart --prompt "def main(" --length 64 --steps 16 --temperature 1
 
-  # fill in masked tokens, and watch them come
+  # fill in masked tokens, and show every step
   python tools/generate.py runs/quickstart --text "for <|mask|> in <|mask|><|mask|>:" --watch
 
-  # LLaDA's blocks; several tokens a pass where the model is sure; finished blocks from a cache
+  # LLaDA's blocks, several tokens in a pass where the model is sure, and a cache of finished blocks
   python tools/generate.py path/to/model --chat --prompt-file questions.txt --length 256 --block-length 32 \\
       --threshold 0.9 --cache > answers.txt
 
-  # a file of prompts on two devices; the same command goes on if it was interrupted
+  # a file of prompts on two devices; after an interruption, the same command continues
   torchrun --nproc-per-node 2 tools/generate.py path/to/model --input prompts.jsonl --output answers.jsonl
 
---input takes lines of {"prompt": ...}, {"messages": [...]}, {"text": ...} with masks, or {"input_ids":
-[...]}; each line of --output is the input's with "sample", "generated" and "num_forwards" added.
+Each line of --input is {"prompt": ...}, {"messages": [...]}, {"text": ...} with masks, or {"input_ids":
+[...]}. Each line of --output is the input's line with "sample", "generated" and "num_forwards" added.
+
+In a prompt, special tokens are plain text, as in SFT data. In a --text they are special tokens.
 """
 
 
@@ -47,90 +49,93 @@ def build_parser() -> argparse.ArgumentParser:
         "path", type=Path, metavar="PATH", help="Hugging Face model folder, or the folder of a finished run"
     )
     _add_sources(parser.add_argument_group("what to sample"))
-    _add_sampling(parser.add_argument_group("how"))
-    _add_output(parser.add_argument_group("running and output"))
+    _add_sampling(parser.add_argument_group("how to sample"))
+    _add_output(parser.add_argument_group("output and running"))
     return parser
 
 
 def _add_sources(group: argparse._ArgumentGroup) -> None:
     sources = group.add_mutually_exclusive_group()
     sources.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="text to continue; may be repeated"
+        "--prompt", action="append", metavar="TEXT", help="a text to continue; can be repeated"
     )
-    sources.add_argument("--prompt-file", type=Path, metavar="FILE", help="UTF-8 file with one prompt a line")
     sources.add_argument(
-        "--text", action="append", metavar="TEXT", help="text with mask tokens to fill in; may be repeated"
+        "--prompt-file", type=Path, metavar="FILE", help="UTF-8 file with one prompt on each line"
     )
-    sources.add_argument("--input", type=Path, metavar="FILE", help="JSONL file, see below; needs --output")
+    sources.add_argument(
+        "--text", action="append", metavar="TEXT", help="a text with mask tokens to fill in; can be repeated"
+    )
+    sources.add_argument("--input", type=Path, metavar="FILE", help="JSONL file (see below); needs --output")
     group.add_argument(
         "--chat", action="store_true", help="put each prompt into the tokenizer's chat template"
     )
     group.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="samples of each prompt or text (default: 1)"
+        "--num-samples", type=int, default=1, metavar="N", help="samples for each prompt or text (default: 1)"
     )
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--length", type=int, default=128, metavar="N", help="tokens of each response (default: 128)"
+        "--length", type=int, default=128, metavar="N", help="tokens in each response (default: 128)"
     )
     group.add_argument(
         "--block-length",
         type=int,
         metavar="N",
-        help="fill in blocks of N tokens, one after the other (default: all as one block)",
+        help="fill in blocks of N tokens, from left to right (default: one block of all tokens)",
     )
     group.add_argument(
         "--steps",
         type=int,
         metavar="N",
-        help="forward passes: more is better and slower (default: one a token)",
+        help="forward passes: more are better and slower (default: one for each token)",
     )
     group.add_argument(
         "--threshold",
         type=float,
         metavar="P",
-        help="instead of --steps: commit all tokens of at least this confidence in a pass, such as 0.9",
+        help="instead of --steps: each pass commits all tokens of at least this confidence, such as 0.9",
     )
     group.add_argument(
         "--remasking",
         choices=get_args(Remasking),
         default="confidence",
-        help="what is committed first: the likeliest token, the largest lead over the second, the lowest "
-        "entropy, or a random one (default: confidence)",
+        help="which tokens are committed first: those with the highest probability (confidence), the largest "
+        "lead over the second likeliest (margin) or the lowest entropy, or random ones (default: confidence)",
     )
     group.add_argument(
         "--temperature",
         type=float,
         default=0.0,
         metavar="T",
-        help="0: the likeliest token; 1: as the model predicts (default: 0)",
+        help="0 takes the likeliest token; 1 draws from the model's distribution (default: 0)",
     )
     group.add_argument(
         "--top-p",
         type=float,
         default=1.0,
         metavar="P",
-        help="draw from the likeliest tokens of this probability together (default: 1)",
+        help="draw only from the likeliest tokens that together have this probability (default: 1)",
     )
     group.add_argument(
         "--guidance",
         type=float,
         default=0.0,
         metavar="W",
-        help="classifier-free guidance: stress what the prompt changes, at two passes for one (default: 0)",
+        help="classifier-free guidance: follow the prompt more closely; doubles the cost (default: 0)",
     )
     group.add_argument(
         "--eos",
         choices=get_args(Eos),
         default="stop",
-        help="stop: leave out blocks after an EOS; late: commit EOS last, too; never: no EOS (default: stop)",
+        help="stop: do not compute blocks after an EOS; late: as stop, and commit EOS after all other "
+        "tokens; never: do not sample EOS (default: stop)",
     )
     group.add_argument(
         "--cache",
         action="store_true",
-        help="with --block-length: compute keys and values of finished blocks once a block; faster, but the "
-        "text may differ",
+        help="with --block-length: compute keys and values of finished blocks once per block; faster, but "
+        "the text can differ",
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
 
@@ -140,38 +145,39 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--batch-size", type=int, default=8, metavar="N", help="texts denoised together (default: 8)"
     )
     group.add_argument(
-        "--dtype", choices=("fp32", "bf16"), help="precision (default: as the model was saved)"
+        "--dtype", choices=("fp32", "bf16"), help="precision of the weights (default: as saved)"
     )
     group.add_argument(
-        "--output", type=Path, metavar="FILE", help="write JSONL here instead of text to stdout"
+        "--output", type=Path, metavar="FILE", help="write JSONL to this file instead of text to stdout"
     )
-    group.add_argument("--overwrite", action="store_true", help="replace an --output that is there already")
+    group.add_argument("--overwrite", action="store_true", help="replace an --output that exists")
     group.add_argument(
-        "--raw", action="store_true", help="show all tokens: no cut at EOS, special tokens included"
+        "--raw", action="store_true", help="show all tokens: special ones too, and those after an EOS"
     )
-    group.add_argument("--watch", action="store_true", help="show the texts after every pass")
-    group.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    group.add_argument("--watch", action="store_true", help="show the texts after every forward pass")
+    group.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; under a launcher on every rank.
+    """Run the command; a launcher runs it on every rank.
 
     Raises:
-        UserError: if an option, the prompts or the model folder do not do.
+        UserError: where an option, a prompt or the model folder is wrong.
     """
     arguments = build_parser().parse_args(argv)
     names = {field.name for field in fields(GenerationOptions)}
     options = GenerationOptions(**{name: value for name, value in vars(arguments).items() if name in names})
     _check_command(arguments)
     sources = read_sources(arguments)
-    facts = read_folder_facts(find_model_folder(arguments.path))
+    description = describe_model(find_model_folder(arguments.path))
     has_responses = any("text" not in source and "input_ids" not in source for source in sources)
-    if has_responses and options.length > facts.max_length:
+    if has_responses and options.length > description.max_length:
         raise UserError(
-            f"length = {options.length}: exceeds the model's max_position_embeddings = {facts.max_length}"
+            f"length = {options.length}: exceeds the model's max_position_embeddings = "
+            f"{description.max_length}"
         )
-    job = Job(
-        facts,
+    task = GenerationTask(
+        description,
         options,
         sources,
         num_samples=arguments.num_samples,
@@ -183,11 +189,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.output is None:
         from mdmscale.generation.display import print_texts
 
-        print_texts(job, watch=arguments.watch)
+        print_texts(task, watch=arguments.watch)
     else:
         from mdmscale.generation.writing import write_jsonl
 
-        write_jsonl(job, arguments.output, overwrite=arguments.overwrite)
+        write_jsonl(task, arguments.output, overwrite=arguments.overwrite)
     return 0
 
 
@@ -199,14 +205,16 @@ def _check_command(arguments: argparse.Namespace) -> None:
     ]
     if arguments.output is None:
         if arguments.input is not None:
-            problems.append(f"--input {arguments.input}: needs --output FILE for the JSONL that it becomes")
+            problems.append(
+                f"--input {arguments.input}: needs --output FILE, to which the samples are written"
+            )
         if arguments.overwrite:
             problems.append("--overwrite: goes with --output")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             problems.append("several ranks share the work through a file; give --output FILE")
     elif arguments.watch:
-        problems.append("--watch: shows what --output would hold; leave one of them out")
+        problems.append("--watch and --output: give only one of them")
     if arguments.output is not None and arguments.output == arguments.input:
-        problems.append(f"--output {arguments.output}: is the --input, which would be lost")
+        problems.append(f"--output {arguments.output}: is also the --input, which would be overwritten")
     if problems:
         raise UserError(*problems)

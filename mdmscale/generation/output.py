@@ -1,7 +1,8 @@
-"""JSONL output that is whole or absent; finished texts lie beside it, for an interrupted command to go on.
+"""JSONL output that appears only when it is complete. An interrupted command continues from partial files.
 
-Every rank appends to a file of its own, `<output>.partial-<rank>`. Its first line says what the texts follow
-from; with anything else the command refuses to go on. At the end rank 0 makes the output of all such files.
+Every rank appends its finished texts to its own file, `<output>.partial-<rank>`. The first line of that file
+holds the recipe: all that decides the texts. A command with another recipe refuses to continue. At the end
+rank 0 merges these files into the output.
 """
 
 import json
@@ -11,12 +12,12 @@ from typing import Any
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import cut_torn_line, written_file
 
-Place = tuple[int, int]
-"""The number of a source, and of its sample."""
+RequestKey = tuple[int, int]
+"""The number of a source, and the number of the sample of that source."""
 
 
 class PartialOutput:
-    """The texts of `output` that are finished already, and a file for this rank's next ones."""
+    """The finished texts of `output`, and a file to which this rank appends further ones."""
 
     def __init__(self, output: Path, recipe: dict[str, Any], rank: int = 0) -> None:
         self.output = output
@@ -24,10 +25,10 @@ class PartialOutput:
         self.file = output.with_name(f"{output.name}.partial-{rank}")
 
     def begin(self, overwrite: bool) -> None:
-        """Look whether the output may be made, before anything slow; rank 0 alone may call it.
+        """Check that the output may be written, before anything slow. Only rank 0 may call it.
 
         Raises:
-            UserError: if it is there already, or was begun with another recipe.
+            UserError: where it exists already, or was begun with another recipe.
         """
         if overwrite:
             for file in (*self._partial_files(), self.output):
@@ -39,26 +40,30 @@ class PartialOutput:
         for file in self._partial_files():
             self._check_recipe(file)
 
-    def finished(self) -> dict[Place, dict[str, Any]]:
-        """The output lines that are finished, by place, of all ranks' files."""
+    def finished(self) -> dict[RequestKey, dict[str, Any]]:
+        """The finished output lines of all ranks' files."""
         return {
             tuple(line["place"]): line["values"]
             for file in self._partial_files()
             for line in _lines(file)[1:]
         }
 
-    def append(self, lines: dict[Place, dict[str, Any]]) -> None:
-        """Keep finished lines; they survive whatever happens next to the process."""
+    def append(self, lines: dict[RequestKey, dict[str, Any]]) -> None:
+        """Write finished lines to disk, so that they survive whatever happens to the process."""
         cut_torn_line(self.file)
         is_new = not self.file.exists() or not self.file.stat().st_size
         with self.file.open("a", encoding="utf-8") as file:
             if is_new:
                 file.write(_dump({"recipe": self.recipe}))
-            for place, values in lines.items():
-                file.write(_dump({"place": place, "values": values}))
+            for key, values in lines.items():
+                file.write(_dump({"place": key, "values": values}))
 
     def publish(self) -> int:
-        """Make the output of all ranks' lines, in order. Returns how many; the partial files go."""
+        """Write the output from all ranks' lines, in order, and remove the partial files.
+
+        Returns:
+            the number of lines.
+        """
         finished = self.finished()
         with written_file(self.output) as unfinished, unfinished.open("w", encoding="utf-8") as file:
             file.writelines(_dump(finished[place]) for place in sorted(finished))
@@ -84,7 +89,7 @@ class PartialOutput:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a partial file."""
+    """The complete lines of a partial file."""
     lines = []
     with file.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
@@ -101,5 +106,5 @@ def _dump(values: dict[str, Any]) -> str:
 
 
 def _literal(name: str) -> str:
-    """A name as a glob pattern that matches it alone."""
+    """A glob pattern that matches only this name."""
     return "".join(f"[{char}]" if char in "*?[" else char for char in name)

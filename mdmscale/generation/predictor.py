@@ -1,4 +1,4 @@
-"""The model's forward pass as sampling needs it: at masked positions only, guided, and with a prefix cache.
+"""The forward pass for sampling: logits at masked positions only, with guidance and a prefix cache.
 
 Legend: rows = texts; length = padded tokens; wanted = positions to predict; vocab = logit columns.
 """
@@ -13,16 +13,17 @@ from mdmscale.generation.batch import GIVEN, PaddedBatch
 
 
 class Predictor:
-    """Logits of a batch's wanted positions.
+    """Compute the logits of a batch's wanted positions.
 
     Args:
         model: a Hugging Face causal-LM class with `config.is_causal = False`.
-        batch: the texts as they were given.
-        logit_shift: read position i from the logits at i - 1, and position 0 from its own (Dream).
-        guidance: w of l_0 + (1 + w)(l - l_0), where l_0 sees masks for all tokens that were given (arXiv
-            2207.12598 in LLaDA's form); 0 saves the pass.
-        cache: keep the keys and values before a block's first mask from the block's first pass on. They are
-            not what a full pass gives, as in a bidirectional model they depend on later tokens too.
+        batch: the texts before sampling.
+        logit_shift: read position i from the logits at i - 1, and position 0 from the logits at 0 (Dream).
+        guidance: w of l_0 + (1 + w)(l - l_0), where the pass for l_0 sees a mask in place of every given
+            token (arXiv 2207.12598 in LLaDA's form); 0 leaves that pass out.
+        cache: keep the keys and values of the columns before a block's first mask, from the block's first
+            pass until its last. A full pass would give others, as in a bidirectional model they depend on
+            later tokens, too.
     """
 
     def __init__(
@@ -42,15 +43,15 @@ class Predictor:
         self._prefix: _Prefix | None = None
 
     def start_block(self) -> None:
-        """Forget the prefix, for its last block is not in it."""
+        """Forget the cached prefix: it lacks the block that has just been finished."""
         self._prefix = None
 
     def __call__(self, tokens: torch.Tensor, is_wanted: torch.Tensor) -> torch.Tensor:
-        """Predict.
+        """Predict the wanted positions.
 
         Args:
             tokens: int64 [rows, length].
-            is_wanted: bool [rows, length]; rows without any take no part in the pass.
+            is_wanted: bool [rows, length]. Rows without a wanted position are left out of the pass.
 
         Returns:
             Logits [wanted, vocab] in row-major order.
@@ -66,7 +67,7 @@ class Predictor:
         return logits[is_wanted[rows][:, columns]]
 
     def _forward(self, tokens: torch.Tensor, rows: torch.Tensor, read_from: torch.Tensor) -> torch.Tensor:
-        """Logits [active, columns, vocab] of the columns `read_from`, guided where that is asked for."""
+        """Logits [active, columns, vocab] of the columns `read_from`, with guidance where it is set."""
         attention_mask = self.batch.is_real[rows].long() if self.batch.is_padded else None
         position_ids = self.batch.position_ids[rows]
         if self.guidance:
@@ -91,18 +92,18 @@ class Predictor:
 
 
 class _Prefix:
-    """Keys and values of the first `length` columns of `rows`: those before a block's first mask."""
+    """Keys and values of the first `length` columns of `rows`, which lie before a block's first mask."""
 
     def __init__(self, model: PreTrainedModel, rows: torch.Tensor, length: int) -> None:
         self.cache = DynamicCache(config=model.config)
-        # transformers calls it past_key_values before 5.24 and cache from 5.40 on; in between, both.
+        # Before transformers 5.24 the argument is past_key_values, from 5.40 on cache; in between both work.
         self._keyword = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
         self.rows = rows
         self.length = length
 
     @property
     def num_known(self) -> int:
-        """Columns that the next pass need not compute: none in a block's first."""
+        """How many columns the next pass takes from the cache: none in a block's first pass."""
         return int(self.cache.get_seq_length())
 
     @property
@@ -110,6 +111,6 @@ class _Prefix:
         return {"use_cache": True, self._keyword: self.cache} if self.length else {"use_cache": False}
 
     def cut(self) -> None:
-        """Drop the columns from the block on, which the last pass added."""
+        """Drop the columns of the block and after it, which the last pass added."""
         if added := self.num_known - self.length * bool(self.num_known):
             self.cache.crop(-added)

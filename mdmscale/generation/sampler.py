@@ -1,13 +1,13 @@
-"""From requests to texts: the few calls that sampling from Python takes."""
+"""From requests to texts: the calls with which a program samples."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from mdmscale.generation.loading import LoadedModel
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import Request, decode_response
+from mdmscale.models.opening import LoadedModel
 
 if TYPE_CHECKING:
     from mdmscale.generation.denoise import Frame
@@ -21,8 +21,8 @@ class Generation:
     """A finished text."""
 
     request: Request
-    token_ids: list[int]  # of the whole text, prompt included
-    text: str  # of the response, cut at its first EOS; of an infilling the whole
+    token_ids: list[int]  # of the whole text, with its prompt
+    text: str  # the response up to its first EOS; of an infilling the whole text
     num_forwards: int
 
 
@@ -32,9 +32,9 @@ def generate(
     options: GenerationOptions | None = None,
     batch_size: int = 8,
 ) -> Iterator[Generation]:
-    """Sample a text for each request, in their order, `batch_size` at a time.
+    """Sample a text for each request, in order, `batch_size` at a time.
 
-    In fp32 the texts do not depend on the batch size, nor on what else is in a batch.
+    In fp32 a text depends neither on the batch size nor on the other texts of its batch.
     """
     for members in batches(requests, batch_size):
         last = deque(stream(loaded, members, options), maxlen=1)
@@ -44,29 +44,30 @@ def generate(
 def stream(
     loaded: LoadedModel, requests: Sequence[Request], options: GenerationOptions | None = None
 ) -> Iterator["Frame"]:
-    """Denoise the requests as one batch and yield it after every step, with its padding."""
+    """Denoise the requests as one batch. Yields the padded batch after every step."""
     from mdmscale.generation.batch import pad_requests
     from mdmscale.generation.denoise import denoise
     from mdmscale.generation.predictor import Predictor
 
     options = options or GenerationOptions()
-    facts = loaded.facts
-    batch = pad_requests(requests, options, facts.mask_token_id, loaded.device)
+    description = loaded.description
+    batch = pad_requests(requests, options, description.mask_token_id, loaded.device)
     predictor = Predictor(
         loaded.model,
         batch,
-        logit_shift=facts.logit_shift,
+        logit_shift=description.logit_shift,
         guidance=options.guidance,
         cache=options.cache,
     )
-    without_text = range(len(loaded.tokenizer), facts.vocab_size)  # rows that only pad the embedding
+    # Embedding rows beyond the tokenizer are padding; they stand for no text.
+    without_text = range(len(loaded.tokenizer), description.vocab_size)
     yield from denoise(predictor, batch, options, banned_ids=without_text, eos_ids=sorted(loaded.eos_ids))
 
 
 def finish(
     loaded: LoadedModel, requests: Sequence[Request], frame: "Frame | None", *, raw: bool = False
 ) -> Iterator[Generation]:
-    """The texts of a batch after its last frame; None where nothing was masked."""
+    """The texts of a batch after its last frame; `frame` is None where nothing was masked."""
     for row, request in enumerate(requests):
         token_ids, num_forwards = request.token_ids, 0
         if frame is not None:
@@ -76,6 +77,6 @@ def finish(
 
 
 def batches(items: Sequence[Item], batch_size: int) -> Iterator[Sequence[Item]]:
-    """`items` in runs of `batch_size`, the last one shorter."""
+    """`items` in groups of `batch_size`; the last group may be shorter."""
     for first in range(0, len(items), batch_size):
         yield items[first : first + batch_size]

@@ -1,6 +1,6 @@
-"""From logits to tokens: which token each masked position proposes, and which proposals are committed first.
+"""From logits to tokens: the token that each masked position proposes, and which proposals come first.
 
-Legend: masked = the positions that a step predicts; vocab = logit columns.
+Legend: masked = positions that a step predicts; vocab = logit columns.
 """
 
 import torch
@@ -8,12 +8,12 @@ import torch
 from mdmscale.generation.options import GenerationOptions
 
 SAMPLING_CHUNK = 128
-"""Masked positions sampled at a time: bounds the float64 probabilities to [128, vocab]."""
+"""How many masked positions are sampled at once. It bounds the float64 probabilities to [128, vocab]."""
 
 SCORE_DECIMALS = 5
-"""Scores are rounded, so that fp32 rounding, which differs with the batch, hardly ever decides an order."""
+"""Scores are rounded, so that fp32 rounding errors, which depend on the batch, rarely decide an order."""
 
-LAST = -1e30  # the score of what is committed after all else
+LAST = -1e30  # the score of tokens that are committed after all others
 
 
 def propose(
@@ -23,13 +23,13 @@ def propose(
     banned_ids: torch.Tensor,
     eos_ids: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A token for every masked position, and its score: the highest are committed first.
+    """A token for every masked position, and its score. The highest scores are committed first.
 
     Args:
         logits: [masked, vocab], on any device.
-        uniforms: float64 [masked, 2] in [0, 1): one decides the token, one the order of random remasking.
-        banned_ids: int64 [banned], tokens that are no text, such as the mask.
-        eos_ids: int64 [eos], what `options.eos` is about.
+        uniforms: float64 [masked, 2] in [0, 1): one for the token, one for the order of random remasking.
+        banned_ids: int64 [banned], tokens that must not be sampled, such as the mask.
+        eos_ids: int64 [eos], the tokens that `options.eos` speaks of.
 
     Returns:
         Token ids, int64 [masked], and scores, float64 [masked].
@@ -52,25 +52,26 @@ def propose(
 def choose_tokens(
     logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float
 ) -> torch.Tensor:
-    """Tokens from softmax(logits / temperature), cut to the likeliest of mass `top_p`. int64 [masked].
+    """Tokens drawn from softmax(logits / temperature) over the likeliest of mass `top_p`. int64 [masked].
 
-    Each is the inverse of the cumulative distribution at one uniform. Gumbel noise on the logits gives the
-    same distribution from a whole vocabulary of draws, and in fp32 a wrong one (arXiv 2409.02908).
+    Each token inverts the cumulative distribution at one uniform. Gumbel noise on the logits would give the
+    same distribution, but needs one draw for each vocabulary entry, and in fp32 its distribution is wrong
+    (arXiv 2409.02908).
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
-    # The largest logit is taken off first, as a tiny temperature would overflow.
+    # Subtract the largest logit first, as dividing by a tiny temperature would overflow.
     probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
     if top_p == 1:
         return _invert(probabilities.cumsum(dim=-1), uniforms)
     ordered, token_ids = probabilities.sort(dim=-1, descending=True, stable=True)
     mass = ordered.cumsum(dim=-1)
-    kept = torch.where(mass - ordered < top_p, ordered, 0.0)  # the one that reaches top_p is the last
+    kept = torch.where(mass - ordered < top_p, ordered, 0.0)  # the token that reaches top_p is kept
     return token_ids.gather(1, _invert(kept.cumsum(dim=-1), uniforms)[:, None]).squeeze(1)
 
 
 def _invert(cumulative: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The first index of [masked, vocab] whose cumulative sum exceeds `uniforms` of the whole."""
+    """The first index whose cumulative sum [masked, vocab] exceeds the share `uniforms` of the total."""
     whole = cumulative[:, -1]
     levels = torch.minimum(uniforms * whole, torch.nextafter(whole, torch.zeros_like(whole)))
     return torch.searchsorted(cumulative, levels[:, None], right=True).squeeze(1)
@@ -79,7 +80,7 @@ def _invert(cumulative: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 def _scores(
     logits: torch.Tensor, tokens: torch.Tensor, uniforms: torch.Tensor, remasking: str
 ) -> torch.Tensor:
-    """float64 [masked], from the model's own distribution, whatever the temperature was."""
+    """float64 [masked], from the model's own distribution at temperature 1."""
     if remasking == "random":
         return uniforms
     probabilities = logits.softmax(dim=-1)

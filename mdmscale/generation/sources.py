@@ -1,11 +1,10 @@
-"""What to sample, as the user names it: prompts, texts with masks, lines of JSONL. Read without torch."""
+"""Read what the user wants sampled: prompts, texts with masks, lines of JSONL. Needs no torch."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from mdmscale.generation.loading import LoadedModel
 from mdmscale.generation.prompts import (
     Request,
     encode_ids,
@@ -13,20 +12,21 @@ from mdmscale.generation.prompts import (
     encode_messages,
     encode_prompt,
 )
+from mdmscale.models.opening import LoadedModel
 from mdmscale.system.errors import UserError
 
 Source = dict[str, Any]
-"""One of prompt, messages, text and input_ids, and whatever else the user's line holds; {}: no prompt."""
+"""One of the keys prompt, messages, text and input_ids, and the line's other keys; {} means no prompt."""
 
 KINDS = {"prompt": str, "messages": list, "text": str, "input_ids": list}
 GENERATED = "generated"  # the key of the sampled text in an output line
 
 
 def read_sources(arguments: argparse.Namespace) -> list[Source]:
-    """All that the command line asks for, in order.
+    """The sources that the command line names, in order.
 
     Raises:
-        UserError: for files and lines that do not do.
+        UserError: for files that cannot be read and lines that are wrong.
     """
     for option in ("prompt", "text"):
         if not all(getattr(arguments, option) or ["given"]):
@@ -40,7 +40,7 @@ def read_sources(arguments: argparse.Namespace) -> list[Source]:
     else:
         sources = [{"prompt": prompt} for prompt in arguments.prompt or []] or [{}]
     if arguments.chat and not all("prompt" in source or "messages" in source for source in sources):
-        raise UserError("--chat: needs prompts; give --prompt, --prompt-file or an --input of them")
+        raise UserError("--chat: needs prompts; give --prompt, --prompt-file, or an --input with prompts")
     return sources
 
 
@@ -50,7 +50,7 @@ def _read_lines(option: str, path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{option} {path}: cannot be read: {error}") from None
     if not any(line.strip() for line in lines):
-        raise UserError(f"{option} {path}: is empty; write one prompt a line")
+        raise UserError(f"{option} {path}: is empty; write one prompt on each line")
     return [line for line in lines if line.strip()]
 
 
@@ -67,7 +67,7 @@ def _read_jsonl(path: Path) -> list[Source]:
 
 
 def _check(values: Any) -> Source:
-    """A line's values, or a ValueError that says what is wrong with them."""
+    """The values of a line, checked; raises ValueError with what is wrong."""
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object, found {type(values).__name__}")
     given = [kind for kind in KINDS if kind in values]
@@ -76,21 +76,23 @@ def _check(values: Any) -> Source:
     (kind,) = given
     value = values[kind]
     if not isinstance(value, KINDS[kind]) or not value:
-        raise ValueError(f"{kind} = {value!r} is no {KINDS[kind].__name__} with something in it")
+        raise ValueError(f"{kind} = {value!r} is not a {KINDS[kind].__name__}, or is an empty one")
     if kind == "input_ids" and not all(type(token_id) is int for token_id in value):
-        raise ValueError("input_ids: holds other things than integers")
+        raise ValueError("input_ids: not all of them are integers")
     if kind == "messages" and not all(isinstance(message, dict) for message in value):
         raise ValueError('messages: write [{"role": "user", "content": "..."}, ...]')
     if GENERATED in values:
-        raise ValueError(f"already has the key {GENERATED!r}, which the output writes; rename it")
+        raise ValueError(
+            f"already has the key {GENERATED!r}, under which the output stores the sampled text; rename it"
+        )
     return values
 
 
 def encode(loaded: LoadedModel, source: Source, length: int, *, chat: bool) -> Request:
-    """The request that a source stands for.
+    """Encode a source as a request.
 
     Raises:
-        UserError: where the model or its tokenizer cannot take it.
+        UserError: where it does not fit the model or its tokenizer.
     """
     match source:
         case {"messages": messages}:

@@ -1,4 +1,4 @@
-"""A job shared among ranks, each of which samples a part of the JSONL file that appears when all are done."""
+"""Write samples to a JSONL file. The ranks share the work, and the file appears when all have finished."""
 
 import os
 import time
@@ -6,41 +6,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mdmscale.generation.job import Job, Tally, make_progress, sample_batch
-from mdmscale.generation.loading import LoadedModel
-from mdmscale.generation.output import PartialOutput, Place
+from mdmscale.generation.output import PartialOutput, RequestKey
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampler import Generation, batches
 from mdmscale.generation.sources import GENERATED, Source
+from mdmscale.generation.task import GenerationTask, Tally, make_progress, sample_batch
+from mdmscale.models.opening import LoadedModel
 
 
-def write_jsonl(job: Job, path: Path, *, overwrite: bool) -> None:
-    """Sample what `path` has not yet, this rank its share of it, and publish the file when all have finished.
+def write_jsonl(task: GenerationTask, path: Path, *, overwrite: bool) -> None:
+    """Sample this rank's share of the texts that `path` still lacks; rank 0 writes the file at the end.
 
     Raises:
-        UserError: for sources that the model cannot take, or an output that is there or was begun otherwise.
+        UserError: where sources do not fit the model, or where the output exists or was begun with another
+            recipe.
     """
     from rich.console import Console
 
     notes = Console(stderr=True, highlight=False)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    partial = PartialOutput(path, job.recipe(), rank)
+    partial = PartialOutput(path, task.recipe(), rank)
     group = _Group(world_size)
     group.first_rank(lambda: partial.begin(overwrite))
-    loaded = job.load()
-    requests = job.requests(loaded)
+    loaded = task.load()
+    requests = task.requests(loaded)
     finished = partial.finished()
-    group.wait()  # no rank may add to the files before all have read them
-    todo = [(place, request) for place, request in requests.items() if place not in finished]
-    todo.sort(key=lambda each: (len(each[1].token_ids), each[0]))  # little padding, and equal shares
+    group.wait()  # all ranks must have read the files before one appends to them
+    todo = [(key, request) for key, request in requests.items() if key not in finished]
+    todo.sort(key=lambda each: (len(each[1].token_ids), each[0]))  # keeps padding small and shares equal
     if finished and rank == 0:
-        notes.print(f"{path}: going on after {len(finished)} of {len(requests)} texts", soft_wrap=True)
+        notes.print(f"{path}: continuing after {len(finished)} of {len(requests)} texts", soft_wrap=True)
     try:
-        tally = group.total(_sample_share(job, loaded, todo[rank::world_size], partial, rank, world_size))
+        tally = group.total(_sample_share(task, loaded, todo[rank::world_size], partial, rank, world_size))
     except KeyboardInterrupt:
         if rank == 0:
             notes.print(
-                f"{path}: the same command goes on after {len(partial.finished())} texts", soft_wrap=True
+                f"{path}: the same command continues after {len(partial.finished())} texts", soft_wrap=True
             )
         raise
     if rank == 0:
@@ -52,31 +53,31 @@ def write_jsonl(job: Job, path: Path, *, overwrite: bool) -> None:
 
 
 def _sample_share(
-    job: Job,
+    task: GenerationTask,
     loaded: LoadedModel,
-    share: list[tuple[Place, Request]],
+    share: list[tuple[RequestKey, Request]],
     partial: PartialOutput,
     rank: int,
     world_size: int,
 ) -> Tally:
-    """Sample this rank's share, each batch of which is kept as soon as it is there."""
+    """Sample this rank's share; each finished batch goes to disk at once."""
     tally = Tally(time.perf_counter())
     title = "denoising" if world_size == 1 else f"denoising, rank 0 of {world_size}"
     texts = [request for _, request in share]
-    with make_progress(texts, job.facts.mask_token_id, title, shown=rank == 0) as progress:
-        for members in batches(share, job.batch_size):
-            generations = sample_batch(job, loaded, [request for _, request in members], progress, None)
-            tally.add(generations, job.facts.mask_token_id)
+    with make_progress(texts, task.description.mask_token_id, title, shown=rank == 0) as progress:
+        for members in batches(share, task.batch_size):
+            generations = sample_batch(task, loaded, [request for _, request in members], progress)
+            tally.add(generations, task.description.mask_token_id)
             lines = {
-                place: output_line(job.sources[place[0]], generation)
-                for (place, _), generation in zip(members, generations, strict=True)
+                key: output_line(task.sources[key[0]], generation)
+                for (key, _), generation in zip(members, generations, strict=True)
             }
             partial.append(lines)
     return tally
 
 
 def output_line(source: Source, generation: Generation) -> dict[str, Any]:
-    """The source's own keys and the sampled text."""
+    """An output line: the keys of the source, and the sampled text."""
     return {
         **source,
         "sample": generation.request.sample,
@@ -86,7 +87,7 @@ def output_line(source: Source, generation: Generation) -> dict[str, Any]:
 
 
 class _Group:
-    """The ranks of a launcher; of a single process nothing is joined."""
+    """The ranks that a launcher started. A single process joins no process group."""
 
     def __init__(self, world_size: int) -> None:
         self.ranks = None
@@ -110,7 +111,7 @@ class _Group:
             dist.barrier()
 
     def total(self, tally: Tally) -> Tally:
-        """Summed over ranks, after all have come here."""
+        """The sum of all ranks' tallies; it waits for all ranks."""
         if self.ranks is None:
             return tally
         import torch.distributed as dist

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config.run import ModelSection
 from mdmscale.models.lora import add_lora
+from mdmscale.models.opening import first_line, load_weights
+from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up, shape_of_keys
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
@@ -30,7 +31,6 @@ ARCHITECTURE_KEYS = (
     "tie_word_embeddings",
 )
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(options.path)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"model.path = {options.path!r}: no model config there: {_first_line(error)}"
+            f"model.path = {options.path!r}: no model config there: {first_line(error)}"
         ) from None
     given = {name: getattr(options, name) for name in ARCHITECTURE_KEYS if name in options.model_fields_set}
     differing = [
@@ -158,29 +158,12 @@ def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> P
         try:
             return AutoModelForCausalLM.from_config(config, **arguments)
         except ImportError as error:
-            raise UserError(f"model.attention = {options.attention}: {_first_line(error)}") from None
+            raise UserError(f"model.attention = {options.attention}: {first_line(error)}") from None
 
 
 def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens a scratch model needs rows for: the tokenizer's, and a mask token where it has none."""
     return len(tokenizer) + (tokenizer.mask_token_id is None)
-
-
-def load_weights(place: str | Path, **arguments: Any) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained`, which by itself would fill missing weights at random.
-
-    Raises:
-        UserError: where weights are missing or damaged.
-    """
-    try:
-        # Typed Any, as the annotations of from_pretrained do not know of the pair that loading info makes.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **arguments)
-    except Exception as error:  # whatever the damage raises in transformers or safetensors
-        raise UserError(f"{place}: the model cannot be loaded: {_first_line(error)}") from error
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{place}: {len(missing)} weights are missing, such as {missing[0]}")
-    return model
 
 
 def _settle_mask_token(
@@ -222,7 +205,3 @@ def _set_mean_row(model: PreTrainedModel, token_id: int) -> None:
             mean = weight[: min(token_id, num_rows)].float().mean(dim=0).to(weight.dtype)
             weight[token_id] = mean
             weight[num_rows:] = mean
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

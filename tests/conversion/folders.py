@@ -106,13 +106,17 @@ def llada_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def write_folder(
-    folder: Path, config: dict[str, Any], weights: Weights, layout: str = "safetensors", num_shards: int = 1
+    folder: Path,
+    config: dict[str, Any],
+    weights: Weights,
+    file_format: str = "safetensors",
+    num_shards: int = 1,
 ) -> Path:
     """config.json and weights: `safetensors` or `bin`, in shards with an index where there are several."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    stem, ending = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin")}[layout]
-    save: Callable[[Weights, Path], None] = save_file if layout == "safetensors" else torch.save
+    stem, ending = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin")}[file_format]
+    save: Callable[[Weights, Path], None] = save_file if file_format == "safetensors" else torch.save
     if num_shards == 1:
         save(weights, folder / f"{stem}.{ending}")
         return folder

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conversion.folders import DREAM, LLADA, llada_shapes, make_arm, random_weights, write_folder
 
-from mdmscale.conversion.importing import ImportOptions, import_model
+from mdmscale.conversion.importing import ImportOptions, import_folder
 from mdmscale.system.errors import UserError
 
 
@@ -29,7 +29,7 @@ def refusal(source: Path, **options: Any) -> str:
     """What an import says that fails, leaving nothing behind."""
     before = sorted(source.parent.iterdir())
     with pytest.raises(UserError) as caught:
-        import_model(source, source.with_name("ours"), ImportOptions(**options))
+        import_folder(source, source.with_name("ours"), ImportOptions(**options))
     assert sorted(source.parent.iterdir()) == before
     return str(caught.value)
 
@@ -173,12 +173,12 @@ def test_the_wrong_family(source: Path, tmp_path: Path) -> None:
     assert "is of the family llada (llada); give that, or auto" in refusal(source, family="arm")
     qwen = make_arm(tmp_path / "qwen", "qwen2")
     assert "is of the family arm (qwen2)" in refusal(qwen, family="diffullama")
-    import_model(source, tmp_path / "ours", ImportOptions())
+    import_folder(source, tmp_path / "ours", ImportOptions())
     with pytest.raises(UserError, match="is an mdmscale model already"):
-        import_model(tmp_path / "ours", tmp_path / "again", ImportOptions())
+        import_folder(tmp_path / "ours", tmp_path / "again", ImportOptions())
 
 
 def test_a_model_without_a_mask_token(source: Path) -> None:
     set_config(source, mask_token_id=None)
     assert "has no mask_token_id; give --mask-token" in refusal(source)
-    import_model(source, source.with_name("ours"), ImportOptions(mask_token="5"))
+    import_folder(source, source.with_name("ours"), ImportOptions(mask_token="5"))

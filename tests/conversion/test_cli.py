@@ -20,7 +20,7 @@ from conversion.folders import (
 )
 
 from mdmscale.conversion.convert_command import main
-from mdmscale.conversion.place import open_model
+from mdmscale.conversion.stored_model import open_stored_model
 from mdmscale.system.errors import UserError
 from mdmscale.training.metrics import read_metrics
 
@@ -94,7 +94,7 @@ def test_exporting_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     arm = facts(capsys, tmp_path / "arm") if capsys.readouterr() else {}
     assert (arm["family"], arm["vocab_size"], arm["mask_token_id"]) == ("arm", 512, None)
     with pytest.raises(UserError, match=r"--checkpoint 3: .* there are: 2, 4"):
-        open_model(run, 3)
+        open_stored_model(run, 3)
 
 
 def test_inspecting_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

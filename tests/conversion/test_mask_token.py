@@ -19,8 +19,8 @@ from conversion.folders import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mdmscale.conversion.exporting import ExportOptions, export_model
-from mdmscale.conversion.importing import ImportOptions, import_model
+from mdmscale.conversion.exporting import ExportOptions, export_folder
+from mdmscale.conversion.importing import ImportOptions, import_folder
 from mdmscale.system.errors import UserError
 
 RESERVED = ("<|begin_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>")
@@ -30,7 +30,7 @@ ROWS = ("model.embed_tokens.weight", "lm_head.weight")
 def imported(source: Path, **options: Any) -> tuple[int, Any, Weights]:
     """The imported model's mask token id, tokenizer and weights."""
     target = source.with_name("ours")
-    import_model(source, target, ImportOptions(**options))
+    import_folder(source, target, ImportOptions(**options))
     mask = json.loads((target / "config.json").read_text())["mdm"]["mask_token_id"]
     return mask, AutoTokenizer.from_pretrained(target), read_weights(target)
 
@@ -64,7 +64,7 @@ def test_a_reserved_token_is_preferred(tmp_path: Path) -> None:
     for name in ROWS:
         torch.testing.assert_close(after[name][99], before[name].mean(0))
         assert torch.equal(after[name][:99], before[name][:99])
-    export_model(tmp_path / "ours", tmp_path / "back", ExportOptions(to="arm"))
+    export_folder(tmp_path / "ours", tmp_path / "back", ExportOptions(to="arm"))
     assert AutoTokenizer.from_pretrained(tmp_path / "back").get_vocab() == tokenizer.get_vocab()
 
 
@@ -114,7 +114,7 @@ def test_dream_tokenizers_need_no_code(tmp_path: Path) -> None:
     assert not list((tmp_path / "ours").glob("*.py"))
     (source / "vocab.json").write_text(json.dumps({"a": 0}))
     with pytest.raises(UserError, match="has the id 97, but 1 in the opened tokenizer"):
-        import_model(source, tmp_path / "again", ImportOptions())
+        import_folder(source, tmp_path / "again", ImportOptions())
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="mask token 100: the model has only 100 embeddings; see --mask-token"
     ):
-        import_model(source, tmp_path / "ours", ImportOptions(mask_token="100"))
+        import_folder(source, tmp_path / "ours", ImportOptions(mask_token="100"))
     (source / "tokenizer.json").unlink()
     for asked in (None, "word7"):
         with pytest.raises(UserError, match=r"--mask-token.*give an id, as the folder has no tokenizer"):
-            import_model(source, tmp_path / "ours", ImportOptions(mask_token=asked))
+            import_folder(source, tmp_path / "ours", ImportOptions(mask_token=asked))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["arm"]
 
 

@@ -20,7 +20,7 @@ from conversion.folders import (
 from conversion.references import dream_logits, llada_logits
 from transformers import AutoModelForCausalLM
 
-from mdmscale.conversion.importing import ImportOptions, import_model
+from mdmscale.conversion.importing import ImportOptions, import_folder
 from mdmscale.models.mdm import MaskedDiffusionModel
 
 SEQUENTIAL = {**LLADA, "block_type": "sequential", "activation_type": "swiglu", "mlp_hidden_size": 96}
@@ -55,12 +55,12 @@ def assert_parity(folder: Path, ids: torch.Tensor, logits: torch.Tensor) -> None
     assert (mdm_logits(folder, ids) - logits.log_softmax(-1)).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+@pytest.mark.parametrize("file_format", ["safetensors", "bin"])
 @pytest.mark.parametrize("config", [LLADA, SEQUENTIAL], ids=["llama-block", "fused"])
-def test_llada(tmp_path: Path, ids: torch.Tensor, config: dict[str, Any], layout: str) -> None:
+def test_llada(tmp_path: Path, ids: torch.Tensor, config: dict[str, Any], file_format: str) -> None:
     weights = random_weights(llada_shapes(config))
-    write_folder(tmp_path / "llada", config, weights, layout, num_shards=2)
-    import_model(tmp_path / "llada", tmp_path / "ours", ImportOptions())
+    write_folder(tmp_path / "llada", config, weights, file_format, num_shards=2)
+    import_folder(tmp_path / "llada", tmp_path / "ours", ImportOptions())
     logits = llada_logits(config, weights, ids)
     assert logits.std() > 0.1, "the reference says something"
     assert_parity(tmp_path / "ours", ids, logits)
@@ -77,14 +77,14 @@ def test_llada_with_its_llama_block_and_fused_attention(tmp_path: Path, ids: tor
         elif not name.endswith(("k_proj.weight", "v_proj.weight")):
             fused[name] = tensor
     write_folder(tmp_path / "llada", LLADA, fused)
-    import_model(tmp_path / "llada", tmp_path / "ours", ImportOptions())
+    import_folder(tmp_path / "llada", tmp_path / "ours", ImportOptions())
     assert_parity(tmp_path / "ours", ids, logits)
 
 
 def test_dream(tmp_path: Path, ids: torch.Tensor) -> None:
     weights = random_weights(dream_shapes(DREAM))
     write_folder(tmp_path / "dream", DREAM, weights, num_shards=2)
-    import_model(tmp_path / "dream", tmp_path / "ours", ImportOptions())
+    import_folder(tmp_path / "dream", tmp_path / "ours", ImportOptions())
     assert_parity(tmp_path / "ours", ids, dream_logits(DREAM, weights, ids))
 
 
@@ -113,7 +113,7 @@ ARMS: dict[str, dict[str, Any]] = {
 def test_arm(tmp_path: Path, ids: torch.Tensor, kind: str, tied: bool) -> None:
     """In causal mode the imported weights are the source's model; the mask's new rows are beside them."""
     source = make_arm(tmp_path / "arm", tied=tied, **ARMS[kind])
-    import_model(source, tmp_path / "ours", ImportOptions())
+    import_folder(source, tmp_path / "ours", ImportOptions())
     original: Any = AutoModelForCausalLM.from_pretrained(source).eval()
     ours: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", is_causal=True).eval()
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_arm(tmp_path: Path, ids: torch.Tensor, kind: str, tied: bool) -> None:
 def test_diffullama_is_shifted_and_masks_with_token_811(tmp_path: Path, ids: torch.Tensor) -> None:
     source = make_arm(tmp_path / "llama", "llama", vocab_size=1000)
     make_tokenizer(source, 1000)
-    facts = import_model(source, tmp_path / "ours", ImportOptions(family="diffullama"))
+    facts = import_folder(source, tmp_path / "ours", ImportOptions(family="diffullama"))
     assert facts["logit shift"] is True and facts["mask token"].startswith("811 ")
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
     assert model.config.mdm["mask_token_id"] == 811

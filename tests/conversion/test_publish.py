@@ -22,7 +22,7 @@ from conversion.folders import (
 )
 
 from mdmscale.conversion.destination import check_destination
-from mdmscale.conversion.importing import ImportOptions, import_model
+from mdmscale.conversion.importing import ImportOptions
 from mdmscale.system import folders
 from mdmscale.system.errors import UserError
 from mdmscale.system.folders import published_folder
@@ -77,14 +77,14 @@ SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
 from mdmscale.weights import weight_writer
-from mdmscale.conversion.importing import ImportOptions, import_model
+from mdmscale.conversion.importing import ImportOptions, import_folder
 
 def save_slowly(*arguments, **options):
     save_file(*arguments, **options)
     time.sleep(0.2)
 
 save_file, weight_writer.save_file = weight_writer.save_file, save_slowly
-import_model(Path(sys.argv[1]), Path(sys.argv[2]), ImportOptions(max_shard_bytes=5000))
+import_folder(Path(sys.argv[1]), Path(sys.argv[2]), ImportOptions(max_shard_bytes=5000))
 """
 
 
@@ -112,10 +112,10 @@ def test_killed_between_the_renames_the_old_one_survives(
     (tmp_path / "ours").rename(tmp_path / ".replaced-ours")  # where a kill at that moment leaves it
     monkeypatch.setattr(folders, "_check_room", full_disk)
     with pytest.raises(UserError, match="no room"):
-        import_model(source, tmp_path / "ours", ImportOptions())
+        import_folder(source, tmp_path / "ours", ImportOptions())
     assert (tmp_path / "ours" / "config.json").read_text() == "old"
     monkeypatch.undo()
-    import_model(source, tmp_path / "ours", ImportOptions(overwrite=True))
+    import_folder(source, tmp_path / "ours", ImportOptions(overwrite=True))
     assert len(read_weights(tmp_path / "ours")) == len(llada_shapes(LLADA))
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "llama"
 
@@ -125,10 +125,10 @@ def full_disk(*_: Any) -> None:
 
 
 def test_overwriting_replaces_the_whole_folder(source: Path, tmp_path: Path) -> None:
-    import_model(source, tmp_path / "ours", ImportOptions(max_shard_bytes=5000))
+    import_folder(source, tmp_path / "ours", ImportOptions(max_shard_bytes=5000))
     with pytest.raises(UserError, match="--overwrite"):
-        import_model(source, tmp_path / "ours", ImportOptions())
+        import_folder(source, tmp_path / "ours", ImportOptions())
     before = read_weights(tmp_path / "ours")
-    import_model(source, tmp_path / "ours", ImportOptions(overwrite=True))
+    import_folder(source, tmp_path / "ours", ImportOptions(overwrite=True))
     assert [path.name for path in (tmp_path / "ours").glob("*.safetensors*")] == ["model.safetensors"]
     assert_same_bytes(read_weights(tmp_path / "ours"), before)

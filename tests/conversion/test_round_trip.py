@@ -22,8 +22,8 @@ from conversion.folders import (
 from conversion.references import llada_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mdmscale.conversion.exporting import ExportOptions, export_model
-from mdmscale.conversion.importing import ImportOptions, import_model
+from mdmscale.conversion.exporting import ExportOptions, export_folder
+from mdmscale.conversion.importing import ImportOptions, import_folder
 from mdmscale.system.errors import UserError
 
 # Every field of the dataclass ModelConfig in LLaDA's configuration_llada.py.
@@ -39,8 +39,8 @@ MODEL_CONFIG = """
 
 def there_and_back(source: Path, to: str, **options: Any) -> Path:
     ours, back = source.with_name("ours"), source.with_name("back")
-    import_model(source, ours, ImportOptions(max_shard_bytes=30_000, **options))
-    export_model(ours, back, ExportOptions(to=to, max_shard_bytes=20_000))
+    import_folder(source, ours, ImportOptions(max_shard_bytes=30_000, **options))
+    export_folder(ours, back, ExportOptions(to=to, max_shard_bytes=20_000))
     return back
 
 
@@ -49,10 +49,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("layout", ["safetensors", "bin"])
-def test_llada(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("file_format", ["safetensors", "bin"])
+def test_llada(tmp_path: Path, file_format: str, dtype: torch.dtype) -> None:
     weights = random_weights(llada_shapes(LLADA), dtype)
-    source = write_folder(tmp_path / "llada", LLADA, weights, layout, num_shards=3)
+    source = write_folder(tmp_path / "llada", LLADA, weights, file_format, num_shards=3)
     make_tokenizer(source)
     back = there_and_back(source, "llada")
     assert len(list(back.glob("*.safetensors"))) > 1, "the writer made shards"
@@ -136,8 +136,8 @@ def test_arm_with_an_added_mask_token(tmp_path: Path, architecture: str, tied: b
 
 
 def test_hf_to_hf_is_the_same_model(tmp_path: Path) -> None:
-    import_model(make_arm(tmp_path / "arm", "qwen3"), tmp_path / "ours", ImportOptions())
-    export_model(tmp_path / "ours", tmp_path / "again", ExportOptions(to="hf"))
+    import_folder(make_arm(tmp_path / "arm", "qwen3"), tmp_path / "ours", ImportOptions())
+    export_folder(tmp_path / "ours", tmp_path / "again", ExportOptions(to="hf"))
     assert_same_bytes(read_weights(tmp_path / "again"), read_weights(tmp_path / "ours"))
     assert read_config(tmp_path / "again") == read_config(tmp_path / "ours")
 
@@ -150,19 +150,19 @@ def test_precision_is_as_asked_for(tmp_path: Path) -> None:
     assert read_config(back)["torch_dtype"] == "float32"
 
 
-def test_what_a_layout_cannot_say_is_refused(tmp_path: Path) -> None:
+def test_what_a_format_cannot_express_is_refused(tmp_path: Path) -> None:
     """LLaDA's code would read a shifted model wrongly in silence, as Dream's an unshifted one."""
-    import_model(make_arm(tmp_path / "qwen3", "qwen3"), tmp_path / "shifted", ImportOptions())
+    import_folder(make_arm(tmp_path / "qwen3", "qwen3"), tmp_path / "shifted", ImportOptions())
     llada = write_folder(tmp_path / "llada", LLADA, random_weights(llada_shapes(LLADA)))
-    import_model(llada, tmp_path / "plain", ImportOptions())
-    import_model(tmp_path / "qwen3", tmp_path / "plain-qwen3", ImportOptions(logit_shift="off"))
+    import_folder(llada, tmp_path / "plain", ImportOptions())
+    import_folder(tmp_path / "qwen3", tmp_path / "plain-qwen3", ImportOptions(logit_shift="off"))
     for folder, to, message in (
         ("shifted", "llada", "logit_shift"),
         ("plain", "dream", "no logit_shift"),
-        ("shifted", "dream", "it is qwen3"),
-        ("plain-qwen3", "llada", "a qwen3 model has parts that LLaDA's code has not"),
+        ("shifted", "dream", "it is a qwen3 model"),
+        ("plain-qwen3", "llada", "LLaDA's code lacks parts of a qwen3 model"),
         ("llada", "hf", "llada"),
     ):
         with pytest.raises(UserError, match=message):
-            export_model(tmp_path / folder, tmp_path / "out", ExportOptions(to=to))
+            export_folder(tmp_path / folder, tmp_path / "out", ExportOptions(to=to))
         assert not (tmp_path / "out").exists()

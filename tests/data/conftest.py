@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from mdmscale.data.indexed import IndexedWriter
-from mdmscale.data.preparation.documents import stdlib_files
-from mdmscale.models.tokenizer import load_tokenizer, train_tokenizer
+from mdmscale.data.preparation.inputs import stdlib_files
+from mdmscale.data.preparation.tokenizer_training import train_tokenizer
+from mdmscale.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="session")

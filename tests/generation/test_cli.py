@@ -155,7 +155,7 @@ def test_ranks_share_a_file_and_an_interrupted_command_goes_on(model_folder: Pat
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     result = run_tool(model_folder, *options, "--output", shared, launcher=launcher)
     assert result.returncode == 0, result.stderr
-    assert "going on after" in result.stderr and "shared.jsonl: 7 lines" in result.stderr
+    assert "continuing after" in result.stderr and "shared.jsonl: 7 lines" in result.stderr
     assert shared.read_bytes() == alone.read_bytes()
     assert not list(tmp_path.glob("*.partial-*"))
 
@@ -190,8 +190,11 @@ def test_a_terminal_gets_a_rule_and_no_control_characters(capsys: pytest.Capture
         (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["--input", "{tmp}/in.jsonl"], "in.jsonl: needs --output FILE"),
         (["--overwrite"], "--overwrite: goes with --output"),
-        (["--output", "{tmp}/out.jsonl", "--watch"], "--watch: shows what --output would hold"),
-        (["--input", "{tmp}/in.jsonl", "--output", "{tmp}/in.jsonl"], "is the --input, which would be lost"),
+        (["--output", "{tmp}/out.jsonl", "--watch"], "--watch and --output: give only one of them"),
+        (
+            ["--input", "{tmp}/in.jsonl", "--output", "{tmp}/in.jsonl"],
+            "is also the --input, which would be overwritten",
+        ),
         (
             ["--text", "a <|mask|> b", "--length", "8", "--block-length", "4", "--cache"],
             "cache: 'a <|mask|> b' has masks anywhere",

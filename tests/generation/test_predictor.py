@@ -21,7 +21,7 @@ def make_batch(
     loaded: LoadedModel, padding: Padding = "left", block_length: int | None = None
 ) -> PaddedBatch:
     options = GenerationOptions(length=LENGTH, padding=padding, block_length=block_length)
-    return pad_requests(requests(loaded), options, loaded.facts.mask_token_id, loaded.device)
+    return pad_requests(requests(loaded), options, loaded.description.mask_token_id, loaded.device)
 
 
 def full_logits(loaded: LoadedModel, token_ids: list[int]) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_the_shift_reads_one_position_earlier(loaded: LoadedModel) -> None:
 
 
 def test_guidance_is_llada_s_formula(loaded: LoadedModel) -> None:
-    mask = loaded.facts.mask_token_id
+    mask = loaded.description.mask_token_id
     batch = make_batch(loaded)
     expected = []
     for request in requests(loaded):
@@ -109,7 +109,7 @@ def test_a_cached_prefix_is_that_of_the_block_s_first_pass(loaded: LoadedModel) 
     """Written out: keys and values of the prefix from the text before the block's tokens were committed."""
     (request,) = requests(loaded)[:1]
     options = GenerationOptions(length=LENGTH, block_length=3)
-    batch = pad_requests([request], options, loaded.facts.mask_token_id, loaded.device)
+    batch = pad_requests([request], options, loaded.description.mask_token_id, loaded.device)
     start = len(request.token_ids) - LENGTH
     predictor = Predictor(loaded.model, batch, cache=True)
     before = batch.tokens

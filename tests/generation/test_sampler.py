@@ -55,7 +55,7 @@ def test_a_text_is_the_same_alone_and_in_any_batch(loaded: LoadedModel, values: 
             assert token_ids == alone, (padding, batch_size)
         backwards = [each.token_ids for each in generate(loaded, requests[::-1], options, 4)]
         assert backwards[::-1] == alone
-    mask = loaded.facts.mask_token_id
+    mask = loaded.description.mask_token_id
     for request, token_ids in zip(requests, alone or [], strict=True):
         assert mask not in token_ids
         given = [(a, b) for a, b in zip(request.token_ids, token_ids, strict=True) if a != mask]
@@ -80,7 +80,7 @@ def test_fixed_steps_are_the_passes_taken(loaded: LoadedModel) -> None:
 
 
 def test_token_ids_with_masks_are_an_infilling(loaded: LoadedModel) -> None:
-    mask = loaded.facts.mask_token_id
+    mask = loaded.description.mask_token_id
     assert encode_ids(loaded, [3, mask, 4], 8) == Request([3, mask, 4], None, "3 token ids")
     assert encode_ids(loaded, [3, 4], 2).token_ids == [3, 4, mask, mask]
 
@@ -96,13 +96,13 @@ def test_rows_that_only_pad_the_embedding_are_never_sampled(loaded: LoadedModel)
     options = GenerationOptions(length=30, temperature=50.0)  # next to uniform over the vocabulary
     requests = encode_prompt(loaded, None, 30).samples(20)
     tokens = [token for each in generate(loaded, requests, options, 20) for token in each.token_ids]
-    assert max(tokens) < len(loaded.tokenizer) < loaded.facts.vocab_size
+    assert max(tokens) < len(loaded.tokenizer) < loaded.description.vocab_size
 
 
 def test_stream_shows_every_step(loaded: LoadedModel) -> None:
     request = encode_prompt(loaded, "def", 4)
     frames = list(stream(loaded, [request], GenerationOptions(length=4)))
-    masks_left = [frame.row(0).count(loaded.facts.mask_token_id) for frame in frames]
+    masks_left = [frame.row(0).count(loaded.description.mask_token_id) for frame in frames]
     assert masks_left == [3, 2, 1, 0]
 
 

@@ -7,7 +7,13 @@ import pytest
 
 from mdmscale.generation import LoadedModel
 from mdmscale.generation.generate_command import build_parser
-from mdmscale.generation.prompts import decode_response, encode_messages, encode_prompt, shorten
+from mdmscale.generation.prompts import (
+    decode_response,
+    encode_ids,
+    encode_messages,
+    encode_prompt,
+    shorten,
+)
 from mdmscale.generation.sources import Source, encode, read_sources
 from mdmscale.system.errors import UserError
 
@@ -49,9 +55,9 @@ def test_jsonl_lines_keep_their_other_keys(tmp_path: Path) -> None:
         ("[]", "line 2: expected a JSON object, found list"),
         ("{}", "line 2: has none of prompt, messages, text, input_ids; give exactly one"),
         ('{"prompt": "a", "text": "b"}', "line 2: has prompt and text of"),
-        ('{"prompt": 3}', "line 2: prompt = 3 is no str"),
-        ('{"prompt": ""}', "line 2: prompt = '' is no str with something in it"),
-        ('{"input_ids": [1, true]}', "line 2: input_ids: holds other things than integers"),
+        ('{"prompt": 3}', "line 2: prompt = 3 is not a str"),
+        ('{"prompt": ""}', "line 2: prompt = '' is not a str, or is an empty one"),
+        ('{"input_ids": [1, true]}', "line 2: input_ids: not all of them are integers"),
         ('{"messages": ["a"]}', "line 2: messages: write"),
         ('{"prompt": "a", "generated": "b"}', "line 2: already has the key 'generated'"),
     ],
@@ -94,7 +100,7 @@ def test_chat_renders_the_template(loaded: LoadedModel, monkeypatch: pytest.Monk
 def test_a_template_that_refuses_is_the_users_to_mend(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="no chat template"):
+    with pytest.raises(UserError, match="this tokenizer has none"):
         encode_messages(loaded, [{"role": "user", "content": "def"}], 2)
     monkeypatch.setattr(loaded.tokenizer, "chat_template", "{{ raise_exception('needs a system message') }}")
     with pytest.raises(UserError, match="needs a system message"):
@@ -122,7 +128,8 @@ def test_text_ends_before_the_first_eos_unless_raw(loaded: LoadedModel) -> None:
 
 
 def test_eos_in_the_prompt_does_not_cut_the_response(loaded: LoadedModel) -> None:
-    request = encode_prompt(loaded, "x</s>", 1)
+    prompt = [*loaded.tokenizer.encode("x"), loaded.tokenizer.eos_token_id]
+    request = encode_ids(loaded, prompt, 1)
     token_ids = [*request.token_ids[:-1], *loaded.tokenizer.encode(" a")]
     assert decode_response(loaded, request, token_ids) == " a"
 

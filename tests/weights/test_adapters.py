@@ -11,8 +11,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mdmscale.conversion.exporting import ExportOptions, export_model
-from mdmscale.conversion.importing import ImportOptions, import_model
+from mdmscale.conversion.exporting import ExportOptions, export_folder
+from mdmscale.conversion.importing import ImportOptions, import_folder
 from mdmscale.system.errors import UserError
 from mdmscale.weights.adapters import Adapter, merged_weight, split_adapter
 from mdmscale.weights.tensor_source import TensorInfo
@@ -56,7 +56,7 @@ def adapter_weights(base: Weights) -> Weights:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """An imported model with an adapter beside its weights."""
-    import_model(make_arm(tmp_path / "arm", "qwen2"), tmp_path / "model", ImportOptions())
+    import_folder(make_arm(tmp_path / "arm", "qwen2"), tmp_path / "model", ImportOptions())
     (tmp_path / "model" / "adapter").mkdir()
     (tmp_path / "model" / "adapter" / "adapter_config.json").write_text(json.dumps(CONFIG))
     save_file(
@@ -67,7 +67,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_merging_adds_the_scaled_product(model: Path, tmp_path: Path) -> None:
-    export_model(model, tmp_path / "merged", ExportOptions(to="hf"))
+    export_folder(model, tmp_path / "merged", ExportOptions(to="hf"))
     base, merged = read_weights(model), read_weights(tmp_path / "merged")
     adapter = load_file(model / "adapter" / "adapter_model.safetensors")
     assert base.keys() == merged.keys() and not (tmp_path / "merged" / "adapter").exists()
@@ -84,7 +84,7 @@ def test_merging_adds_the_scaled_product(model: Path, tmp_path: Path) -> None:
 
 
 def test_the_merged_model_is_what_peft_computes(model: Path, tmp_path: Path) -> None:
-    export_model(model, tmp_path / "merged", ExportOptions(to="hf"))
+    export_folder(model, tmp_path / "merged", ExportOptions(to="hf"))
     ids = torch.arange(2, 20)[None]
     base: Any = AutoModelForCausalLM.from_pretrained(model)
     adapted = PeftModel.from_pretrained(base, model / "adapter").eval()
@@ -94,8 +94,8 @@ def test_the_merged_model_is_what_peft_computes(model: Path, tmp_path: Path) -> 
 
 
 def test_keeping_leaves_the_base_as_it_is(model: Path, tmp_path: Path) -> None:
-    export_model(model, tmp_path / "kept", ExportOptions(to="arm", lora="keep"))
-    export_model(model, tmp_path / "again", ExportOptions(to="hf", lora="keep"))
+    export_folder(model, tmp_path / "kept", ExportOptions(to="arm", lora="keep"))
+    export_folder(model, tmp_path / "again", ExportOptions(to="hf", lora="keep"))
     assert_same_bytes(read_weights(tmp_path / "again"), read_weights(model))
     assert_same_bytes(read_weights(tmp_path / "kept"), read_weights(tmp_path / "arm"))
     for folder in ("kept", "again"):
@@ -132,12 +132,12 @@ def test_what_cannot_be_merged_is_said(model: Path, tmp_path: Path) -> None:
     config = model / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**CONFIG, "use_dora": True}))
     with pytest.raises(UserError, match="no plain LoRA; give --lora keep"):
-        export_model(model, tmp_path / "out", ExportOptions(to="hf"))
+        export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
     config.write_text(json.dumps(CONFIG))
     file = model / "adapter" / "adapter_model.safetensors"
     save_file({**load_file(file), "base_model.model.lm_head.weight": torch.zeros(2)}, file)
     with pytest.raises(UserError, match=r"base_model\.model\.lm_head\.weight is no LoRA pair of a weight"):
-        export_model(model, tmp_path / "out", ExportOptions(to="hf"))
+        export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
     file.write_bytes(b"x")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors: is damaged"):
-        export_model(model, tmp_path / "out", ExportOptions(to="hf"))
+        export_folder(model, tmp_path / "out", ExportOptions(to="hf"))

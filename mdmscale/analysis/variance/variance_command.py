@@ -180,9 +180,9 @@ def open_parts(
     from transformers.utils import logging as hf_logging
 
     from mdmscale.data.collate import Collator
-    from mdmscale.generation.loading import find_model_folder
     from mdmscale.models.backbone import build_backbone
     from mdmscale.models.mdm import MaskedDiffusionModel
+    from mdmscale.models.opening import find_model_folder
     from mdmscale.parallel.collectives import on_every_rank, on_first_rank
     from mdmscale.training.run_data import open_run_data
     from mdmscale.training.setup import check_length

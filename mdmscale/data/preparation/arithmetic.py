@@ -1,4 +1,4 @@
-"""A small SFT set: arithmetic problems whose answers can be checked."""
+"""Make a small SFT dataset: arithmetic problems whose answers can be checked."""
 
 import argparse
 import json
@@ -14,19 +14,19 @@ _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, 
 
 
 def problems(num: int, digits: int, seed: int, operators: str = "+-*") -> Iterator[tuple[str, str]]:
-    """`num` distinct (prompt, response) pairs such as ("12+7=", "19"), operands below 10^digits.
+    """`num` distinct (prompt, response) texts such as ("12+7=", "19"), with operands below 10^digits.
 
-    A pure function of its arguments: the operators take turns, operands are uniform.
+    A pure function of its arguments. The operators take turns, and the operands are uniform.
 
     Raises:
-        UserError: where there are not that many to choose from.
+        UserError: where there are fewer than `num` problems.
     """
     operators = "".join(dict.fromkeys(operators))
     bound = 10**digits
     most = bound * bound * len(operators)
     if num > most:
         raise UserError(
-            f"--num {num}: there are only {most} with {digits} digits; lower it or raise --digits"
+            f"--num {num}: there are only {most} problems with {digits} digits; lower it or raise --digits"
         )
     draws = np.random.Generator(np.random.Philox(key=seed))
     seen: set[str] = set()
@@ -40,24 +40,32 @@ def problems(num: int, digits: int, seed: int, operators: str = "+-*") -> Iterat
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the set as JSONL with the keys prompt and response."""
+    """Write the dataset as JSONL with the keys prompt and response."""
     parser = argparse.ArgumentParser(
         prog="make_arithmetic.py",
-        description="Write an SFT set of addition, subtraction and multiplication problems as JSONL.",
+        description="Write an SFT dataset of addition, subtraction and multiplication problems as JSONL.",
         epilog="example: python tools/make_arithmetic.py --num 8000 --output data/arithmetic.jsonl",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help=".jsonl file to write")
-    parser.add_argument("--num", type=int, default=10_000, help="problems, all different (default: 10000)")
-    parser.add_argument("--digits", type=int, default=2, help="most digits of an operand (default: 2)")
-    parser.add_argument("--operators", default="+-*", help="characters of '+-*' (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--test-output", type=Path, metavar="FILE", help="another file, of other problems")
-    parser.add_argument("--num-test", type=int, default=500, help="problems in it (default: 500)")
+    parser.add_argument(
+        "--num", type=int, default=10_000, help="number of problems, all different (default: 10000)"
+    )
+    parser.add_argument(
+        "--digits", type=int, default=2, help="largest number of digits of an operand (default: 2)"
+    )
+    parser.add_argument("--operators", default="+-*", help="some of the characters '+-*' (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
+    parser.add_argument(
+        "--test-output", type=Path, metavar="FILE", help="also write this file, with other problems"
+    )
+    parser.add_argument(
+        "--num-test", type=int, default=500, help="number of problems in --test-output (default: 500)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.num < 1 or not 1 <= arguments.digits <= 9 or arguments.seed < 0:
         raise UserError("--num must be at least 1, --digits 1 to 9, and --seed not negative")
     if not arguments.operators or set(arguments.operators) - set(_OPERATIONS):
-        raise UserError(f"--operators {arguments.operators!r}: give some of '+-*'")
+        raise UserError(f"--operators {arguments.operators!r}: give one or more of '+-*'")
     if arguments.num_test < 1:
         raise UserError(f"--num-test {arguments.num_test}: must be at least 1")
     num_test = arguments.num_test if arguments.test_output else 0

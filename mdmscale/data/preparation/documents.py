@@ -1,110 +1,38 @@
-"""Documents of text, one at a time, from text files, JSONL, parquet, Arrow and Hugging Face datasets."""
+"""Read documents of text one at a time: from text, JSONL, parquet and Arrow files, and from Hugging Face."""
 
-import glob
-import hashlib
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mdmscale.data.preparation.inputs import HubDataset, Input
 from mdmscale.data.preparation.jsonl import check_unicode, read_jsonl
 from mdmscale.system.errors import UserError
-
-_HUB = "hf:"
-_STDLIB_BYTES = 5_000_000
-# Tests repeat themselves, and encodings and pydoc_data are tables: little of them reads like code.
-_STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and the bytes of input it accounts for (0 where that is unknown)."""
+    """A text, and how many bytes of the input it stands for (0 where that is unknown)."""
 
     text: str
     input_bytes: float
 
 
-@dataclass(frozen=True)
-class HubDataset:
-    """A dataset that `datasets.load_dataset` opens."""
-
-    name: str
-    config: str | None
-
-    def __str__(self) -> str:
-        return _HUB + self.name + (f":{self.config}" if self.config else "")
-
-
-Input = Path | HubDataset
-
-
-def find_inputs(inputs: list[str], suffixes: list[str]) -> list[Input]:
-    """Resolve files, globs, folders (files that end with one of `suffixes`), `hf:NAME[:CONFIG]` and `stdlib`.
-
-    Raises:
-        UserError: for an input that names nothing.
-    """
-    found = [item for name in inputs for item in _find(name, suffixes)]
-    return list(dict.fromkeys(found))
-
-
-def input_bytes(inputs: list[Input]) -> int | None:
-    """Size of all inputs on disk, or None where one is not on disk."""
-    files = [item for item in inputs if isinstance(item, Path)]
-    return sum(file.stat().st_size for file in files) if len(files) == len(inputs) else None
-
-
 def read_documents(inputs: list[Input], text_key: str, split: str) -> Iterator[Document]:
-    """The inputs' documents in order; empty ones are passed over.
+    """The inputs' documents, in order. Empty documents are left out.
+
+    Args:
+        text_key: the key (JSONL) or column (parquet, Arrow, Hugging Face) that holds the text.
+        split: the split of a Hugging Face dataset.
 
     Raises:
-        UserError: for an unreadable file or line, naming it; for a missing text column, naming the others.
+        UserError: naming the file or line that cannot be read, or the keys or columns where `text_key` is
+            missing.
     """
     for item in inputs:
         for document in _read(item, text_key, split):
             if document.text:
                 yield document
-
-
-def _find(name: str, suffixes: list[str]) -> list[Input]:
-    if name == "stdlib":
-        return list(stdlib_files())
-    if name.startswith(_HUB):
-        dataset, _, config = name.removeprefix(_HUB).partition(":")
-        return [HubDataset(dataset, config or None)]
-    path = Path(name)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        files = [
-            file for file in sorted(path.rglob("*")) if file.is_file() and file.name.endswith(tuple(suffixes))
-        ]
-        problem = f"no file in this folder ends with {' or '.join(suffixes)}; see --suffix"
-    else:
-        files = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
-        problem = "no file matches" if glob.has_magic(name) else "no such file or folder"
-    if not files:
-        raise UserError(f"input {name!r}: {problem}")
-    return list(files)
-
-
-def stdlib_files() -> list[Path]:
-    """About 5 MB of the Python standard library's source, its files chosen by the hashes of their names."""
-    root = Path(sysconfig.get_path("stdlib"))
-    names = [file.relative_to(root) for file in root.rglob("*.py")]
-    names = [name for name in names if not _STDLIB_LEFT_OUT & set(name.parts)]
-    names.sort(key=lambda name: hashlib.sha256(name.as_posix().encode()).digest())
-    chosen: list[Path] = []
-    num_bytes = 0
-    for name in names:
-        if num_bytes >= _STDLIB_BYTES:
-            break
-        chosen.append(root / name)
-        num_bytes += (root / name).stat().st_size
-    if not chosen:
-        raise UserError(f"input 'stdlib': this Python has no library source in {root}; give files instead")
-    return sorted(chosen)
 
 
 def _read(item: Input, text_key: str, split: str) -> Iterator[Document]:
@@ -194,7 +122,7 @@ def _read_hub(item: HubDataset, text_key: str, split: str) -> Iterator[Document]
 
     try:
         rows = load_dataset(item.name, item.config, split=split, streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: data sets that are scripts
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: datasets that are scripts
         raise UserError(f"input '{item}' (split {split}): {' '.join(str(error).split())}") from None
     for number, row in enumerate(rows):
         _check_column(text_key, list(row), item)
@@ -207,7 +135,7 @@ def _check_column(text_key: str, names: list[str], item: Input) -> None:
 
 
 def _as_text(value: object, where: str) -> str:
-    """A column's value as text; null is an empty document."""
+    """The value of a column as text; null becomes an empty document."""
     if value is None:
         return ""
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Documents to token ids, in parallel, the results in the documents' order whatever the number of workers."""
+"""Encode documents to token ids in parallel. The order of the results does not depend on the workers."""
 
 import os
 import signal
@@ -23,22 +23,22 @@ _BATCHES_AHEAD = 3
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Some documents' ids one after the other, EOS at the end of each."""
+    """The token ids of some documents, one after the other, each with EOS at its end."""
 
     token_ids: np.ndarray  # int32 [tokens]
     lengths: np.ndarray  # int64 [documents]
-    text_bytes: int  # of the texts in UTF-8
-    input_bytes: float  # of the input they came from
+    text_bytes: int  # the texts' length in UTF-8
+    input_bytes: float  # how much of the input they stand for
 
     def documents(self) -> list[np.ndarray]:
-        """The ids of each document."""
+        """The token ids of each document."""
         return np.split(self.token_ids, np.cumsum(self.lengths)[:-1])
 
 
 def encode_documents(documents: Iterable[Document], tokenizer: str, workers: int) -> Iterator[EncodedBatch]:
-    """Encode `documents` with the tokenizer that the name `tokenizer` opens, with EOS behind each.
+    """Encode `documents` with the tokenizer of that name or folder, and add EOS at the end of each.
 
-    Special tokens written out in a text are encoded as the text they are: a corpus never masks itself.
+    Special tokens written in a text are encoded as plain text, so a corpus cannot contain masks.
 
     Raises:
         UserError: where the tokenizer has no EOS token.
@@ -51,7 +51,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: str, workers: int
     if workers == 1:
         yield from (_encode(tokenizer, batch) for batch in batches)
         return
-    # spawn: forking a process whose tokenizer threads run can deadlock
+    # spawn, as forking a process in which tokenizer threads run can deadlock
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
     try:
         yield from _in_order(pool, tokenizer, batches, workers * _BATCHES_AHEAD)
@@ -62,7 +62,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: str, workers: int
 def _in_order(
     pool: ProcessPoolExecutor, tokenizer: str, batches: Iterator[list[Document]], limit: int
 ) -> Iterator[EncodedBatch]:
-    """Results in the order of `batches`, with at most `limit` of them read ahead."""
+    """The results in the order of `batches`, of which at most `limit` are read ahead."""
     waiting: deque[Future[EncodedBatch]] = deque()
     for batch in batches:
         waiting.append(pool.submit(_encode, tokenizer, batch))
@@ -105,4 +105,4 @@ _tokenizer: Callable[[str], Any] = lru_cache(maxsize=1)(load_tokenizer)
 
 def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C

@@ -1,4 +1,4 @@
-"""JSONL files, read line by line with errors that name the line."""
+"""Read JSONL files line by line, with errors that name the line."""
 
 import json
 import os
@@ -16,19 +16,19 @@ class Record:
 
     values: dict[str, Any]
     where: str  # "file:line", for messages
-    num_bytes: int  # of the line, with its end
+    num_bytes: int  # length of the line, with its end
 
 
 def read_jsonl(path: Path) -> Iterator[Record]:
-    """The objects of a JSONL file in order; blank lines are passed over.
+    """The objects of a JSONL file, in order. Blank lines are left out.
 
     Raises:
-        UserError: for a missing file, and for a line that is no JSON object, naming file and line.
+        UserError: where the file is missing, or, naming file and line, where a line is not a JSON object.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: may not be read; see its permissions")
+        raise UserError(f"{path}: cannot be read; see its permissions")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -36,16 +36,16 @@ def read_jsonl(path: Path) -> Iterator[Record]:
 
 
 def check_unicode(text: str, where: str) -> str:
-    """`text`, if a tokenizer can take it.
+    """Return `text` if a tokenizer can encode it.
 
     Raises:
-        UserError: for half a surrogate pair, which JSON's escapes can write and UTF-8 cannot.
+        UserError: where the text has half a surrogate pair, which JSON escapes can write but UTF-8 cannot.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: character {error.start + 1} is half a surrogate pair, no Unicode text"
+            f"{where}: character {error.start + 1} is half a surrogate pair, so this is not Unicode text"
         ) from None
     return text
 

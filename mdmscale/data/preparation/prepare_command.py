@@ -1,33 +1,35 @@
-"""The command that turns text or SFT data into a folder of shards, whole or not at all."""
+"""`prepare`: tokenise text or SFT data into a folder of shards, which appears only when it is complete."""
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from mdmscale.data.preparation.documents import Document, Input, find_inputs, input_bytes, read_documents
+from mdmscale.data.preparation.documents import Document, read_documents
 from mdmscale.data.preparation.encode import EncodedBatch, encode_documents
+from mdmscale.data.preparation.inputs import Input, find_inputs, input_bytes
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.preparation.shard_set import ShardSetWriter
-from mdmscale.models.tokenizer import load_tokenizer, train_tokenizer
+from mdmscale.data.preparation.tokenizer_training import train_tokenizer
+from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import write_object
 from mdmscale.system.folders import published_folder
 
-_FACTS = "dataset.json"
+_SUMMARY = "dataset.json"
 _BYTES_PER_WORKER = 16 * 2**20
 
 _EXAMPLES = """\
 examples:
-  # the quickstart's corpus: the Python standard library, with a tokenizer trained on it
+  # the corpus of the quickstart: the Python standard library, and a tokenizer trained on it
   python tools/prepare_data.py stdlib --train-tokenizer 1024 --output data/quickstart
 
-  # JSONL and parquet files, for a model that has a tokenizer
+  # JSONL and parquet files, with a model's tokenizer
   python tools/prepare_data.py corpus/*.jsonl more.parquet --tokenizer models/llada --output data/corpus
 
-  # source files of a folder; a Hugging Face dataset
+  # the source files of a folder, and a Hugging Face dataset
   python tools/prepare_data.py ~/code --suffix .py .md --tokenizer models/llada --output data/code
   python tools/prepare_data.py hf:wikimedia/wikipedia:20231101.de --tokenizer models/llada --output data/wiki
 
@@ -41,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(
         prog="prepare_data.py",
-        description="Tokenise text into shards in Megatron's indexed format (.bin, .idx), or SFT data.",
+        description="Tokenise text or SFT data into shards in Megatron's indexed format (.bin, .idx).",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -50,20 +52,20 @@ def build_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="files (.jsonl, .parquet, .arrow, else one text document each), folders, globs, "
+        help="files (.jsonl, .parquet, .arrow; any other file is one document), folders, globs, "
         "hf:NAME[:CONFIG], or stdlib (5 MB of the Python standard library)",
     )
-    add("--output", required=True, type=Path, metavar="DIR", help="folder to make")
-    add("--overwrite", action="store_true", help="replace DIR if this command made it")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    add("--overwrite", action="store_true", help="replace DIR if this command has written it")
     tokenizer = parser.add_mutually_exclusive_group(required=True)
     tokenizer.add_argument("--tokenizer", metavar="NAME", help="tokenizer folder or hub id")
     tokenizer.add_argument(
         "--train-tokenizer",
         type=int,
         metavar="VOCAB",
-        help="train one of VOCAB tokens, saved as DIR/tokenizer",
+        help="train a tokenizer of VOCAB tokens and save it as DIR/tokenizer",
     )
-    add("--kind", choices=["tokens", "sft"], default="tokens", help="default: tokens")
+    add("--kind", choices=["tokens", "sft"], default="tokens", help="kind of data (default: tokens)")
     _add_text_options(parser)
     _add_sft_options(parser)
     return parser
@@ -71,42 +73,53 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("text (--kind tokens)").add_argument
-    add("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
+    add("--text-key", default="text", metavar="KEY", help="key or column that holds the text (default: text)")
     add(
         "--suffix",
         nargs="+",
         default=[".txt", ".jsonl", ".parquet", ".arrow"],
         metavar="END",
-        help="what the names of a folder's files end with (default: .txt .jsonl .parquet .arrow)",
+        help="of a folder, read the files with these endings (default: .txt .jsonl .parquet .arrow)",
     )
     add("--split", default="train", help="split of a Hugging Face dataset (default: train)")
-    add("--shard-tokens", type=_positive_integer, default=2**28, metavar="N", help="default: 2^28 a shard")
+    add(
+        "--shard-tokens",
+        type=_positive_integer,
+        default=2**28,
+        metavar="N",
+        help="largest number of tokens in a shard (default: 2^28)",
+    )
     add(
         "--workers",
         type=_positive_integer,
         metavar="N",
-        help="processes (default: CPUs, fewer for small inputs)",
+        help="number of processes (default: one for each CPU, fewer for small inputs)",
     )
 
 
 def _add_sft_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("prompts and responses (--kind sft)").add_argument
-    add("--sequence-length", type=_positive_integer, metavar="N", help="most tokens a sample may have")
+    add("--sequence-length", type=_positive_integer, metavar="N", help="largest number of tokens in a sample")
     add(
         "--too-long",
         choices=["error", "truncate", "drop"],
         default="error",
-        help="longer samples: refuse, cut the response, or leave out (default: error)",
+        help="what happens to longer samples: refuse them, cut their responses, or leave them out "
+        "(default: error)",
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command. Raises UserError for mistakes in the options or the data."""
+    """Run the command.
+
+    Raises:
+        UserError: for mistakes in the options or the data.
+    """
     arguments = build_parser().parse_args(argv)
     started = time.monotonic()
     _check_output(arguments.output, arguments.overwrite)
-    facts = _prepare_sft(arguments) if arguments.kind == "sft" else _prepare_tokens(arguments)
-    _print_summary(facts, arguments.output, time.monotonic() - started)
+    summary = _prepare_sft(arguments) if arguments.kind == "sft" else _prepare_tokens(arguments)
+    _print_summary(summary, arguments.output, time.monotonic() - started)
     return 0
 
 
@@ -133,14 +146,14 @@ def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
                 shards.add(batch)
         if not shards.num_documents:
             raise UserError(f"{' '.join(arguments.inputs)}: holds no text, so there is nothing to write")
-        facts = {
+        summary = {
             "kind": "tokens",
             "inputs": arguments.inputs,
             "tokenizer": arguments.tokenizer or "tokenizer",
-            **shards.facts(),
+            **shards.summary(),
         }
-        _write_facts(folder, facts)
-    return facts
+        _write_summary(folder, summary)
+    return summary
 
 
 def _documents(inputs: list[Input], arguments: argparse.Namespace) -> Iterator[Document]:
@@ -149,32 +162,30 @@ def _documents(inputs: list[Input], arguments: argparse.Namespace) -> Iterator[D
 
 def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
     if arguments.sequence_length is None:
-        raise UserError("--kind sft needs --sequence-length, the most tokens that a sample may have")
+        raise UserError("--kind sft needs --sequence-length, the largest number of tokens in a sample")
     if arguments.tokenizer is None:
-        raise UserError(
-            "--kind sft needs --tokenizer: a model's own, not one trained on its prompts and responses"
-        )
+        raise UserError("--kind sft needs --tokenizer, the tokenizer of the model; it does not train one")
     paths = [item for item in find_inputs(arguments.inputs, [".jsonl"]) if isinstance(item, Path)]
     wrong = [path for path in paths if path.suffix != ".jsonl"]
     if wrong or not paths:
         raise UserError(f"--kind sft reads .jsonl files, not {wrong[0] if wrong else arguments.inputs[0]}")
     with published_folder(arguments.output) as folder:
-        summary = encode_sft(
+        counts = encode_sft(
             paths,
             load_tokenizer(arguments.tokenizer),
             folder / "shard-00000",
             sequence_length=arguments.sequence_length,
             too_long=arguments.too_long,
         )
-        facts = {
+        summary = {
             "kind": "sft",
             "inputs": arguments.inputs,
             "tokenizer": arguments.tokenizer,
             "sequence_length": arguments.sequence_length,
-            **asdict(summary),
+            **asdict(counts),
         }
-        _write_facts(folder, facts)
-    return facts
+        _write_summary(folder, summary)
+    return summary
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -182,25 +193,25 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"--output {output}: exists already; choose another folder or give --overwrite")
-    if not (output / _FACTS).is_file():
+    if not (output / _SUMMARY).is_file():
         raise UserError(
-            f"--output {output}: was not made by this command ({_FACTS} is missing), so it is not replaced"
+            f"--output {output}: was not made by this command ({_SUMMARY} is missing), so it is not replaced"
         )
 
 
-def _write_facts(folder: Path, facts: dict[str, object]) -> None:
-    (folder / _FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+def _write_summary(folder: Path, summary: dict[str, object]) -> None:
+    write_object(folder / _SUMMARY, summary)
 
 
 def _default_workers(inputs: list[Input]) -> int:
-    """As many as there are CPUs, but none that would cost more to start than it saves."""
+    """One worker for each CPU, but no worker that would cost more time to start than it saves."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = input_bytes(inputs)
     return cpus if size is None else min(cpus, 1 + size // _BYTES_PER_WORKER)
 
 
 def _with_progress(batches: Iterator[EncodedBatch], total_bytes: int | None) -> Iterator[EncodedBatch]:
-    """The batches, with a bar over the input's bytes where their number is known."""
+    """The batches, with a progress bar over the bytes of the input where their number is known."""
     from rich.progress import (
         BarColumn,
         Progress,
@@ -222,14 +233,14 @@ def _with_progress(batches: Iterator[EncodedBatch], total_bytes: int | None) -> 
             progress.update(task, advance=batch.input_bytes, documents=documents, tokens=tokens)
 
 
-def _print_summary(facts: dict[str, object], output: Path, seconds: float) -> None:
+def _print_summary(summary: dict[str, object], output: Path, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=str(output), show_header=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
-    for name, value in facts.items():
+    for name, value in summary.items():
         if isinstance(value, int | float):
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
             table.add_row(name.removeprefix("num_").replace("_", " "), shown)

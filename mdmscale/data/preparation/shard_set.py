@@ -1,4 +1,4 @@
-"""Encoded documents to a folder of shards of bounded size, with the facts that describe them."""
+"""Write encoded documents to a folder of shards of bounded size, and summarise them."""
 
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +11,7 @@ from mdmscale.data.preparation.encode import EncodedBatch
 
 
 class ShardSetWriter:
-    """Writes `shard-00000`, ... of at most `shard_tokens` tokens each (a longer document has its own)."""
+    """Write `shard-00000`, ... of at most `shard_tokens` tokens each; a longer document gets its own."""
 
     def __init__(self, folder: Path, vocab_size: int, shard_tokens: int) -> None:
         self._folder = folder
@@ -20,7 +20,7 @@ class ShardSetWriter:
         self._shard: IndexedWriter | None = None
         self._num_shards = 0
         self._text_bytes = 0
-        self._counts = np.zeros(vocab_size, dtype=np.int64)  # [vocab], of each token
+        self._counts = np.zeros(vocab_size, dtype=np.int64)  # [vocab], how often each token occurs
         self.num_documents = 0
 
     def add(self, batch: EncodedBatch) -> None:
@@ -31,8 +31,8 @@ class ShardSetWriter:
         self._text_bytes += batch.text_bytes
         self._counts += np.bincount(batch.token_ids, minlength=len(self._counts))
 
-    def facts(self) -> dict[str, object]:
-        """What was written; the entropy is that of the tokens' frequencies, in nats a token."""
+    def summary(self) -> dict[str, object]:
+        """What was written. The entropy is that of the token frequencies, in nats per token."""
         num_tokens = int(self._counts.sum())
         return {
             "num_documents": self.num_documents,
@@ -65,6 +65,6 @@ class ShardSetWriter:
 
 
 def unigram_entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of the distribution that `counts` [vocab] are proportional to."""
+    """The entropy, in nats, of the distribution proportional to `counts` [vocab]."""
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mdmscale.data.preparation.documents import (
-    HubDataset,
-    find_inputs,
-    input_bytes,
-    read_documents,
-    stdlib_files,
-)
+from mdmscale.data.preparation.documents import read_documents
+from mdmscale.data.preparation.inputs import HubDataset, find_inputs, input_bytes, stdlib_files
 from mdmscale.system.errors import UserError
 
 TEXTS = ["one", "zwei\r\n\tümlaut", "three"]

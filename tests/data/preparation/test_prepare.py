@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mdmscale.data.indexed import IndexedShard
-from mdmscale.data.preparation import prepare_command as prepare
+from mdmscale.data.preparation import encode, prepare_command
 from mdmscale.data.preparation.prepare_command import main
 from mdmscale.data.preparation.shard_set import unigram_entropy
 from mdmscale.models.tokenizer import load_tokenizer
@@ -46,11 +46,11 @@ def test_the_shards_hold_every_text_with_eos_behind_it(corpus, texts, tokenizer_
     assert [tokenizer.decode(ids[:-1]) for ids in documents] == expected
     assert not any(tokenizer.mask_token_id in ids or tokenizer.eos_token_id in ids[:-1] for ids in documents)
 
-    facts = json.loads((tmp_path / "out/dataset.json").read_text())
+    summary = json.loads((tmp_path / "out/dataset.json").read_text())
     ids = np.concatenate(documents)
-    assert facts["num_documents"] == len(expected) and facts["num_tokens"] == len(ids)
-    assert facts["num_bytes"] == sum(len(text.encode()) for text in expected)
-    assert facts["unigram_entropy"] == pytest.approx(unigram_entropy(np.bincount(ids)))
+    assert summary["num_documents"] == len(expected) and summary["num_tokens"] == len(ids)
+    assert summary["num_bytes"] == sum(len(text.encode()) for text in expected)
+    assert summary["unigram_entropy"] == pytest.approx(unigram_entropy(np.bincount(ids)))
 
 
 def test_unigram_entropy():
@@ -58,8 +58,6 @@ def test_unigram_entropy():
 
 
 def test_any_number_of_workers_writes_the_same_bytes(corpus, tokenizer_folder, tmp_path, monkeypatch):
-    from mdmscale.data.preparation import encode
-
     monkeypatch.setattr(encode, "_BATCH_CHARACTERS", 40_000)
     for workers in (1, 2):
         run(
@@ -98,7 +96,7 @@ def test_an_interrupt_leaves_nothing(corpus, tokenizer_folder, tmp_path, monkeyp
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "_write_facts", interrupt)
+    monkeypatch.setattr(prepare_command, "_write_summary", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(corpus, "--tokenizer", tokenizer_folder, "--output", tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -133,5 +131,5 @@ def test_the_command_reports_mistakes_in_one_line_at_once(tmp_path):
         "--output",
         str(tmp_path / "o"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert (done.returncode, done.stderr) == (2, "error: input 'nowhere.txt': no such file or folder\n")

@@ -6,7 +6,8 @@ import pytest
 
 from mdmscale.data.indexed import IndexedShard
 from mdmscale.data.preparation.jsonl import Record
-from mdmscale.data.preparation.sft import encode_record, encode_sft
+from mdmscale.data.preparation.sft import encode_sft
+from mdmscale.data.preparation.sft_record import encode_record
 from mdmscale.data.sft_shard import SFTShard
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
@@ -100,7 +101,7 @@ def test_the_prompt_opens_with_bos_and_does_not_close(tokenizer_folder):
         ({"input_ids": [5, 6], "prompt_length": 3}, "prompt_length = 3, but there are 2 input_ids"),
         (
             {"input_ids": [5, 768], "prompt_length": 1},
-            "768 in input_ids is no token of this vocabulary of 768",
+            "768 in input_ids is not a token of this vocabulary of 768",
         ),
         ({"input_ids": [5, True], "prompt_length": 1}, "True in input_ids"),
         ({"prompt": "a"}, "'response' is missing or not a str"),

@@ -1,4 +1,4 @@
-"""Model folders and run folders: which are taken, and what is said of the others."""
+"""Which model folders and run folders open, and how the others are refused."""
 
 import json
 import shutil
@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from models.tiny_folder import write_model_folder
 
-from mdmscale.generation.loading import find_model_folder, load_model, read_folder_facts
+from mdmscale.models.opening import describe_model, find_model_folder, load_model
 from mdmscale.system.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("model"))
 
 
 def edit_config(source: Path, target: Path, **changes: object) -> Path:
@@ -31,11 +37,16 @@ def test_finds_a_model_folder_and_the_export_of_a_run(model_folder: Path, tmp_pa
 def test_says_what_a_folder_is_not(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         find_model_folder(tmp_path / "missing")
-    with pytest.raises(UserError, match="neither a Hugging Face model folder"):
+    with pytest.raises(UserError, match="neither a model folder"):
         find_model_folder(tmp_path)
     (tmp_path / "config.yaml").write_text("run: {name: run}\n")
     with pytest.raises(UserError, match="no exported model yet"):
         find_model_folder(tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="is a checkpoint, and only conversion reads those"):
+        find_model_folder(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -57,18 +68,18 @@ def test_names_what_config_json_lacks(
     model_folder: Path, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        read_folder_facts(edit_config(model_folder, tmp_path / "model", **changes))
+        describe_model(edit_config(model_folder, tmp_path / "model", **changes))
 
 
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_names_a_damaged_config_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json: "):
-        read_folder_facts(tmp_path)
+        describe_model(tmp_path)
 
 
 def test_loads_a_bidirectional_model(model_folder: Path) -> None:
-    loaded = load_model(read_folder_facts(model_folder))
+    loaded = load_model(describe_model(model_folder))
     tokens = torch.arange(3, 11).repeat(2, 1).to(loaded.device)  # [2, 8]
     tokens[1, -1] = 20
     with torch.inference_mode():
@@ -80,14 +91,14 @@ def test_loads_a_bidirectional_model(model_folder: Path) -> None:
 def test_eos_is_the_tokenizers_and_all_that_the_config_names(model_folder: Path, tmp_path: Path) -> None:
     loaded = load_model(edit_config(model_folder, tmp_path / "model", eos_token_id=[7, 9]))
     assert loaded.eos_ids == {7, 9, loaded.tokenizer.eos_token_id}
-    with pytest.raises(UserError, match="eos_token_id = 'x' is no token id"):
+    with pytest.raises(UserError, match="eos_token_id = 'x' is neither a token id"):
         load_model(edit_config(model_folder, tmp_path / "other", eos_token_id="x"))
 
 
 def test_precision_is_the_saved_one_or_the_one_asked_for(model_folder: Path) -> None:
     assert load_model(model_folder).model.dtype is torch.float32
     assert load_model(model_folder, "bf16").model.dtype is torch.bfloat16
-    with pytest.raises(UserError, match="dtype = 'fp8': choose of fp32, bf16"):
+    with pytest.raises(UserError, match="dtype = 'fp8': choose one of fp32, bf16"):
         load_model(model_folder, "fp8")
 
 
@@ -99,10 +110,10 @@ def test_names_missing_files(model_folder: Path, tmp_path: Path, name: str, mess
     folder = edit_config(model_folder, tmp_path / "model")
     (folder / name).unlink()
     with pytest.raises(UserError, match=message):
-        load_model(read_folder_facts(folder))
+        load_model(describe_model(folder))
 
 
 def test_refuses_weights_that_would_be_random(model_folder: Path, tmp_path: Path) -> None:
     folder = edit_config(model_folder, tmp_path / "model", num_hidden_layers=3)
     with pytest.raises(UserError, match=r"9 weights are missing, such as model\.layers\.2\."):
-        load_model(read_folder_facts(folder))
+        load_model(describe_model(folder))

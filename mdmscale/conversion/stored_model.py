@@ -1,4 +1,7 @@
-"""A model folder, a run, or one of its checkpoints, opened as a model."""
+"""Open a model of mdmscale for conversion: its weights stay on disk and are read tensor by tensor.
+
+To compute with a model, see models/opening.py.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +14,24 @@ from mdmscale.weights.weight_files import WeightFolder
 
 
 @dataclass(frozen=True)
-class OpenedModel:
-    """A model of mdmscale: where its config and tokenizer are, its weights, and an adapter beside them."""
+class StoredModel:
+    """A model on disk.
+
+    Attributes:
+        folder: holds its config and tokenizer.
+        weights: the tensors, read one at a time.
+        adapter: a LoRA adapter that is not merged into the weights.
+    """
 
     folder: Path
     weights: TensorSource
     adapter: Adapter | None
 
 
-def open_model(path: Path, step: int | None) -> OpenedModel:
-    """Open a model, of a run the checkpoint of `step`, else its hf/, else its newest checkpoint.
+def open_stored_model(path: Path, step: int | None) -> StoredModel:
+    """Open a model folder, a checkpoint or a run.
+
+    Of a run, open the checkpoint of `step`; where `step` is None, its hf/, else its newest checkpoint.
 
     Raises:
         UserError: naming what is missing or damaged.
@@ -29,33 +40,33 @@ def open_model(path: Path, step: int | None) -> OpenedModel:
     if step is not None and kind != "run":
         raise UserError(f"--checkpoint {step}: {path} is a {kind}, and only a run folder has checkpoints")
     if kind == "model":
-        return OpenedModel(path, WeightFolder(path), read_adapter(path / ADAPTER_FOLDER))
+        return StoredModel(path, WeightFolder(path), read_adapter(path / ADAPTER_FOLDER))
     if kind == "checkpoint":
         return _open_checkpoint(path)
     run = RunFolder(path)
     if step is None and run.has_export:
-        return OpenedModel(run.export, WeightFolder(run.export), None)  # a run's adapters are merged there
+        return StoredModel(run.export, WeightFolder(run.export), None)  # a run merges its adapters into hf/
     return _open_checkpoint(_find_checkpoint(run, step))
 
 
 def _find_checkpoint(run: RunFolder, step: int | None) -> Path:
-    there = run.published_checkpoints()
+    checkpoints = run.published_checkpoints()
     if step is None:
-        if not there:
+        if not checkpoints:
             raise UserError(f"{run.path}: has neither an exported model nor a checkpoint yet")
-        return there[-1]
+        return checkpoints[-1]
     checkpoint = run.checkpoint(step)
-    if checkpoint not in there:
-        steps = ", ".join(str(step_of(path)) for path in there) or "none"
+    if checkpoint not in checkpoints:
+        steps = ", ".join(str(step_of(each)) for each in checkpoints) or "none"
         raise UserError(f"--checkpoint {step}: {run.path} has no checkpoint of that step; there are: {steps}")
     return checkpoint
 
 
-def _open_checkpoint(folder: Path) -> OpenedModel:
-    # Imported here, as only this needs what a trained run brings with it.
+def _open_checkpoint(folder: Path) -> StoredModel:
+    # A lazy import, as only checkpoints need the engine folder's code.
     from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
 
     checkpoint = DeepSpeedCheckpoint(folder)
     if checkpoint.adapter is None:
-        return OpenedModel(checkpoint.model_folder, checkpoint, None)
-    return OpenedModel(checkpoint.model_folder, *split_adapter(checkpoint, checkpoint.adapter))
+        return StoredModel(checkpoint.model_folder, checkpoint, None)
+    return StoredModel(checkpoint.model_folder, *split_adapter(checkpoint, checkpoint.adapter))

@@ -1,33 +1,33 @@
-"""A command's work: which texts to sample, a batch of them, and what has been done so far."""
+"""What the command line asks for: which texts to sample, how, and how much of it is done."""
 
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from mdmscale.generation.loading import FolderFacts, LoadedModel, load_model
 from mdmscale.generation.options import GenerationOptions
-from mdmscale.generation.output import Place
+from mdmscale.generation.output import RequestKey
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampler import Generation, finish, stream
 from mdmscale.generation.sources import Source, encode
+from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
 from mdmscale.system.errors import UserError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from mdmscale.generation.display import Watcher
+    from mdmscale.generation.denoise import Frame
 
 MAX_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the command line asks for."""
+class GenerationTask:
+    """A model, the sources to sample from, and how to sample."""
 
-    facts: FolderFacts
+    description: ModelDescription
     options: GenerationOptions
     sources: list[Source]
     num_samples: int
@@ -37,19 +37,19 @@ class Job:
     dtype: str | None
 
     def load(self) -> LoadedModel:
-        """The model, without a progress bar of transformers'."""
+        """Load the model, without transformers' progress bar."""
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        return load_model(self.facts, self.dtype)
+        return load_model(self.description, self.dtype)
 
-    def requests(self, loaded: LoadedModel) -> dict[Place, Request]:
-        """Every text to sample, by its source and its number among that source's samples.
+    def requests(self, loaded: LoadedModel) -> dict[RequestKey, Request]:
+        """Every text to sample, by the number of its source and of the sample of that source.
 
         Raises:
-            UserError: naming the sources that the model cannot take.
+            UserError: naming each source that does not fit the model, up to MAX_PROBLEMS.
         """
-        requests: dict[Place, Request] = {}
+        requests: dict[RequestKey, Request] = {}
         problems: list[str] = []
         for number, source in enumerate(self.sources):
             try:
@@ -67,13 +67,14 @@ class Job:
         return requests
 
     def recipe(self) -> dict[str, Any]:
-        """All that the texts follow from, for telling whether half an output may be finished."""
-        files = sorted(self.facts.folder.glob("*.safetensors"))
+        """All that decides the texts. A half-written output may be continued only with the same recipe."""
+        folder = self.description.folder
+        files = sorted(folder.glob("*.safetensors"))
         weights = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         options = asdict(self.options)
-        del options["padding"]  # changes no token
+        del options["padding"]  # it changes no token
         return {
-            "model": str(self.facts.folder.resolve()),
+            "model": str(folder.resolve()),
             "weights": _digest(weights),
             "inputs": _digest(self.sources),
             "num_samples": self.num_samples,
@@ -86,7 +87,7 @@ class Job:
 
 @dataclass
 class Tally:
-    """What has been done, and since when."""
+    """How much has been sampled since `started`."""
 
     started: float
     num_texts: int = 0
@@ -108,23 +109,23 @@ class Tally:
 
 
 def sample_batch(
-    job: Job,
+    task: GenerationTask,
     loaded: LoadedModel,
     members: Sequence[Request],
     progress: "Progress",
-    watcher: "Watcher | None",
+    show: "Callable[[Sequence[Request], Frame], None] | None" = None,
 ) -> list[Generation]:
-    """Sample a batch; progress counts committed tokens."""
+    """Sample a batch. `progress` counts committed tokens; `show` gets the batch after every step."""
     frame = None
-    for frame in stream(loaded, members, job.options):
+    for frame in stream(loaded, members, task.options):
         progress.advance(progress.task_ids[0], int(frame.is_new.sum()))
-        if watcher is not None:
-            watcher.show(members, frame)
-    return list(finish(loaded, members, frame, raw=job.raw))
+        if show is not None:
+            show(members, frame)
+    return list(finish(loaded, members, frame, raw=task.raw))
 
 
 def make_progress(requests: Sequence[Request], mask_token_id: int, title: str, *, shown: bool) -> "Progress":
-    """A bar of tokens to commit, on stderr where that is a terminal."""
+    """A progress bar of tokens to commit, on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
