@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.models.lora import add_lora
 from mdmscale.models.shape import ROW_MULTIPLE, round_up, shape_of_keys
 from mdmscale.models.tokenizer import load_tokenizer

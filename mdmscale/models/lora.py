@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from mdmscale.config.run import LoraSection
+from mdmscale.config.model import LoraSection
 from mdmscale.system.errors import UserError
 from mdmscale.weights.adapters import PEFT_PREFIX, WEIGHTS_FILE, merged_weight
 

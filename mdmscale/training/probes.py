@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mdmscale.config.diffusion import DiffusionSection
-from mdmscale.config.run import EvalSection
+from mdmscale.config.training import EvalSection
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import SampleSource

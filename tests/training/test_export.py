@@ -11,7 +11,7 @@ from conftest import WORKERS, run_ranks, tiny_values
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.training.export import export_model

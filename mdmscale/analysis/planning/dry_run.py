@@ -1,4 +1,6 @@
-"""What a config asks of a machine before anything runs: batch arithmetic, parameters, memory of a rank."""
+"""What a config needs of a machine, before anything runs: batch arithmetic, parameters, memory of a rank."""
+
+import math
 
 from rich.console import Console
 from rich.table import Table
@@ -11,16 +13,31 @@ from mdmscale.config.loading import dump_config
 from mdmscale.config.run import RunConfig
 
 
-def print_dry_run(config: RunConfig, num_ranks: int) -> None:
+def smallest_num_ranks(config: RunConfig) -> int:
+    """The smallest number of ranks on which the config's parallel sizes can be arranged."""
+    parallel = config.parallel
+    # ZeRO shards over data x sequence ranks, which the second copies of the parameters must divide.
+    data = parallel.hpz_partition_size // math.gcd(parallel.hpz_partition_size, parallel.sequence)
+    return parallel.tensor * parallel.sequence * data
+
+
+def print_dry_run(config: RunConfig, num_ranks: int | None) -> None:
     """Print the resolved config, the batch arithmetic, the parameter count and the memory of a rank.
 
+    num_ranks: None assumes `smallest_num_ranks`, and says so.
+
     Raises:
-        UserError: where ranks, model or batch do not divide, with what would.
+        UserError: where ranks, model or batch do not divide, with a number that does.
     """
     shape, note = planned_shape(config.model)
-    job = make_job(config, shape, num_ranks)
+    job = make_job(config, shape, num_ranks or smallest_num_ranks(config))
     print(dump_config(config))
     console = Console()
+    if num_ranks is None:
+        print(
+            f"assumed: {job.num_ranks} rank{'s' if job.num_ranks > 1 else ''}, the smallest number that this "
+            "config's parallel sizes allow; --ranks N plans for another\n"
+        )
     console.print(_batch_table(job))
     total = shape.num_parameters + job.num_adapters
     trained = f", {job.num_adapters:,} of them trained" if job.is_frozen else ""

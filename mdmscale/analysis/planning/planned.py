@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.models.shape import ModelShape, shape_of_config, shape_of_keys
 
 

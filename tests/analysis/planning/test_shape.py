@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mdmscale.analysis.planning.planned import planned_shape
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.models.backbone import scratch_config
 from mdmscale.models.lora import add_lora
 from mdmscale.system.errors import UserError
