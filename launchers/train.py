@@ -3,8 +3,8 @@
 
 import sys
 
-from mdmscale.cli import train_main
 from mdmscale.system.errors import run_command
+from mdmscale.train_command import main
 
 if __name__ == "__main__":
-    sys.exit(run_command(train_main))
+    sys.exit(run_command(main))

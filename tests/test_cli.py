@@ -17,11 +17,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, WORKERS, kill_group, run_script, tiny_values, without_ranks
 
-from mdmscale.cli import train_main
-from mdmscale.config.loading import describe_keys
+from mdmscale.analysis.planning.dry_run import smallest_num_ranks
+from mdmscale.config.keys import describe_keys
+from mdmscale.config.run import RunConfig
 from mdmscale.data.indexed import IndexedWriter, token_dtype
+from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.system import errors
 from mdmscale.system.errors import UserError
+from mdmscale.train_command import main as train_main
 
 LAUNCHER = ROOT / "launchers" / "train.py"
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
@@ -175,8 +178,10 @@ def test_help_keys_and_a_missing_config(outcomes: dict[str, tuple[Values, Path]]
     assert help_["status"] == keys["status"] == 0
     for word in ("--config", "--dry-run", "--ranks", "--keys", "section.key=value", "deepspeed --num_gpus 2"):
         assert word in help_["stdout"]
-    for name, default, description in describe_keys():
-        assert f"{name} ({default})\n    {description}\n" in keys["stdout"]
+    for key in describe_keys():
+        default = "required" if key.default is None else f"default: {key.default}"
+        assert f"{key.name}: {key.values} ({default})\n    {key.meaning}\n" in keys["stdout"]
+    assert "t_sampler: uniform | stratified | low_discrepancy | clipped | p_pots (" in keys["stdout"]
     assert no_config["status"] == 2
     assert "--config FILE is required" in the_error(no_config["stderr"])
 
@@ -204,9 +209,11 @@ def test_every_missing_path_is_reported(tiny: Values, tmp_path: Path) -> None:
     assert "one" in first and "two" in second and "bare" in third
 
 
+@pytest.mark.parametrize("is_given", [True, False], ids=["given ranks", "assumed ranks"])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_is_planned(
     path: Path,
+    is_given: bool,
     corpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,11 +221,16 @@ def test_every_shipped_config_is_planned(
 ) -> None:
     """From an empty folder: planning needs the tokenizer only where it decides the vocabulary."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
     more = [f"model.tokenizer={corpus}/tokenizer"] if path.stem == "quickstart" else []
-    meant_for = re.search(r"--gpus (\d+)", path.read_text(encoding="utf-8"))  # in the header's plan
-    ranks = meant_for[1] if meant_for else "2"
-    assert train_main(["--config", str(path), *more, "--dry-run", "--ranks", ranks]) == 0
+    header = re.search(r"--gpus (\d+)", path.read_text(encoding="utf-8"))  # in the header's plan
+    meant_for = (header[1] if header else "2") if is_given else None
+    given = [] if meant_for is None else ["--ranks", meant_for]
+    assert train_main(["--config", str(path), *more, "--dry-run", *given]) == 0
     plan = capsys.readouterr().out
+    assumed = re.search(r"^assumed: (\d+) ranks?, the smallest number that", plan, re.MULTILINE)
+    assert (assumed is None) == is_given, "a number that nobody gave is named"
+    ranks = meant_for or (assumed[1] if assumed else "")
     assert f"name: {path.stem}\n" in plan
     numbers = re.search(r"│ +(\d+) │ +(\d+) │ +(\d+) │ +(\d+) │", plan)
     assert numbers, plan
@@ -230,6 +242,40 @@ def test_every_shipped_config_is_planned(
     memory = re.search(r"memory a rank.*GiB", plan)
     assert memory and all(word in plan for word in ("weights", "gradients", "optimizer", "activations"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("parallel", "ranks"),
+    [
+        ({}, 1),
+        ({"tensor": 2}, 2),
+        ({"tensor": 2, "sequence": 2}, 4),
+        ({"zero_stage": 3, "hpz_partition_size": 4}, 4),
+        ({"zero_stage": 3, "hpz_partition_size": 4, "sequence": 2}, 4),
+    ],
+)
+def test_the_smallest_number_of_ranks_is_the_first_with_a_layout(
+    tiny: Values, parallel: Values, ranks: int
+) -> None:
+    tiny["train"]["global_batch_size"] = 16
+    config = RunConfig.model_validate(tiny | {"parallel": parallel})
+    assert smallest_num_ranks(config) == ranks
+    make_layout(config, ranks)
+    for fewer in range(1, ranks):
+        with pytest.raises(UserError, match="does not divide"):
+            make_layout(config, fewer)
+
+
+def test_a_launcher_s_ranks_are_planned(
+    tiny: Values,
+    write_config: Callable[[Values], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train_main(["--config", str(write_config(tiny)), "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert "assumed" not in plan and re.search(r"│ +2 │", plan)
 
 
 def test_a_plan_for_ranks_that_do_not_divide_is_refused(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from mdmscale.config.loading import describe_keys
+from mdmscale.config.keys import describe_keys
 from mdmscale.training.metrics import read_metrics
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,7 +37,7 @@ def test_links_and_named_files_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_config_keys_that_pages_name_exist(page: Path) -> None:
-    known = {name for name, _, _ in describe_keys()}
+    known = {key.name for key in describe_keys()}
     sections = {name.split(".")[0] for name in known}
     prefixes = {".".join(name.split(".")[:depth]) for name in known for depth in (1, 2, 3)}
     for name in re.findall(r"`((?:\w+\.)+\w+)(?::[^`]*)?`", page.read_text()):

@@ -10,9 +10,9 @@ from conftest import ROOT, run_ranks, tiny_values
 from data.measure import fitted_sampler, make_config, make_loader, open_corpus, write_documents
 from transformers import AutoModelForCausalLM
 
-from mdmscale.analysis.planning.job import make_job
 from mdmscale.analysis.planning.memory import memory_of
-from mdmscale.analysis.planning.planned import planned_shape
+from mdmscale.analysis.planning.planned_shape import planned_shape
+from mdmscale.analysis.planning.workload import make_workload
 from mdmscale.config.run import RunConfig
 from mdmscale.config.section import HeadKind, Recomputation
 from mdmscale.data.prefetch import Prefetcher
@@ -104,7 +104,7 @@ def test_a_plans_memory_is_the_devices(checkpointing: Recomputation) -> None:
         "data": SMALL["data"] | {"sequence_length": 512},
     }
     config = RunConfig.model_validate(values)
-    job = make_job(config, planned_shape(config.model)[0], 1)
+    job = make_workload(config, planned_shape(config.model)[0], 1)
     backbone = AutoModelForCausalLM.from_config(scratch_config(config.model, 0), dtype=torch.bfloat16)
     recompute_activations(backbone, checkpointing)
     network = MaskedDiffusionModel(backbone, config.model.head_chunk_size).train().cuda()

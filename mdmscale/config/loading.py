@@ -1,24 +1,24 @@
-"""From a YAML file and `key=value` overrides to a RunConfig; all problems reported, by their dotted paths."""
+"""Read a YAML file and `key=value` overrides into a RunConfig; report all problems by their dotted paths."""
 
 import difflib
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from mdmscale.config.keys import describe_keys
 from mdmscale.config.run import RunConfig
 from mdmscale.system.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with `1e-4` as a number, only true/false as booleans, and duplicate keys refused."""
+    """YAML in which `1e-4` is a number, only true and false are booleans, and duplicate keys are refused."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that `_Loader` reads back: quotes the strings that it would take for numbers, such as `1e-4`."""
+    """YAML that `_Loader` reads back: it quotes strings that `_Loader` takes for numbers, such as `1e-4`."""
 
 
 _FLOAT, _BOOL, _TIMESTAMP = (f"tag:yaml.org,2002:{name}" for name in ("float", "bool", "timestamp"))
@@ -54,7 +54,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     """Read `path`, apply `section.key=value` overrides and validate.
 
     Raises:
-        UserError: with all problems found, one line each, named by dotted path.
+        UserError: one line for each problem, with its dotted path.
     """
     values = _read_yaml(Path(path))
     for override in overrides or []:
@@ -63,7 +63,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 
 def validate(values: dict[str, Any], source: str) -> RunConfig:
-    """Check `values` against RunConfig; `source` is named in the errors."""
+    """Check `values` against RunConfig. Errors name `source`."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -74,31 +74,6 @@ def validate(values: dict[str, Any], source: str) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal RunConfig."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, width=120)
-
-
-def describe_keys() -> list[tuple[str, str, str]]:
-    """(dotted key, default, description) of every config key, in order. For --help and the docs."""
-    return list(_walk(RunConfig, ""))
-
-
-def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
-    for name, field in section.model_fields.items():
-        subsection = _section_of(field.annotation)
-        if subsection is None or field.default is None:
-            default = (
-                "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True)
-            )
-            yield f"{prefix}{name}", default.removesuffix("...\n").strip(), field.description or ""
-        if subsection is not None:
-            yield from _walk(subsection, f"{prefix}{name}.")
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class of a field that holds one, or one or null."""
-    for choice in (annotation, *get_args(annotation)):
-        if isinstance(choice, type) and issubclass(choice, BaseModel):
-            return choice
-    return None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -143,7 +118,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _describe(details: Any) -> list[str]:
-    """Lines for one pydantic error: dotted path, what is wrong, and the mend where it is known."""
+    """Lines for one pydantic error: dotted path, what is wrong, and the remedy where it is known."""
     location = [str(part) for part in details["loc"]]
     path = ".".join(part for part in location if part not in ("str", "list[str]"))
     match details["type"]:
@@ -162,8 +137,8 @@ def _describe(details: Any) -> list[str]:
 
 
 def _suggestion(location: list[str]) -> str:
-    """The known key that an unknown one may mean: the same name in another section, else the nearest name."""
-    keys = [dotted for dotted, _, _ in describe_keys()]
+    """The known key that the user may mean: the same name in another section, else the most similar name."""
+    keys = [key.name for key in describe_keys()]
     sections = dict.fromkeys(dotted.rpartition(".")[0] for dotted in keys)
     known = [*sections, *keys]
     parent, name = ".".join(location[:-1]), location[-1]
@@ -177,7 +152,7 @@ def _named(name: str, dotted_keys: list[str]) -> list[str]:
 
 
 def _nearest(name: str, dotted_keys: list[str]) -> list[str]:
-    """Keys whose last name is the nearest to `name`; a likeness of their sections would say nothing."""
+    """Keys whose last part is most similar to `name`. Similar section names would not mean anything."""
     names = [dotted.rpartition(".")[2] for dotted in dotted_keys]
     return [
         dotted

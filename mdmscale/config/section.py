@@ -5,14 +5,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+CHOICES = "choices"  # under this name a field's json_schema_extra lists the names it accepts
+
 
 def key(default: Any, description: str, *, choices: Iterable[str] | None = None, **constraints: Any) -> Any:
-    """A config key: its default (`...` when it must be given), what it means, and its bounds.
+    """A config key: its default (`...` for a required key), its meaning, and its bounds.
 
-    choices: the names that a validator allows, for --keys; a Literal shows its own.
+    Args:
+        choices: the names that a `str` key accepts, where a validator checks it against the keys of a dict.
+            They are listed by --keys. A `Literal` key lists its own choices.
     """
-    extra: Any = None if choices is None else {"choices": list(choices)}
-    return Field(default, description=description, json_schema_extra=extra, **constraints)
+    if choices is not None:
+        constraints["json_schema_extra"] = {CHOICES: list(choices)}
+    return Field(default, description=description, **constraints)
 
 
 def _dtype_name(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """The choice between kinds of data."""
 
-from mdmscale.config.run import DataSection
+from mdmscale.config.data import DataSection
 from mdmscale.data.sft_source import SFTSource
 from mdmscale.data.source import SampleSource
 from mdmscale.data.token_source import TokenSource

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mdmscale.config.run import DataSection
+from mdmscale.config.data import DataSection
 from mdmscale.data.held_out import held_out_places, kept_before, kept_place
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.data.sft_shard import SFTShard, fit_lengths, samples_path

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from mdmscale.config.run import DataSection
+from mdmscale.config.data import DataSection
 from mdmscale.diffusion.sample import Sample
 
 

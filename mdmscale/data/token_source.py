@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mdmscale.config.run import DataSection
+from mdmscale.config.data import DataSection
 from mdmscale.data.held_out import held_out_places
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from mdmscale.config.run import OptimizerSection
+from mdmscale.config.training import OptimizerSection
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

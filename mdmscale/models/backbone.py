@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.models.lora import add_lora
 from mdmscale.models.opening import first_line, load_weights
 from mdmscale.models.precision import DTYPES

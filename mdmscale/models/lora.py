@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from mdmscale.config.run import LoraSection
+from mdmscale.config.model import LoraSection
 from mdmscale.system.errors import UserError
 from mdmscale.weights.adapter_names import WEIGHTS_FILE, is_trained_adapter, public_name
 

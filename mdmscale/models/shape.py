@@ -7,7 +7,7 @@ width of the MLP.
 from dataclasses import dataclass
 from typing import Any
 
-from mdmscale.config.run import LoraSection, ModelSection
+from mdmscale.config.model import LoraSection, ModelSection
 
 # Embedding rows and MLP widths are padded to it: GEMMs like round shapes, and tensor parallelism needs them.
 ROW_MULTIPLE = 64

@@ -1,18 +1,27 @@
-"""Figures of a run, drawn without a display."""
+"""Figures of a run, drawn without a display. matplotlib is imported only when something is drawn."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.system.files import written_file
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def p_pots_figure(edges: np.ndarray, moment: np.ndarray, density: DensityTable, target: str) -> Figure:
+
+def new_figure(width: float = 6, height: float = 3.6) -> "Figure":
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def p_pots_figure(edges: np.ndarray, moment: np.ndarray, density: DensityTable, target: str) -> "Figure":
     """The measured sqrt(h(t)) [cells], scaled to a density, and the p(t) that was fitted to it."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
     usable = np.isfinite(moment) & (moment > 0)
     if usable.any():
@@ -29,9 +38,9 @@ def p_pots_figure(edges: np.ndarray, moment: np.ndarray, density: DensityTable, 
     return figure
 
 
-def training_figure(records: list[dict[str, Any]]) -> Figure:
+def training_figure(records: list[dict[str, Any]]) -> "Figure":
     """Training loss (and its running mean) and evaluation loss over steps."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
     steps = np.array([record["step"] for record in records])
     losses = np.array([record["loss"] for record in records])
@@ -48,7 +57,7 @@ def training_figure(records: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure in the format that its name ends with (PNG where it has no end), making its folder."""
     path = path if path.suffix else path.with_suffix(".png")
     with written_file(path, durable=False) as unfinished:

@@ -22,7 +22,7 @@ from conversion.folders import (
 )
 
 from mdmscale.conversion.destination import check_destination
-from mdmscale.conversion.importing import ImportOptions
+from mdmscale.conversion.importing import ImportOptions, import_folder
 from mdmscale.system import folders
 from mdmscale.system.errors import UserError
 from mdmscale.system.folders import published_folder

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdmscale.config.run import DataSection
+from mdmscale.config.data import DataSection
 from mdmscale.data.opening import open_source
 from mdmscale.data.sft_shard import samples_path, write_samples
 from mdmscale.data.source import SampleSource

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mdmscale.config.run import DataSection
+from mdmscale.config.data import DataSection
 from mdmscale.data.held_out import held_out_places
 from mdmscale.data.opening import open_source
 from mdmscale.data.source import SampleSource

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mdmscale.config.run import OptimizerSection
+from mdmscale.config.training import OptimizerSection
 from mdmscale.engine.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.models.annealing import annealed_mask, open_pairs
 from mdmscale.models.backbone import build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mdmscale.config.run import ModelSection, RunConfig
+from mdmscale.config.model import ModelSection
+from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader, make_t_sampler
 from mdmscale.diffusion.noise import Noise

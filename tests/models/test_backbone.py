@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.models.backbone import Backbone, build_backbone, scratch_config
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.system.errors import UserError

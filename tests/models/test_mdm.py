@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.models.backbone import build_backbone
 from mdmscale.models.head import naive_masked_cross_entropy
 from mdmscale.models.mdm import MaskedDiffusionModel

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.models.annealing import annealed_mask, open_pairs
 from mdmscale.models.backbone import FAMILIES, build_backbone
 from mdmscale.models.packed_attention import PackedRows, attend_in_rows, packed_attention

@@ -11,7 +11,8 @@ from conftest import WORKERS, run_ranks, tiny_values
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from mdmscale.config.run import ModelSection, RunConfig
+from mdmscale.config.model import ModelSection
+from mdmscale.config.run import RunConfig
 from mdmscale.engine.engine import Engine, initialise_engine
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
 from mdmscale.models.backbone import build_backbone
 from mdmscale.training.metrics import read_metrics

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from mdmscale.config.diffusion import DiffusionSection, PPotsSection
-from mdmscale.config.run import EvalSection, ModelSection
+from mdmscale.config.model import ModelSection
+from mdmscale.config.training import EvalSection
 from mdmscale.data.collate import Collator
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.p_pots import ProbeStatistics

@@ -12,7 +12,8 @@ import torch
 from conftest import WORKERS, run_ranks, tiny_values
 from transformers import AutoModelForCausalLM
 
-from mdmscale.config.run import ModelSection, RunConfig
+from mdmscale.config.model import ModelSection
+from mdmscale.config.run import RunConfig
 from mdmscale.data.indexed import IndexedWriter, token_dtype
 from mdmscale.data.preparation.arithmetic import problems
 from mdmscale.diffusion.density import DensityTable

@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from mdmscale.cli import train_main
 from mdmscale.system.errors import run_command
+from mdmscale.train_command import main as train_main
 
 
 def run(arguments: list[str]) -> dict[str, object]:

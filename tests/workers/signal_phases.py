@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from mdmscale.cli import train_main
 from mdmscale.engine.engine import Engine
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.parallel import ranks as distributed
+from mdmscale.train_command import main as train_main
 from mdmscale.training import checkpoint, trainer
 
 PHASES: dict[str, tuple[Any, str]] = {

@@ -4,8 +4,8 @@ import os
 import sys
 import time
 
-from mdmscale.cli import train_main
 from mdmscale.data.loader import TrainLoader
+from mdmscale.train_command import main as train_main
 
 if __name__ == "__main__":
     micro_batches = TrainLoader.micro_batches

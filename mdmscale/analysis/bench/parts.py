@@ -13,7 +13,7 @@ import torch
 
 from mdmscale.analysis.bench.measure import seconds_of
 from mdmscale.analysis.bench.work import Sizes, make_batch, make_samples
-from mdmscale.config.run import OptimizerSection
+from mdmscale.config.training import OptimizerSection
 from mdmscale.data.batch import Batch
 from mdmscale.engine.optim import make_optimizer
 from mdmscale.models.backbone import DTYPES

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mdmscale.config.diffusion import DiffusionSection
-from mdmscale.config.run import ModelSection
+from mdmscale.config.model import ModelSection
 from mdmscale.config.section import HeadKind
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator

@@ -1,8 +1,8 @@
-"""GPUs and networks: what their makers state, and the share of it that training was seen to sustain.
+"""GPUs and networks: specifications, and the share of peak that published training runs sustain.
 
-Sources: NVIDIA's data sheets (A100, H100, H200, L40S) and architecture whitepapers (Ada, Blackwell), for
-dense bf16 with fp32 sums, fp32, memory bandwidth and links, of which one direction counts; memory as
-nvidia-smi reports it. torchtitan's figures are those of docs/performance.md in its repository.
+Sources: NVIDIA's data sheets (A100, H100, H200, L40S) and architecture whitepapers (Ada, Blackwell). Peaks
+are dense bf16 with fp32 accumulation, and fp32. Link bandwidths are for one direction. Memory is what
+nvidia-smi reports. torchtitan's figures are in docs/performance.md of its repository.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ GB, TFLOPS, MIB, GIB = 1e9, 1e12, 2**20, 2**30
 class Gpu:
     """One device.
 
-    sustained: share of the peak that matrix products and attention reach in training; anchor: where that
-    number is from.
+    sustained: share of the peak that matrix products and attention reach in training. anchor: the source of
+    that number.
     """
 
     name: str
     memory: int  # bytes
     peak: float  # dense bf16 operations a second
     peak_fp32: float
-    bandwidth: float  # bytes a second, of its memory
+    bandwidth: float  # bytes a second of its memory
     link: float  # bytes a second to the other GPUs of its node
     host_link: float  # bytes a second to the host's memory
     sustained: float
@@ -34,7 +34,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Network:
-    """What joins nodes: ports of `port` bytes a second, one a GPU or one a node."""
+    """The network between nodes: ports of `port` bytes a second, one for each GPU or one for each node."""
 
     name: str
     port: float
@@ -44,7 +44,7 @@ class Network:
 
 ON_H100 = "torchtitan: Llama-3.1-8B, 8 H100 at 500 W, FSDP, 5,762 tokens/s a GPU (6,667 compiled)"
 ON_A100 = "torchtitan: Llama-3-70B, 64 A100, FSDP, full recomputation, 331 tokens/s a GPU"
-GUESS = "a guess, from GPUs of its kind"
+GUESS = "a guess, from similar GPUs"
 _GPUS = (
     ("a100-40g", 40960, "A100", 19.5, 1555, 300, 25, 0.65, ON_A100),
     ("a100-80g", 81920, "A100", 19.5, 2039, 300, 25, 0.65, ON_A100),
@@ -74,7 +74,7 @@ GPUS_PER_NODE = 8
 
 @dataclass(frozen=True)
 class Cluster:
-    """The GPUs that a run is planned on."""
+    """The GPUs on which a run is planned."""
 
     gpu: Gpu
     network: Network
@@ -87,15 +87,15 @@ class Cluster:
 
     @property
     def network_share(self) -> float:
-        """Bytes a second out of its node that a GPU has when all of the node send."""
+        """Bytes a second that a GPU can send out of its node while all GPUs of the node send."""
         return self.network.port / (1 if self.network.is_per_gpu else self.gpus_per_node)
 
 
 def make_cluster(gpu: str, network: str, num_gpus: int, num_nodes: int | None) -> Cluster:
-    """The cluster that the options name; without `num_nodes` in nodes of 8.
+    """The cluster that the options describe. Without `num_nodes` a node has 8 GPUs.
 
     Raises:
-        UserError: with all that is wrong.
+        UserError: with all problems found.
     """
     problems = []
     if gpu not in GPUS:

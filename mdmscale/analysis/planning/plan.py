@@ -1,26 +1,26 @@
-"""A config on a cluster: memory, step time, communication, the probes' share, and what a run costs."""
+"""The plan of a config on a cluster: memory, step time, communication, and the cost of the run."""
 
 from dataclasses import dataclass
 
 from mdmscale.analysis.planning.communication import Traffic, traffic_of
 from mdmscale.analysis.planning.compute import Compute, compute_of, forward_seconds, model_flops
 from mdmscale.analysis.planning.hardware import Cluster
-from mdmscale.analysis.planning.job import Job, make_job
 from mdmscale.analysis.planning.memory import Memory, memory_of
+from mdmscale.analysis.planning.workload import Workload, make_workload
 from mdmscale.config.run import RunConfig
 from mdmscale.diffusion.p_pots import probe_edges
 from mdmscale.models.shape import ModelShape
 
-# Of a pass's time, the share that can hide communication; of communication, the share that never hides.
+# The share of a pass that can overlap with communication, and the share of communication that never overlaps.
 HIDING, NEVER_HIDDEN = 0.7, 0.1
 SECONDS_A_DAY, SECONDS_AN_HOUR = 86_400, 3_600
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job needs and takes. Seconds, bytes."""
+    """Memory in bytes and time in seconds of a workload on a cluster."""
 
-    job: Job
+    workload: Workload
     cluster: Cluster
     memory: Memory
     compute: Compute
@@ -33,7 +33,7 @@ class Plan:
 
     @property
     def exposed(self) -> float:
-        """Seconds of a step in which a GPU waits for messages and does nothing else."""
+        """Seconds of a step in which a GPU only waits for communication."""
         waiting = 0.0
         for part in (None, "forward", "backward"):
             seconds = sum(each.seconds for each in self.traffic if each.hides_behind == part)
@@ -47,33 +47,36 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.job.tokens_per_step / self.step_seconds
+        return self.workload.tokens_per_step / self.step_seconds
 
     @property
     def mfu(self) -> float:
-        """Share of the GPUs' bf16 peak that the model's own operations make."""
-        return model_flops(self.job) / (self.step_seconds * self.cluster.num_gpus * self.cluster.gpu.peak)
+        """Share of the GPUs' bf16 peak that the model's own operations use, recomputation not counted."""
+        return model_flops(self.workload) / (
+            self.step_seconds * self.cluster.num_gpus * self.cluster.gpu.peak
+        )
 
     @property
     def num_probes(self) -> int:
-        diffusion = self.job.config.diffusion
+        diffusion = self.workload.config.diffusion
         if diffusion.t_sampler != "p_pots":
             return 0
         return sum(step < self.num_steps for step in diffusion.p_pots.probe_steps)
 
     @property
     def probe_forwards(self) -> int:
-        """Forwards of one probe over all ranks: a sample at one t under all its masks is one."""
-        options = self.job.config.diffusion.p_pots
+        """Forwards of one probe over all ranks. A forward holds a sample at one t under all its masks."""
+        options = self.workload.config.diffusion.p_pots
         return options.num_x0 * (len(probe_edges(options)) - 1)
 
     @property
     def probe_seconds(self) -> float:
-        """One probe: its forwards in turns over the data ranks."""
-        diffusion, job = self.job.config.diffusion, self.job
-        tokens = diffusion.p_pots.num_masks * diffusion.rows_per_sample * job.length / job.parallel.sequence
-        turns = -(-self.probe_forwards // job.layout.dp_size)
-        return turns * forward_seconds(job, self.cluster.gpu, tokens)
+        """One probe, whose forwards are distributed over the data ranks."""
+        diffusion, workload = self.workload.config.diffusion, self.workload
+        rows = diffusion.p_pots.num_masks * workload.rows_per_sample
+        tokens = rows * workload.length / workload.parallel.sequence
+        turns = -(-self.probe_forwards // workload.batch_layout.dp_size)
+        return turns * forward_seconds(workload, self.cluster.gpu, tokens)
 
     @property
     def run_seconds(self) -> float:
@@ -95,20 +98,20 @@ class Plan:
 def make_plan(
     config: RunConfig, shape: ModelShape, cluster: Cluster, token_budget: float | None = None
 ) -> Plan:
-    """Plan `config` on `cluster`, for its own steps or as many as see `token_budget` tokens.
+    """Plan `config` on `cluster`, for train.steps or for the steps that `token_budget` tokens take.
 
     Raises:
-        UserError: where ranks, model or batch do not divide, with what would.
+        UserError: where ranks, model or batch do not divide, with a number that does.
     """
-    job = make_job(config, shape, cluster.num_gpus)
+    workload = make_workload(config, shape, cluster.num_gpus)
     num_steps = config.train.steps
     if token_budget is not None:
-        num_steps = max(1, round(token_budget / job.tokens_per_step))
+        num_steps = max(1, round(token_budget / workload.tokens_per_step))
     return Plan(
-        job=job,
+        workload=workload,
         cluster=cluster,
-        memory=memory_of(job),
-        compute=compute_of(job, cluster.gpu, cluster.gpus_per_node),
-        traffic=traffic_of(job, cluster),
+        memory=memory_of(workload),
+        compute=compute_of(workload, cluster.gpu, cluster.gpus_per_node),
+        traffic=traffic_of(workload, cluster),
         num_steps=num_steps,
     )

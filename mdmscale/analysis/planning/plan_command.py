@@ -1,4 +1,4 @@
-"""`plan`: memory, step time, communication and cost of a config on a cluster, before it is booked."""
+"""`plan`: estimate memory, step time, communication and cost of a config before booking a cluster."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from mdmscale.analysis.planning import report
 from mdmscale.analysis.planning.hardware import GPUS, GPUS_PER_NODE, NETWORKS, Cluster, make_cluster
 from mdmscale.analysis.planning.plan import Plan, make_plan
-from mdmscale.analysis.planning.planned import planned_shape
+from mdmscale.analysis.planning.planned_shape import planned_shape
 from mdmscale.analysis.planning.suggest import scan, suggest
 from mdmscale.config.loading import load_config
 from mdmscale.config.run import RunConfig
@@ -23,45 +23,51 @@ EPILOG = """examples:
   python tools/plan.py --config configs/1b_pretrain.yaml --gpus 64 --gpu a100-80g --tokens 300B
   python tools/plan.py --config configs/8b_mirror.yaml --gpus 8 --scan --figure cost.png parallel.zero_stage=2
 
-Exit status 1: it does not fit. Needs no GPU, weights, data or network. The formulas, and what they were
-checked against, are in docs/planning.md.
+Exit status 1: the config does not fit. Planning needs no GPU, weights or data. The formulas, and what they
+were compared with, are in docs/planning.md.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="plan.py",
-        description="What a config needs and takes on a cluster: memory, time, communication, cost.",
+        description="Estimate memory, time, communication and cost of a config on a cluster.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for training")
-    parser.add_argument("--gpus", required=True, type=int, metavar="N", help="GPUs in all")
     parser.add_argument(
-        "--gpu", default="h100-80g", metavar="G", help=f"{', '.join(GPUS)} (default: h100-80g)"
+        "overrides", nargs="*", metavar="section.key=value", help="values that override those of the file"
     )
-    parser.add_argument("--nodes", type=int, metavar="N", help=f"default: {GPUS_PER_NODE} GPUs a node")
+    parser.add_argument("--gpus", required=True, type=int, metavar="N", help="number of GPUs")
+    parser.add_argument(
+        "--gpu", default="h100-80g", metavar="G", help=f"one of {', '.join(GPUS)} (default: h100-80g)"
+    )
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help=f"number of nodes (default: {GPUS_PER_NODE} GPUs in a node)"
+    )
     parser.add_argument(
         "--network",
         default="ndr400",
         metavar="NET",
-        help=f"between nodes: {', '.join(NETWORKS)} (default: ndr400)",
+        help=f"network between nodes: {', '.join(NETWORKS)} (default: ndr400)",
     )
     parser.add_argument(
-        "--tokens", metavar="N", help="tokens the run shall see, such as 300B (default: train.steps')"
+        "--tokens", metavar="N", help="tokens to train on, such as 300B (default: those of train.steps)"
     )
-    parser.add_argument("--scan", action="store_true", help="also the suggested layout on 1 to 4,096 GPUs")
+    parser.add_argument(
+        "--scan", action="store_true", help="also print the suggested layout on 1 to 4,096 GPUs"
+    )
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw days and GPU-hours of the scan")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Plan. Returns 0, or 1 where the config does not fit.
+    """Print the plan. Returns 0, or 1 if the config does not fit.
 
     Raises:
-        UserError: for options or a config that do not do, with what would.
+        UserError: for invalid options or an impossible config, with a remedy.
     """
     arguments = build_parser().parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
@@ -88,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             console.print(report.scan_table(plans, list(SCANNED)))
             console.print(f"-: no layout of {config.train.global_batch_size} samples fits or divides")
     if arguments.figure:
-        draw(plans, arguments.figure)
+        write_cost_figure(plans, arguments.figure)
     return 0 if plan.fits else 1
 
 
@@ -101,14 +107,14 @@ def as_json(plan: Plan, suggested: Plan | None, plans: dict[int, Plan]) -> dict[
 
 
 def as_hint(suggested: Plan | None, config: RunConfig) -> list[str]:
-    """What would run on these GPUs, as one line."""
+    """A layout that would run on these GPUs, as one line."""
     if suggested is None:
         return []
     return [f"on {suggested.cluster.num_gpus} GPUs this would do: {report.as_arguments(suggested, config)}"]
 
 
 def parse_tokens(text: str | None) -> float | None:
-    """A number of tokens as people write it: 300B, 2.3T, 5e9.
+    """A number of tokens in a common notation: 300B, 2.3T, 5e9.
 
     Raises:
         UserError: for anything else.
@@ -122,16 +128,16 @@ def parse_tokens(text: str | None) -> float | None:
 
 
 def resized(cluster: Cluster, num_gpus: int) -> Cluster:
-    """The same machines, but so many GPUs."""
+    """The same kind of machines with another number of GPUs."""
     per_node = min(num_gpus, cluster.gpus_per_node if cluster.num_nodes > 1 else GPUS_PER_NODE)
     return Cluster(cluster.gpu, cluster.network, num_gpus, -(-num_gpus // per_node))
 
 
-def draw(plans: dict[int, Plan], path: Path) -> None:
+def write_cost_figure(plans: dict[int, Plan], path: Path) -> None:
     """Write the figure of the scan.
 
     Raises:
-        UserError: where nothing fits, or the file cannot be written.
+        UserError: if nothing fits, or the file cannot be written.
     """
     from mdmscale.training.figures import save_figure
 

@@ -1,24 +1,27 @@
 """A plan as tables, as JSON and as a figure."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from mdmscale.analysis.planning.hardware import GB, GIB
 from mdmscale.analysis.planning.memory import Memory
 from mdmscale.analysis.planning.plan import Plan
-from mdmscale.analysis.planning.suggest import overrides
+from mdmscale.analysis.planning.suggest import layout_keys
 from mdmscale.config.run import RunConfig
 from mdmscale.system.console import plain_table
+from mdmscale.training.figures import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def memory_table(memory: Memory, title: str) -> Table:
-    """Bytes on a device by part, while training, and the most of any phase."""
-    parts = {**memory.parts, "peak": memory.peak}
-    return one_row(title, {name: f"{value / GIB:,.2f}" for name, value in parts.items()})
+    """Bytes on a device by use, in forward and backward, and the peak over all phases."""
+    by_use = {**memory.by_use, "peak": memory.peak}
+    return one_row(title, {name: f"{value / GIB:,.2f}" for name, value in by_use.items()})
 
 
 def one_row(title: str, columns: dict[str, str]) -> Table:
@@ -29,14 +32,14 @@ def one_row(title: str, columns: dict[str, str]) -> Table:
 
 
 def print_report(plan: Plan, console: Console) -> None:
-    """Everything that a plan says, in a few tables."""
+    """Everything that a plan contains, in a few tables."""
     memory, gpu = plan.memory, plan.cluster.gpu
     console.print(memory_table(memory, "memory a GPU, GiB"))
     largest = max(memory.phases, key=lambda name: memory.phases[name])
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     console.print(
-        f"{verdict}: {memory.needed() / GIB:,.1f} of {gpu.memory / GIB:,.1f} GiB, with 5% lost between "
-        f"blocks and 2 GiB for CUDA and NCCL; the most is allocated in: {largest}",
+        f"{verdict}: {memory.needed() / GIB:,.1f} of {gpu.memory / GIB:,.1f} GiB, including 5% lost between "
+        f"blocks and 2 GiB for CUDA and NCCL; the peak is in: {largest}",
         style="bold" if plan.fits else "bold red",
     )
     console.print(host_line(plan))
@@ -49,8 +52,8 @@ def print_report(plan: Plan, console: Console) -> None:
 
 
 def summary(plan: Plan) -> str:
-    """What a run is, needs and takes, in a line."""
-    num_tokens = plan.num_steps * plan.job.tokens_per_step
+    """The run, its memory, speed and cost, in one line."""
+    num_tokens = plan.num_steps * plan.workload.tokens_per_step
     gpu, memory = plan.cluster.gpu, plan.memory.needed()
     return (
         f"{plan.num_steps:,} steps, {num_tokens / 1e9:,.3g}B tokens on {plan.cluster.num_gpus:,} {gpu.name}: "
@@ -71,7 +74,7 @@ def host_line(plan: Plan) -> str:
 
 
 def probe_line(plan: Plan) -> str:
-    rows = plan.job.config.diffusion.p_pots.num_masks * plan.job.config.diffusion.rows_per_sample
+    rows = plan.workload.config.diffusion.p_pots.num_masks * plan.workload.rows_per_sample
     return (
         f"P-POTS: {plan.num_probes} probe{'s' if plan.num_probes > 1 else ''} of {plan.probe_forwards:,} "
         f"forwards of {rows} rows, {plan.probe_seconds:,.1f} s each, {plan.probe_share:.2%} of the run"
@@ -79,7 +82,7 @@ def probe_line(plan: Plan) -> str:
 
 
 def time_table(plan: Plan) -> Table:
-    """A step by what it spends its time on, and its speed."""
+    """The seconds of a step by use, and its speed."""
     compute = plan.compute
     columns = {
         "forward": f"{compute.forward:.3f}",
@@ -97,7 +100,7 @@ def time_table(plan: Plan) -> Table:
 
 
 def traffic_table(plan: Plan) -> Table:
-    """What a GPU sends in a step, by what for and over which link."""
+    """What a GPU sends in a step, by purpose and link."""
     headings = ["what", "in its node", plan.cluster.network.name, "seconds", "hides behind"]
     table = plain_table("\nsent by a GPU in a step, GB", headings)
     table.columns[0].justify = "left"
@@ -113,13 +116,13 @@ def print_suggestion(suggested: Plan | None, config: RunConfig, console: Console
     """The suggested layout as overrides of `config`, and its speed."""
     if suggested is None:
         console.print(
-            "\nno layout of this batch fits these GPUs: take more of them, shorter samples, "
+            "\nno layout of this batch fits these GPUs: use more GPUs, shorter samples, "
             "diffusion.pair_forward=sequential, parallel.offload_optimizer=cpu or model.lora",
             style="bold",
         )
         return
-    if overrides(suggested.job.config) == overrides(config):
-        console.print("\nsuggested: the layout as it is")
+    if layout_keys(suggested.workload.config) == layout_keys(config):
+        console.print("\nsuggested: the layout of this config")
         return
     console.print(f"\nsuggested: {as_arguments(suggested, config)}")
     console.print(
@@ -129,21 +132,21 @@ def print_suggestion(suggested: Plan | None, config: RunConfig, console: Console
 
 
 def as_arguments(plan: Plan, config: RunConfig) -> str:
-    """The layout of a plan as one writes it on the command line, after `config`."""
-    suggested = plan.job.config
+    """The layout of a plan as command-line arguments that follow `config`."""
+    suggested = plan.workload.config
     others = {
-        f"parallel.{name}": value  # what another stage does not have
+        f"parallel.{name}": value  # options that the suggested ZeRO stage does not have
         for name, value in suggested.parallel.model_dump().items()
         if value != getattr(config.parallel, name)
     }
-    values = overrides(suggested) | others
+    values = layout_keys(suggested) | others
     return " ".join(
         f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
     )
 
 
 def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
-    """The suggested layout for each number of GPUs, and what the run then takes."""
+    """The suggested layout for each number of GPUs, and the speed and cost of the run."""
     headings = ["GPUs", "micro", "ZeRO", "TP", "SP", "AC", "step, s", "tokens/s", "MFU", "days", "GPU-hours"]
     table = plain_table("\nthe suggested layout on other numbers of GPUs", headings)
     for number in num_gpus:
@@ -151,11 +154,11 @@ def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
         if plan is None:
             table.add_row(f"{number:,}", *["-"] * (len(headings) - 1))
             continue
-        micro, *layout, _ = overrides(plan.job.config).values()
-        what = plan.job.config.model.activation_checkpointing
-        recomputed = {"none": "no", "selective": "some", "full": "all"}[what]  # short, for 80 columns
+        micro, *sizes, _ = layout_keys(plan.workload.config).values()
+        checkpointing = plan.workload.config.model.activation_checkpointing
+        recomputed = {"none": "no", "selective": "some", "full": "all"}[checkpointing]  # short: 80 columns
         table.add_row(
-            *(f"{number:,}", f"{micro}", *map(str, layout), recomputed),
+            *(f"{number:,}", f"{micro}", *map(str, sizes), recomputed),
             *(f"{plan.step_seconds:.3f}", f"{plan.tokens_per_second:,.0f}", f"{plan.mfu:.1%}"),
             *(f"{plan.days:,.2f}", f"{plan.gpu_hours:,.0f}"),
         )
@@ -163,15 +166,15 @@ def scan_table(plans: dict[int, Plan], num_gpus: list[int]) -> Table:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """A plan's figures; bytes, seconds."""
+    """The numbers of a plan, in bytes and seconds."""
     return {
         "gpu": plan.cluster.gpu.name,
         "num_gpus": plan.cluster.num_gpus,
         "num_nodes": plan.cluster.num_nodes,
         "network": plan.cluster.network.name,
-        "layout": overrides(plan.job.config),
-        "parameters": plan.job.shape.num_parameters,
-        "memory": {**plan.memory.parts, "peak": plan.memory.peak, "needed": plan.memory.needed()},
+        "layout": layout_keys(plan.workload.config),
+        "parameters": plan.workload.shape.num_parameters,
+        "memory": {**plan.memory.by_use, "peak": plan.memory.peak, "needed": plan.memory.needed()},
         "phases": plan.memory.phases,
         "host_memory_a_rank": {"offloaded": plan.memory.host, "loading": plan.memory.loading},
         "disk_a_rank": plan.memory.disk,
@@ -181,7 +184,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "compute_seconds": vars(plan.compute),
         "waiting_seconds": plan.exposed,
         "traffic": [vars(each) for each in plan.traffic],
-        "tokens_per_step": plan.job.tokens_per_step,
+        "tokens_per_step": plan.workload.tokens_per_step,
         "tokens_per_second": plan.tokens_per_second,
         "mfu": plan.mfu,
         "probes": {
@@ -195,9 +198,9 @@ def to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def cost_figure(plans: dict[int, Plan]) -> Figure:
+def cost_figure(plans: dict[int, Plan]) -> "Figure":
     """Days and GPU-hours of the run over the number of GPUs."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = new_figure()
     days = figure.subplots()
     hours = days.twinx()
     numbers = list(plans)

@@ -1,4 +1,7 @@
-"""The fastest layout that fits: micro-batch, ZeRO stage, tensor and sequence ranks, checkpointing."""
+"""The fastest layout that fits.
+
+A layout is the micro-batch, ZeRO stage, tensor and sequence sizes, and activation checkpointing.
+"""
 
 from collections.abc import Iterator
 from itertools import product
@@ -10,16 +13,16 @@ from mdmscale.config.run import RunConfig
 from mdmscale.config.section import Recomputation
 from mdmscale.models.shape import ModelShape, indivisible
 
-SHARING: tuple[int, ...] = (1, 2, 4, 8)
+SHARING: tuple[int, ...] = (1, 2, 4, 8)  # tensor and sequence sizes that are tried
 RECOMPUTATIONS: tuple[Recomputation, ...] = ("none", "selective", "full")
-WITHIN = 1.02  # layouts this near to the fastest are as good, and the simplest of them is taken
+WITHIN = 1.02  # layouts within 2% of the fastest count as equal, and the simplest of them is chosen
 
 
 def suggest(
     config: RunConfig, shape: ModelShape, cluster: Cluster, token_budget: float | None = None
 ) -> Plan | None:
-    """The fastest plan of the same global batch that fits, or of those within 2% the simplest; None: none."""
-    plans = [make_plan(each, shape, cluster, token_budget) for each in layouts(config, shape, cluster)]
+    """The simplest plan within 2% of the fastest that fits, at the same global batch; None if none fits."""
+    plans = [make_plan(each, shape, cluster, token_budget) for each in candidates(config, shape, cluster)]
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
         return None
@@ -28,21 +31,26 @@ def suggest(
 
 
 def complexity(plan: Plan) -> tuple[float, ...]:
-    """Ranks that share a model or a sequence complicate most, then recomputation and the stage."""
-    config = plan.job.config
+    """A key for sorting.
+
+    Sharing a model or a sequence is most complex, then recomputation, then the stage.
+    """
+    config = plan.workload.config
     sharing = config.parallel.tensor * config.parallel.sequence
     checkpointing = RECOMPUTATIONS.index(config.model.activation_checkpointing)
     return sharing, checkpointing, config.parallel.zero_stage, plan.step_seconds
 
 
-def layouts(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterator[RunConfig]:
-    """Configs that differ in layout alone and divide the model, the GPUs and the global batch.
+def candidates(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterator[RunConfig]:
+    """Configs that differ only in layout and divide the model, the GPUs and the global batch.
 
-    What only one stage has is left out for the others; a model with adapters is not split, and one that is
-    compiled is neither split nor sharded.
+    Options that only one ZeRO stage has are reset for the others. A model with adapters is not split over
+    ranks. A compiled model is neither split over ranks nor sharded.
     """
     tensors = SHARING if config.model.lora is None else (1,)
-    stages = [0, 1, 2, 3] if config.model.dtype == "fp32" else [1, 2, 3]  # 0 would sum gradients in bf16
+    stages = (
+        [0, 1, 2, 3] if config.model.dtype == "fp32" else [1, 2, 3]
+    )  # stage 0 would sum gradients in bf16
     sequences = SHARING if config.model.attention == "sdpa" else (1,)
     recomputations = RECOMPUTATIONS
     if config.model.attention == "flash_attention_2":
@@ -73,7 +81,7 @@ def layouts(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterator[
 
 
 def at_stage(parallel: ParallelSection, stage: int) -> ParallelSection:
-    """The section at another ZeRO stage, without what that stage does not have."""
+    """The section at another ZeRO stage, with options that this stage lacks reset."""
     values: dict[str, object] = {"zero_stage": stage}
     if stage < 3:
         values |= {"offload_parameters": "none", "hpz_partition_size": 1}
@@ -88,13 +96,13 @@ def at_stage(parallel: ParallelSection, stage: int) -> ParallelSection:
 
 
 def micro_batches(most: int) -> Iterator[int]:
-    """Powers of two that divide `most`, and it."""
+    """Powers of two that divide `most`, and `most` itself."""
     sizes = {2**power for power in range(8) if most % 2**power == 0}
     yield from sorted(sizes | ({most} if most < 256 else set()))
 
 
-def overrides(config: RunConfig) -> dict[str, object]:
-    """What `layouts` choose between, as section.key -> value."""
+def layout_keys(config: RunConfig) -> dict[str, object]:
+    """The keys that `candidates` varies, as section.key -> value."""
     return {
         "train.micro_batch_size": config.train.micro_batch_size,
         "parallel.zero_stage": config.parallel.zero_stage,
@@ -107,7 +115,7 @@ def overrides(config: RunConfig) -> dict[str, object]:
 def scan(
     config: RunConfig, shape: ModelShape, cluster_of: dict[int, Cluster], token_budget: float | None
 ) -> dict[int, Plan]:
-    """The suggestion for each number of GPUs that has one."""
+    """The suggested plan for each number of GPUs that has one."""
     plans = {}
     for num_gpus, cluster in cluster_of.items():
         plan = suggest(config, shape, cluster, token_budget)

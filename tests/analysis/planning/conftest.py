@@ -1,12 +1,12 @@
-"""Jobs of small models, changed section by section."""
+"""Workloads of small models, changed section by section."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mdmscale.analysis.planning.job import Job, make_job
-from mdmscale.analysis.planning.planned import planned_shape
+from mdmscale.analysis.planning.planned_shape import planned_shape
+from mdmscale.analysis.planning.workload import Workload, make_workload
 from mdmscale.config.run import RunConfig
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -42,11 +42,11 @@ def small_config() -> Callable[..., RunConfig]:
 
 
 @pytest.fixture
-def small_job(small_config: Callable[..., RunConfig]) -> Callable[..., Job]:
-    """A job of `small_config` on some ranks."""
+def small_workload(small_config: Callable[..., RunConfig]) -> Callable[..., Workload]:
+    """A workload of `small_config` on a number of ranks."""
 
-    def make(num_ranks: int = 1, **sections: Sections) -> Job:
+    def make(num_ranks: int = 1, **sections: Sections) -> Workload:
         config = small_config(**sections)
-        return make_job(config, planned_shape(config.model)[0], num_ranks)
+        return make_workload(config, planned_shape(config.model)[0], num_ranks)
 
     return make

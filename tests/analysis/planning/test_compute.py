@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from mdmscale.analysis.planning.compute import forward_flops, model_flops
 from mdmscale.analysis.planning.hardware import make_cluster
-from mdmscale.analysis.planning.job import Job
 from mdmscale.analysis.planning.plan import Plan, make_plan
-from mdmscale.analysis.planning.planned import planned_shape
+from mdmscale.analysis.planning.planned_shape import planned_shape
+from mdmscale.analysis.planning.workload import Workload
 from mdmscale.config.run import RunConfig
 from mdmscale.models.backbone import scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead
@@ -42,23 +42,25 @@ LLAMA_2_13B = {
 }
 
 
-def test_operations_are_those_that_torch_counts(small_job: Callable[..., Job]) -> None:
+def test_operations_are_those_that_torch_counts(small_workload: Callable[..., Workload]) -> None:
     """Forward and backward of a step of one forward, with as many positions masked as are expected."""
-    job = small_job(
+    workload = small_workload(
         model={"dtype": "fp32", "attention": "eager", "head_chunk_size": 10_000},
         train={"global_batch_size": 2},
     )
-    model = AutoModelForCausalLM.from_config(scratch_config(job.config.model, 0), attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(
+        scratch_config(workload.config.model, 0), attn_implementation="eager"
+    )
     head = MaskedCrossEntropyHead.replacing(model.lm_head, 10_000)
-    token_ids = torch.zeros(2, job.length, dtype=torch.int64)
-    masked = int(job.tokens * job.masked_share)
+    token_ids = torch.zeros(2, workload.length, dtype=torch.int64)
+    masked = int(workload.tokens * workload.masked_share)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         model.model(input_ids=token_ids, use_cache=False)
-    assert job.tokens * forward_flops(job) == pytest.approx(forward.get_total_flops(), rel=0.01)
+    assert workload.tokens * forward_flops(workload) == pytest.approx(forward.get_total_flops(), rel=0.01)
     with FlopCounterMode(display=False) as counted:
         hidden = model.model(input_ids=token_ids, use_cache=False).last_hidden_state.flatten(0, 1)[:masked]
         head(hidden, torch.zeros(masked, dtype=torch.int64), torch.ones(masked)).loss.backward()
-    assert model_flops(job) == pytest.approx(counted.get_total_flops(), rel=0.01)
+    assert model_flops(workload) == pytest.approx(counted.get_total_flops(), rel=0.01)
 
 
 def plan(model: dict[str, Any], length: int, micro: int, gpu: str, num_gpus: int, **keys: Any) -> Plan:
@@ -107,17 +109,19 @@ def test_speeds_are_near_torchtitans(
     assert f"{fastest:,} | {planned:,.0f} |" in (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
 
 
-def test_attention_is_counted_in_full_and_grows_with_the_length(small_job: Callable[..., Job]) -> None:
-    short, long = (small_job(data={"sequence_length": length}) for length in (96, 192))
+def test_attention_is_counted_in_full_and_grows_with_the_length(
+    small_workload: Callable[..., Workload],
+) -> None:
+    short, long = (small_workload(data={"sequence_length": length}) for length in (96, 192))
     assert (
         forward_flops(long) - forward_flops(short) == 3 * 4 * 128 * 96
     )  # layers x 4 x queries x tokens more
 
 
-def test_pairs_cost_two_rows_and_recomputation_a_pass_more(small_job: Callable[..., Job]) -> None:
-    single, pair = small_job(), small_job(diffusion={"masking": "mirror"})
+def test_pairs_cost_two_rows_and_recomputation_a_pass_more(small_workload: Callable[..., Workload]) -> None:
+    single, pair = small_workload(), small_workload(diffusion={"masking": "mirror"})
     assert model_flops(pair) == 2 * model_flops(single)
-    with_recompute = small_job(model={"activation_checkpointing": True})
+    with_recompute = small_workload(model={"activation_checkpointing": True})
     assert model_flops(with_recompute) == model_flops(single), "MFU does not count it"
     fast, between, slow = (
         plan(LLAMA_8B, 2048, 1, "h100-80g", 8, activation_checkpointing=each)

@@ -8,8 +8,8 @@ import torch
 from analysis.planning.allocated import Peak, Saved
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from mdmscale.analysis.planning.job import Job
 from mdmscale.analysis.planning.memory import activation_bytes, head_bytes, memory_of
+from mdmscale.analysis.planning.workload import Workload
 from mdmscale.models.backbone import DTYPES, scratch_config
 from mdmscale.models.head import MaskedCrossEntropyHead
 from mdmscale.models.mdm import MaskedDiffusionModel
@@ -19,8 +19,8 @@ from mdmscale.models.recomputation import recompute_activations
 WITHIN = 0.05
 
 
-def build(job: Job) -> PreTrainedModel:
-    options = job.config.model
+def build(workload: Workload) -> PreTrainedModel:
+    options = workload.config.model
     model = AutoModelForCausalLM.from_config(
         scratch_config(options, 0), dtype=DTYPES[options.dtype], attn_implementation=options.attention
     )
@@ -28,10 +28,12 @@ def build(job: Job) -> PreTrainedModel:
     return model.train()
 
 
-def rows_of(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
+def rows_of(workload: Workload) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Token ids, and a padding mask where the plan counts on one."""
-    token_ids = torch.randint(0, job.shape.vocab, (job.layout.rows_per_forward, job.length))
-    if not job.rows_may_be_padded:
+    token_ids = torch.randint(
+        0, workload.shape.vocab, (workload.batch_layout.rows_per_forward, workload.length)
+    )
+    if not workload.rows_may_be_padded:
         return token_ids, None
     mask = torch.ones_like(token_ids)
     mask[0, -7:] = 0
@@ -51,30 +53,32 @@ def rows_of(job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:
     ],
     ids=["llama", "qwen2", "qwen3", "padded", "pairs", "eager"],
 )
-def test_activations(small_job: Callable[..., Job], dtype: str, sections: dict[str, Any]) -> None:
+def test_activations(small_workload: Callable[..., Workload], dtype: str, sections: dict[str, Any]) -> None:
     """What autograd keeps of the decoder when forward is done."""
-    job = small_job(**{**sections, "model": {**sections["model"], "dtype": dtype}})
-    model = build(job)
-    token_ids, mask = rows_of(job)
+    workload = small_workload(**{**sections, "model": {**sections["model"], "dtype": dtype}})
+    model = build(workload)
+    token_ids, mask = rows_of(workload)
     with Saved(model.parameters()) as saved:
         model.model(input_ids=token_ids, attention_mask=mask, use_cache=False)
-    assert saved.num_bytes == pytest.approx(activation_bytes(job), rel=WITHIN)
+    assert saved.num_bytes == pytest.approx(activation_bytes(workload), rel=WITHIN)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("annealing_steps", [0, 10], ids=["open", "annealed"])
-def test_activations_of_packed_rows(small_job: Callable[..., Job], dtype: str, annealing_steps: int) -> None:
+def test_activations_of_packed_rows(
+    small_workload: Callable[..., Workload], dtype: str, annealing_steps: int
+) -> None:
     """Rows of different lengths end to end, as many tokens as the longest would have."""
-    job = small_job(
+    workload = small_workload(
         model={"dtype": dtype, "num_key_value_heads": 2, "attention_annealing_steps": annealing_steps},
         data={"random_length_fraction": 0.5},
         train={"micro_batch_size": 4, "packing": True},
     )
-    model = build(job)
+    model = build(workload)
     attend_in_rows(model)
-    lengths = (job.length - 8, job.length - 4, job.length + 4, job.length + 8)
+    lengths = (workload.length - 8, workload.length - 4, workload.length + 4, workload.length + 8)
     pairs = torch.ones(1, 1, max(lengths), max(lengths), dtype=torch.bool) if annealing_steps else None
-    token_ids = torch.randint(0, job.shape.vocab, (1, sum(lengths)))
+    token_ids = torch.randint(0, workload.shape.vocab, (1, sum(lengths)))
     position_ids = torch.cat([torch.arange(length) for length in lengths])[None]
     with Saved(model.parameters()) as saved:
         model.model(
@@ -84,17 +88,19 @@ def test_activations_of_packed_rows(small_job: Callable[..., Job], dtype: str, a
             packed_rows=PackedRows.of(lengths, token_ids.device),
             use_cache=False,
         )
-    assert saved.num_bytes == pytest.approx(activation_bytes(job), rel=WITHIN)
+    assert saved.num_bytes == pytest.approx(activation_bytes(workload), rel=WITHIN)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_checkpointed_activations(small_job: Callable[..., Job], dtype: str) -> None:
+def test_checkpointed_activations(small_workload: Callable[..., Workload], dtype: str) -> None:
     """Each layer's input when forward is done."""
-    job = small_job(model={"dtype": dtype, "num_hidden_layers": 6, "activation_checkpointing": "full"})
-    model = build(job)
+    workload = small_workload(
+        model={"dtype": dtype, "num_hidden_layers": 6, "activation_checkpointing": "full"}
+    )
+    model = build(workload)
     with Saved(model.parameters()) as saved:
-        model.model(input_ids=rows_of(job)[0], use_cache=False)
-    assert saved.num_bytes == pytest.approx(activation_bytes(job), rel=WITHIN)
+        model.model(input_ids=rows_of(workload)[0], use_cache=False)
+    assert saved.num_bytes == pytest.approx(activation_bytes(workload), rel=WITHIN)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -108,33 +114,35 @@ def test_checkpointed_activations(small_job: Callable[..., Job], dtype: str) -> 
     ids=["llama", "qwen3 padded", "eager"],
 )
 def test_selectively_checkpointed_activations(
-    small_job: Callable[..., Job], dtype: str, sections: dict[str, Any]
+    small_workload: Callable[..., Workload], dtype: str, sections: dict[str, Any]
 ) -> None:
     """What is alive when forward is done: beside inputs the outputs of products and attention."""
     keys = {"dtype": dtype, "activation_checkpointing": "selective"}
-    job = small_job(**sections | {"model": sections["model"] | keys})
-    model = build(job)
-    token_ids, mask = rows_of(job)
+    workload = small_workload(**sections | {"model": sections["model"] | keys})
+    model = build(workload)
+    token_ids, mask = rows_of(workload)
     if mask is not None:
         mask = mask.bool()[:, None, None, :]
     with Peak() as peak:
         output = model.model(input_ids=token_ids, attention_mask=mask, use_cache=False)
     assert output is not None
-    assert peak.alive == pytest.approx(activation_bytes(job), rel=WITHIN)
+    assert peak.alive == pytest.approx(activation_bytes(workload), rel=WITHIN)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("vocab", [512, 2048], ids=["layers", "head"])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_forward_and_backward(
-    small_job: Callable[..., Job], dtype: str, vocab: int, checkpointing: str
+    small_workload: Callable[..., Workload], dtype: str, vocab: int, checkpointing: str
 ) -> None:
     """The most that is alive at once beside weights and gradients; whether layers or the head need more."""
     keys = {"dtype": dtype, "num_hidden_layers": 4, "vocab_size": vocab}
     keys |= {"head": "chunked", "head_chunk_size": 96}
-    job = small_job(model=keys | {"activation_checkpointing": checkpointing}, train={"micro_batch_size": 2})
-    model = MaskedDiffusionModel(build(job), 96).train()
-    token_ids, _ = rows_of(job)
+    workload = small_workload(
+        model=keys | {"activation_checkpointing": checkpointing}, train={"micro_batch_size": 2}
+    )
+    model = MaskedDiffusionModel(build(workload), 96).train()
+    token_ids, _ = rows_of(workload)
     positions = torch.arange(token_ids.numel())
 
     def run() -> None:
@@ -143,37 +151,37 @@ def test_forward_and_backward(
     run()  # gradients are there from now on
     with Peak() as peak:
         run()
-    memory = memory_of(job)
+    memory = memory_of(workload)
     assert peak.most == pytest.approx(memory.activations + memory.head, rel=WITHIN)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("chunk", [64, 512], ids=["small chunk", "large chunk"])
-def test_head(small_job: Callable[..., Job], dtype: str, chunk: int) -> None:
+def test_head(small_workload: Callable[..., Workload], dtype: str, chunk: int) -> None:
     """The most that the head holds while it makes its gradients, all positions being masked."""
-    job = small_job(
+    workload = small_workload(
         model={"dtype": dtype, "head": "chunked", "head_chunk_size": chunk, "vocab_size": 2048},
         train={"micro_batch_size": 16},
     )
-    width, masked = DTYPES[dtype], int(job.tokens)
-    linear = torch.nn.Linear(job.shape.hidden, job.shape.vocab, bias=False, dtype=width)
+    width, masked = DTYPES[dtype], int(workload.tokens)
+    linear = torch.nn.Linear(workload.shape.hidden, workload.shape.vocab, bias=False, dtype=width)
     head = MaskedCrossEntropyHead.replacing(linear, chunk)
-    decoder_output = torch.randn(masked, job.shape.hidden, dtype=width, requires_grad=True)
+    decoder_output = torch.randn(masked, workload.shape.hidden, dtype=width, requires_grad=True)
     with Peak() as peak:
         hidden = decoder_output[torch.arange(masked)]
         head(hidden, torch.zeros(masked, dtype=torch.int64), torch.ones(masked))
-    assert peak.most == pytest.approx(head_bytes(job, masked, with_gradients=True), rel=WITHIN)
+    assert peak.most == pytest.approx(head_bytes(workload, masked, with_gradients=True), rel=WITHIN)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_probes_forward(small_job: Callable[..., Job], dtype: str) -> None:
+def test_a_probes_forward(small_workload: Callable[..., Workload], dtype: str) -> None:
     """The most of a layer without gradients, of all rows that a probe takes at once."""
-    job = small_job(
+    workload = small_workload(
         model={"dtype": dtype, "vocab_size": 64},
         diffusion={"t_sampler": "p_pots", "p_pots": {"num_masks": 8}},
     )
-    model = build(job)
-    token_ids = torch.randint(0, 64, (8, job.length))
+    model = build(workload)
+    token_ids = torch.randint(0, 64, (8, workload.length))
     with Peak() as peak, torch.no_grad():
         model.model(input_ids=token_ids, use_cache=False)
-    assert peak.most == pytest.approx(memory_of(job).probe, rel=WITHIN)
+    assert peak.most == pytest.approx(memory_of(workload).probe, rel=WITHIN)

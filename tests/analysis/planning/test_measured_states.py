@@ -9,9 +9,9 @@ import pytest
 from conftest import WORKERS, run_ranks
 from workers.engine_states import measure
 
-from mdmscale.analysis.planning.job import make_job
 from mdmscale.analysis.planning.memory import memory_of
-from mdmscale.analysis.planning.planned import planned_shape
+from mdmscale.analysis.planning.planned_shape import planned_shape
+from mdmscale.analysis.planning.workload import make_workload
 from mdmscale.config.run import RunConfig
 from mdmscale.parallel.ranks import Ranks
 
@@ -32,7 +32,7 @@ def engine_config(small_config: Callable[..., RunConfig]) -> Callable[[str, int,
 
 
 def check(config: RunConfig, num_ranks: int, found: dict[str, int]) -> None:
-    planned = memory_of(make_job(config, planned_shape(config.model)[0], num_ranks)).parts
+    planned = memory_of(make_workload(config, planned_shape(config.model)[0], num_ranks)).by_use
     stage, dtype = config.parallel.zero_stage, config.model.dtype
     for part, size in found.items():
         assert planned[part] == pytest.approx(size, rel=0.05), f"{part} of stage {stage}, {dtype}"

@@ -7,9 +7,9 @@ from conftest import ROOT
 
 from mdmscale.analysis.planning.hardware import make_cluster
 from mdmscale.analysis.planning.plan import make_plan
-from mdmscale.analysis.planning.planned import planned_shape
+from mdmscale.analysis.planning.planned_shape import planned_shape
 from mdmscale.analysis.planning.report import as_arguments
-from mdmscale.analysis.planning.suggest import at_stage, layouts, suggest
+from mdmscale.analysis.planning.suggest import at_stage, candidates, suggest
 from mdmscale.config.loading import load_config
 from mdmscale.config.parallel import ParallelSection
 from mdmscale.config.run import RunConfig
@@ -22,11 +22,13 @@ def test_nothing_that_fits_is_much_faster() -> None:
     shape, cluster = planned_shape(config.model)[0], make_cluster("h100-80g", "ndr400", 16, None)
     best = suggest(config, shape, cluster)
     assert best is not None and best.fits
-    plans = [make_plan(each, shape, cluster) for each in layouts(config, shape, cluster)]
+    plans = [make_plan(each, shape, cluster) for each in candidates(config, shape, cluster)]
     assert len(plans) > 100
     assert best.step_seconds <= 1.02 * min(plan.step_seconds for plan in plans if plan.fits)
-    assert all(plan.job.layout.global_batch_size == 64 for plan in plans), "the batch is the run's own"
-    stages = {plan.job.config.parallel.zero_stage for plan in plans}
+    assert all(plan.workload.batch_layout.global_batch_size == 64 for plan in plans), (
+        "the batch is the run's own"
+    )
+    stages = {plan.workload.config.parallel.zero_stage for plan in plans}
     assert stages == {1, 2, 3}, "stage 0 would add up gradients in bf16"
 
 
@@ -35,7 +37,7 @@ def test_less_memory_asks_for_more_recomputation() -> None:
     shape = planned_shape(config.model)[0]
     gpus = ("rtx4090", "a100-40g", "h200-141g")
     plans = [suggest(config, shape, make_cluster(gpu, "ndr400", 16, None)) for gpu in gpus]
-    chosen = [plan.job.config.model.activation_checkpointing for plan in plans if plan is not None]
+    chosen = [plan.workload.config.model.activation_checkpointing for plan in plans if plan is not None]
     assert chosen == ["full", "selective", "none"]
     assert suggest(config, shape, make_cluster("rtx4090", "ndr400", 2, None)) is None
 
@@ -45,14 +47,16 @@ def test_more_gpus_than_samples_share_samples(small_config: Configs) -> None:
     shape = planned_shape(config.model)[0]
     best = suggest(config, shape, make_cluster("h100-80g", "ndr400", 8, None))
     assert best is not None
-    parallel = best.job.config.parallel
+    parallel = best.workload.config.parallel
     assert parallel.tensor * parallel.sequence >= 2
     assert suggest(config, shape, make_cluster("h100-80g", "ndr400", 64, None)) is None
 
 
 def test_compiled_layers_are_neither_split_nor_gathered(small_config: Configs) -> None:
     config = small_config(model={"compile": True})
-    found = list(layouts(config, planned_shape(config.model)[0], make_cluster("h100-80g", "ndr400", 8, None)))
+    found = list(
+        candidates(config, planned_shape(config.model)[0], make_cluster("h100-80g", "ndr400", 8, None))
+    )
     assert found
     for each in found:
         RunConfig.model_validate(each.model_dump())
@@ -61,7 +65,7 @@ def test_compiled_layers_are_neither_split_nor_gathered(small_config: Configs) -
 def test_adapters_are_not_split(small_config: Configs) -> None:
     config = small_config(model={"path": "nowhere/model", "lora": {"rank": 2}})
     shape = planned_shape(config.model)[0]
-    found = layouts(config, shape, make_cluster("h100-80g", "ndr400", 8, None))
+    found = candidates(config, shape, make_cluster("h100-80g", "ndr400", 8, None))
     assert {each.parallel.tensor for each in found} == {1}
 
 
@@ -102,5 +106,5 @@ def test_what_is_printed_is_what_was_planned() -> None:
     config = load_config(path, nvme)
     shape, cluster = planned_shape(config.model)[0], make_cluster("h100-80g", "ndr400", 1, None)
     best = suggest(config, shape, cluster)
-    assert best is not None and best.job.config.parallel.zero_stage < 3
-    assert load_config(path, [*nvme, *as_arguments(best, config).split()]) == best.job.config
+    assert best is not None and best.workload.config.parallel.zero_stage < 3
+    assert load_config(path, [*nvme, *as_arguments(best, config).split()]) == best.workload.config

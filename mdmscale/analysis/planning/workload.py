@@ -1,4 +1,4 @@
-"""What the models of memory and time share: a config, a model's shape and a number of ranks, as numbers."""
+"""The numbers that the models of memory and time share: sizes of a config on a number of ranks."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from mdmscale.parallel.batch_layout import BatchLayout, make_layout
 from mdmscale.system.errors import UserError
 
 FP32 = 4  # bytes
-# What ZeRO-3 keeps of gathered parameters and fetches ahead, in elements: DeepSpeed's defaults.
+# Most elements of gathered parameters that ZeRO-3 holds, those fetched ahead included: DeepSpeed's defaults.
 LIVE_PARAMETERS = 1_050_000_000
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run on `num_ranks` ranks."""
+class Workload:
+    """A config with a model of known shape, on `num_ranks` ranks."""
 
     config: RunConfig
     shape: ModelShape
-    layout: BatchLayout
+    batch_layout: BatchLayout
     num_ranks: int
 
     @property
@@ -37,32 +37,36 @@ class Job:
 
     @property
     def shards(self) -> int:
-        """Ranks that ZeRO shards over: those of a sequence count like data ranks."""
+        """Ranks that ZeRO shards over: data-parallel and sequence-parallel ranks."""
         return self.num_ranks // self.parallel.tensor
 
     @property
     def tokens(self) -> float:
-        """Of one forward on one rank, in all its rows."""
-        return self.layout.rows_per_forward * self.length / self.parallel.sequence
+        """Tokens of one forward on one rank, in all its rows."""
+        return self.batch_layout.rows_per_forward * self.length / self.parallel.sequence
+
+    @property
+    def rows_per_sample(self) -> int:
+        return self.config.diffusion.rows_per_sample
 
     @property
     def forwards(self) -> int:
-        """On one rank in a step."""
-        return self.layout.forwards_per_step
+        """Forwards of one rank in a step."""
+        return self.batch_layout.forwards_per_step
 
     @property
     def tokens_per_step(self) -> int:
-        """Clean tokens over all ranks; both rows of a pair hold the same."""
-        return self.layout.global_batch_size * self.length
+        """Clean tokens of a step over all ranks. The two rows of a pair share theirs."""
+        return self.batch_layout.global_batch_size * self.length
 
     @property
     def num_parameters(self) -> float:
-        """On one tensor rank; norms, which are whole on each, are too small to matter."""
+        """Parameters on one tensor rank. Norms are replicated, which is too little to count."""
         return (self.shape.num_parameters + self.num_adapters) / self.parallel.tensor
 
     @property
     def num_trained(self) -> float:
-        """On one tensor rank."""
+        """Trained parameters on one tensor rank."""
         if self.config.model.lora is not None:
             return self.num_adapters
         return self.shape.num_parameters / self.parallel.tensor
@@ -74,18 +78,20 @@ class Job:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether adapters alone are trained."""
+        """Whether only adapters are trained."""
         return self.config.model.lora is not None
 
     @property
     def rows_may_be_padded(self) -> bool:
-        """Whether a micro-batch can hold samples of different lengths: attention then gets a mask."""
+        """Whether a micro-batch can hold samples of different lengths, so that attention gets a mask."""
         data = self.config.data
-        return self.layout.micro_batch_size > 1 and (data.kind == "sft" or data.random_length_fraction > 0)
+        return self.batch_layout.micro_batch_size > 1 and (
+            data.kind == "sft" or data.random_length_fraction > 0
+        )
 
     @property
     def fuses_softmax(self) -> bool:
-        """Whether the head's softmax is compiled: a job is planned for GPUs, see head.is_fused."""
+        """Whether the head's softmax is compiled, which head.is_fused decides for GPUs in the same way."""
         return self.config.model.head != "chunked"
 
     @property
@@ -95,16 +101,16 @@ class Job:
 
     @property
     def masked_share(self) -> float:
-        """Expected share of masked positions, E r(t): t uniform in its range, every token eligible."""
+        """Expected share of masked positions, E r(t), for t uniform in its range and every token eligible."""
         eps = self.config.diffusion.eps
         return eps + (1 - eps) * sum(self.config.diffusion.t_range) / 2
 
 
-def make_job(config: RunConfig, shape: ModelShape, num_ranks: int) -> Job:
-    """The job of `config` on so many ranks.
+def make_workload(config: RunConfig, shape: ModelShape, num_ranks: int) -> Workload:
+    """The workload of `config` on `num_ranks` ranks.
 
     Raises:
-        UserError: where ranks, model or batch do not divide, with what would.
+        UserError: where ranks, model or batch do not divide, with a number that does.
     """
     parallel = config.parallel
     sharing = parallel.tensor * parallel.sequence
@@ -115,4 +121,4 @@ def make_job(config: RunConfig, shape: ModelShape, num_ranks: int) -> Job:
         )
     if problems := indivisible(shape, parallel.tensor, parallel.sequence):
         raise UserError(*problems)
-    return Job(config, shape, make_layout(config, num_ranks), num_ranks)
+    return Workload(config, shape, make_layout(config, num_ranks), num_ranks)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mdmscale.analysis.planning.planned import planned_shape
-from mdmscale.config.run import ModelSection
+from mdmscale.analysis.planning.planned_shape import planned_shape
+from mdmscale.config.model import ModelSection
 from mdmscale.models.backbone import scratch_config
 from mdmscale.models.lora import add_lora
 from mdmscale.system.errors import UserError
@@ -52,7 +52,7 @@ def test_adapters_are_those_that_peft_makes(targets: list[str] | None) -> None:
 
 def test_a_model_that_is_not_here_is_planned_from_its_keys() -> None:
     shape, note = planned_shape(ModelSection(**KEYS, path="nowhere/model"))
-    assert "nowhere/model not being here" in note
+    assert "from the architecture keys; nowhere/model is not a local folder" in note
     assert shape == planned_shape(ModelSection(**KEYS))[0]
 
 

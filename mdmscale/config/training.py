@@ -1,0 +1,71 @@
+"""The sections of the training loop: train, optimizer, checkpoint, logging and eval."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mdmscale.config.section import Section, key
+
+
+class TrainSection(Section):
+    steps: int = key(..., "optimizer steps in total", ge=1)
+    global_batch_size: int = key(..., "samples in a step over all ranks; a MIRROR pair is one sample", ge=1)
+    micro_batch_size: int = key(1, "samples in one forward on one rank", ge=1)
+    packing: bool | None = key(
+        None,
+        "concatenate the samples of a forward instead of padding them; null: true for sft with sdpa",
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size = {self.global_batch_size} is not a multiple of "
+                f"micro_batch_size = {self.micro_batch_size}"
+            )
+        return self
+
+
+class OptimizerSection(Section):
+    lr: float = key(..., "peak learning rate", gt=0)
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = key(
+        [0.9, 0.95], "AdamW's two decay rates", min_length=2, max_length=2
+    )
+    eps: float = key(1e-8, "AdamW's epsilon", gt=0)
+    weight_decay: float = key(
+        0.1, "decoupled weight decay; not applied to norms, biases and embeddings", ge=0
+    )
+    gradient_clipping: float = key(1.0, "largest global gradient norm; 0: no clipping", ge=0)
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = key(
+        "cosine", "learning rate after warm-up: constant, linear or cosine decay, or warmup-stable-decay"
+    )
+    warmup_steps: int = key(0, "steps of linear warm-up from 0", ge=0)
+    decay_steps: int | None = key(None, "wsd: steps of the final decay; null: a tenth of train.steps", ge=1)
+    min_lr_ratio: float = key(0.0, "final learning rate as a share of the peak", ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _decay_steps_are_used(self) -> Self:
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise ValueError(f"decay_steps is set but schedule is {self.schedule}; only wsd reads it")
+        return self
+
+
+class CheckpointSection(Section):
+    every: int = key(0, "steps between checkpoints; 0: save only at the end", ge=0)
+    keep: int = key(2, "how many of the newest checkpoints to keep; 0: all", ge=0)
+    resume: str = key(
+        "auto",
+        "auto: continue from the run's newest complete checkpoint, if there is one; none: start from step 0; "
+        "or a checkpoint folder to continue from",
+    )
+
+
+class LoggingSection(Section):
+    every: int = key(10, "steps between progress lines; metrics.jsonl has a line for every step", ge=1)
+    tensorboard: bool = key(True, "also write TensorBoard event files")
+
+
+class EvalSection(Section):
+    every: int = key(0, "steps between evaluations on held-out data; 0: never evaluate", ge=0)
+    samples: int = key(64, "number of held-out samples evaluated, or all if there are fewer", ge=1)
+    num_t: int = key(8, "number of values of t (midpoints of equal cells) for each sample", ge=1)

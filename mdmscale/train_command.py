@@ -1,0 +1,153 @@
+"""`train`: check a config without importing torch, then print what it needs, or train."""
+
+import argparse
+import glob
+import os
+import sys
+from pathlib import Path
+
+from mdmscale.config.keys import describe_keys
+from mdmscale.config.loading import load_config
+from mdmscale.config.run import RunConfig
+from mdmscale.data.source import path_list
+from mdmscale.parallel.batch_layout import make_layout
+from mdmscale.system.errors import UserError
+
+STOPPED = 75  # exit status of a run that stopped on request; sysexits.h calls it a temporary failure
+
+EPILOG = """examples:
+  deepspeed --num_gpus 2 launchers/train.py --config configs/quickstart.yaml
+  deepspeed launchers/train.py --config configs/8b_mirror.yaml run.seed=731 optimizer.lr=1e-5
+  python launchers/train.py --config configs/8b_mirror.yaml --dry-run --ranks 8
+
+Precedence: defaults < the YAML file < section.key=value. To continue an interrupted run, give the same
+command again (checkpoint.resume: auto). To stop a run, touch <run folder>/stop or send a rank SIGTERM, SIGINT
+or SIGUSR1: it finishes the current step, saves a checkpoint and exits.
+
+Exit status: 0 all steps are done; 75 stopped on request, after saving a checkpoint; 2 a mistake in the
+command or config; 70 ended by the watchdog (run.stall_timeout); 1 any other failure.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train or fine-tune a masked diffusion language model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values that override those of the file"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, the batch arithmetic and the memory of a rank, and exit",
+    )
+    parser.add_argument("--folder", action="store_true", help="print the run's folder, and exit")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="with --dry-run: plan for N ranks (default: as many as the launcher starts; without a launcher, "
+        "the smallest number that the config's parallel sizes allow)",
+    )
+    parser.add_argument(
+        "--keys",
+        action="store_true",
+        help="list every config key with its choices or type, its default and its meaning, and exit",
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check everything that can be checked without torch, then plan or train. Returns the exit status.
+
+    Raises:
+        UserError: for a mistake in the command, the config or the files that it names.
+    """
+    parser = build_parser()
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.keys:
+        print_keys()
+        return 0
+    if arguments.config is None:
+        parser.error("--config FILE is required")
+    if arguments.ranks is not None and not (arguments.dry_run and arguments.ranks > 0):
+        parser.error("--ranks N (at least 1) goes with --dry-run; a run's ranks come from its launcher")
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.folder:
+        print(Path(config.run.output_dir) / config.run.name)
+        return 0
+    launched = os.environ.get("WORLD_SIZE")
+    if arguments.dry_run:
+        return dry_run(config, arguments.ranks or (None if launched is None else int(launched)))
+    make_layout(config, int(launched or "1"))  # refuses a batch that does not divide
+    check_paths(config)
+    return run_training(config)
+
+
+def dry_run(config: RunConfig, num_ranks: int | None) -> int:
+    """Print the plan on the first rank; all ranks refuse what does not divide."""
+    from mdmscale.analysis.planning.dry_run import print_dry_run, smallest_num_ranks
+
+    make_layout(config, num_ranks or smallest_num_ranks(config))
+    if is_first_rank():
+        print_dry_run(config, num_ranks)
+    return 0
+
+
+def run_training(config: RunConfig) -> int:
+    """Train on this rank. Returns the exit status."""
+    from mdmscale.parallel.ranks import finalise
+    from mdmscale.training.trainer import train
+
+    # Ranks leave the process group together. If one has crashed, the others would wait for it without end.
+    try:
+        outcome = train(config)
+    except UserError:
+        finalise(wait=False)
+        raise
+    except FloatingPointError as error:
+        if is_first_rank():
+            print(f"error: {error}", file=sys.stderr)
+        finalise(wait=False)
+        return 1
+    finalise()
+    return STOPPED if outcome.stopped else 0
+
+
+def is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_paths(config: RunConfig) -> None:
+    """Refuse local paths that do not exist, before anything slow starts.
+
+    Raises:
+        UserError: with all problems found.
+    """
+    problems = []
+    for path in path_list(config.data):
+        if not any((Path(path).exists(), Path(f"{path}.idx").exists(), glob.glob(path))):
+            problems.append(
+                f"data.path = {path!r}: no such file, folder or shard prefix; create it with "
+                "tools/prepare_data.py"
+            )
+    model = config.model.path
+    if model is not None and Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        problems.append(
+            f"model.path = {model!r}: a folder without config.json; give a Hugging Face model folder"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
+def print_keys() -> None:
+    """Every config key with its choices or type, its default and its meaning."""
+    for key in describe_keys():
+        default = "required" if key.default is None else f"default: {key.default}"
+        print(f"{key.name}: {key.values} ({default})\n    {key.meaning}")
