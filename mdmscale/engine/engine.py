@@ -87,7 +87,7 @@ def deepspeed_config(config: RunConfig, layout: BatchLayout, on_cuda: bool) -> d
         # Ranks that share a sequence are data-parallel ones to DeepSpeed, see ModelParallelUnit.
         "train_batch_size": layout.global_batch_size * turns * config.parallel.sequence,
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
-        "gradient_accumulation_steps": layout.accumulation * turns,
+        "gradient_accumulation_steps": layout.gradient_accumulation_steps * turns,
         "gradient_clipping": 0.0 if clips_itself(config) else config.optimizer.gradient_clipping,
         "bf16": {"enabled": is_bf16},
         "data_types": {"grad_accum_dtype": grad_accum_dtype},

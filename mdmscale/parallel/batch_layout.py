@@ -8,32 +8,35 @@ from mdmscale.system.errors import UserError
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """global = ranks x micro x accumulation, all counted in samples."""
+    """global_batch_size = dp_size x micro_batch_size x gradient_accumulation_steps, all in samples."""
 
-    num_ranks: int  # data-parallel ones; those that share a model or a sequence count as one
+    dp_size: int  # data-parallel ranks; ranks that share a model or a sequence count as one
     micro_batch_size: int
-    accumulation: int
-    copies: int = 1  # rows a sample takes: 2 for a pair
+    gradient_accumulation_steps: int
+    rows_per_sample: int = 1  # 2 for a MIRROR pair
     forwards: int = 1  # a micro-batch takes: 2 where the rows of a pair take turns
     packs: bool = False  # rows of different lengths lie end to end instead of padded
 
     @property
     def global_batch_size(self) -> int:
-        return self.num_ranks * self.micro_batch_size * self.accumulation
+        return self.dp_size * self.micro_batch_size * self.gradient_accumulation_steps
 
     @property
     def rows_per_forward(self) -> int:
-        return self.micro_batch_size * self.copies // self.forwards
+        return self.micro_batch_size * self.rows_per_sample // self.forwards
 
     def sample_indices(self, step: int, rank: int) -> list[list[int]]:
-        """Global sample indices of each micro-batch of `step` on `rank`: [accumulation][micro_batch_size]."""
+        """The global sample indices of each micro-batch of `step` on data rank `rank`.
+
+        Shape: [gradient_accumulation_steps][micro_batch_size].
+        """
         first = step * self.global_batch_size
         return [
             [
-                first + (turn * self.num_ranks + rank) * self.micro_batch_size + place
+                first + (turn * self.dp_size + rank) * self.micro_batch_size + place
                 for place in range(self.micro_batch_size)
             ]
-            for turn in range(self.accumulation)
+            for turn in range(self.gradient_accumulation_steps)
         ]
 
 
@@ -55,22 +58,22 @@ def make_layout(config: RunConfig, world_size: int) -> BatchLayout:
             f"parallel.hpz_partition_size = {parallel.hpz_partition_size} does not divide the "
             f"{world_size // parallel.tensor} ranks that ZeRO shards over"
         )
-    num_ranks = world_size // sharing
-    per_turn = num_ranks * train.micro_batch_size
+    dp_size = world_size // sharing
+    per_turn = dp_size * train.micro_batch_size
     if train.global_batch_size % per_turn:
         raise UserError(
-            f"train.global_batch_size = {train.global_batch_size} is not a multiple of {num_ranks} ranks x "
+            f"train.global_batch_size = {train.global_batch_size} is not a multiple of {dp_size} ranks x "
             f"train.micro_batch_size = {train.micro_batch_size} = {per_turn}; "
             f"{train.global_batch_size // per_turn * per_turn or per_turn} would be"
         )
-    copies, packs = config.diffusion.copies, train.packing
+    rows_per_sample, packs = config.diffusion.copies, train.packing
     if packs is None:
         packs = config.data.kind == "sft" and config.model.attention == "sdpa"
     return BatchLayout(
-        num_ranks,
+        dp_size,
         train.micro_batch_size,
         train.global_batch_size // per_turn,
-        copies,
-        copies if config.diffusion.pair_forward == "sequential" else 1,
+        rows_per_sample,
+        rows_per_sample if config.diffusion.pair_forward == "sequential" else 1,
         packs,
     )

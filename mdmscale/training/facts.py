@@ -35,8 +35,8 @@ def gather_facts(config: "RunConfig", layout: "BatchLayout", ranks: Ranks) -> li
         f"hosts     {len(hosts)}: {_listed(hosts)}",
         f"devices   {ranks.world_size} x {_listed(devices)}",
         f"layout    {describe_ranks(ranks)}, ZeRO-{config.parallel.zero_stage}, {config.model.dtype}",
-        f"batch     {layout.global_batch_size} samples a step: {layout.num_ranks} data ranks x "
-        f"{layout.micro_batch_size} x {layout.accumulation} in turn; {rows} rows of up to "
+        f"batch     {layout.global_batch_size} samples a step: {layout.dp_size} data ranks x "
+        f"{layout.micro_batch_size} x {layout.gradient_accumulation_steps} in turn; {rows} rows of up to "
         f"{config.data.sequence_length} tokens a forward",
         f"versions  python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in names)

@@ -22,7 +22,7 @@ def test_every_sample_is_drawn_once_in_any_layout(layout: BatchLayout) -> None:
     drawn = [
         index
         for step in range(3)
-        for rank in range(layout.num_ranks)
+        for rank in range(layout.dp_size)
         for micro_batch in layout.sample_indices(step, rank)
         for index in micro_batch
     ]
@@ -53,7 +53,7 @@ def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -
 
     def rows(layout: BatchLayout) -> dict[int, list[tuple[int, ...]]]:
         seen = {}
-        for rank in range(layout.num_ranks):
+        for rank in range(layout.dp_size):
             noise = Noise(config.diffusion)
             loader = TrainLoader(CountingSource(), config, layout, rank, noise, Collator(999))
             indices = layout.sample_indices(2, rank)
@@ -108,8 +108,8 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_mend(tiny: dict[str, A
         UserError, match=r"global_batch_size = 8 is not a multiple of 3 ranks x .* = 4 = 12; 12 would be"
     ):
         make_layout(config, 3)
-    assert make_layout(config, 2) == BatchLayout(2, 4, 1, copies=2)
-    assert make_layout(config, 1).accumulation == 2
+    assert make_layout(config, 2) == BatchLayout(2, 4, 1, rows_per_sample=2)
+    assert make_layout(config, 1).gradient_accumulation_steps == 2
 
 
 def test_a_job_of_1024_ranks_draws_every_sample_once_with_the_noise_of_one_rank(tiny: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def test_a_job_of_1024_ranks_draws_every_sample_once_with_the_noise_of_one_rank(
         drawn = [
             [
                 index
-                for rank in range(layout.num_ranks)
+                for rank in range(layout.dp_size)
                 for micro in layout.sample_indices(step, rank)
                 for index in micro
             ]

@@ -32,9 +32,9 @@ def _batch_table(job: Job) -> Table:
     layout = job.layout
     table = Table(title="batch, in samples", title_justify="left")
     columns = {
-        "ranks": layout.num_ranks,
+        "ranks": layout.dp_size,
         "micro": layout.micro_batch_size,
-        "accumulation": layout.accumulation,
+        "accumulation": layout.gradient_accumulation_steps,
         "global": layout.global_batch_size,
         "rows a forward": layout.rows_per_forward,
         "tokens a step": job.tokens_per_step,

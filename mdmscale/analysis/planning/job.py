@@ -48,7 +48,7 @@ class Job:
     @property
     def forwards(self) -> int:
         """On one rank in a step."""
-        return self.layout.accumulation * self.layout.forwards
+        return self.layout.gradient_accumulation_steps * self.layout.forwards
 
     @property
     def tokens_per_step(self) -> int:

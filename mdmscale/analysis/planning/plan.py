@@ -72,7 +72,7 @@ class Plan:
         """One probe: its forwards in turns over the data ranks."""
         diffusion, job = self.job.config.diffusion, self.job
         tokens = diffusion.p_pots.num_masks * diffusion.copies * job.length / job.parallel.sequence
-        turns = -(-self.probe_forwards // job.layout.num_ranks)
+        turns = -(-self.probe_forwards // job.layout.dp_size)
         return turns * forward_seconds(job, self.cluster.gpu, tokens)
 
     @property
