@@ -1,4 +1,4 @@
-"""Where the time of a step goes: measured by events on CUDA, so that nothing waits, elsewhere by the clock."""
+"""Where the time of a step goes. CUDA events measure it, so that nothing waits; on the CPU, the clock."""
 
 import resource
 import sys

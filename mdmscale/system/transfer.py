@@ -6,7 +6,7 @@ import torch
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Small host values on `device`, copied from page-locked memory: with other memory the host would wait."""
+    """Small host values on `device`, copied from page-locked memory: with any other the host would wait."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
