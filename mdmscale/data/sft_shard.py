@@ -82,13 +82,13 @@ class SFTShard:
             raise UserError(f"{path}: cannot be read: {error!r}; it may be deleted") from None
         if num_samples != self.tokens.num_documents:
             raise UserError(
-                f"{path}: of {num_samples} samples, but the shard has {self.tokens.num_documents}; it is "
-                "another shard's, and may be deleted"
+                f"{path}: describes {num_samples} samples, but the shard has {self.tokens.num_documents}; it "
+                "belongs to another shard, and may be deleted"
             )
         if self.tokens.num_tokens > num_samples * longest:
             raise UserError(
-                f"{path}: of samples of at most {longest} tokens, but the shard's {num_samples} have "
-                f"{self.tokens.num_tokens}; it is another shard's, and may be deleted"
+                f"{path}: describes samples of at most {longest} tokens, but the shard's {num_samples} have "
+                f"{self.tokens.num_tokens}; it belongs to another shard, and may be deleted"
             )
         return longest
 

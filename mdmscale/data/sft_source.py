@@ -1,4 +1,4 @@
-"""Fine-tuning samples. Each is a document of a prepared shard: a prompt, and a response that is masked."""
+"""Fine-tuning samples: documents of prepared shards, each a prompt and a response that may be masked."""
 
 from pathlib import Path
 

@@ -49,7 +49,7 @@ class MaskedCrossEntropyHead(nn.Linear):
     def replacing(
         cls, linear: nn.Linear, chunk_size: int | None, kind: HeadKind = "auto"
     ) -> "MaskedCrossEntropyHead":
-        """A head that shares the weight of `linear`, and so stays tied to the input embedding.
+        """A head that shares the weight of `linear`, and so stays tied to the input embedding if `linear` is.
 
         Args:
             linear: the projection to replace.

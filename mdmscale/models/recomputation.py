@@ -51,9 +51,9 @@ def _save_and_reuse() -> tuple["_SaveOutputs", "_ReuseOutputs"]:
 
 
 class _SaveOutputs(TorchDispatchMode):
-    """Saves the outputs of SAVED operations.
+    """Saves the outputs of SAVED operations, except for the last one of a layer.
 
-    Except for the last one in the layer: backward needs nothing that is computed from it.
+    Backward needs nothing that is computed from the last one.
     """
 
     def __init__(self, outputs: dict[Any, deque[Any]]) -> None:
@@ -67,7 +67,7 @@ class _SaveOutputs(TorchDispatchMode):
             if self.last is not None:
                 operation, earlier = self.last
                 self.outputs[operation].append(earlier)
-            # detached, because it would keep alive the graph that checkpointing is there to free
+            # detached, or it would keep alive the graph that checkpointing is there to free
             self.last = func, tree_map_only(torch.Tensor, torch.Tensor.detach, output)
         return output
 

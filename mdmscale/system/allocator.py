@@ -10,7 +10,7 @@ from contextlib import suppress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's options, from malloc.h
 _NEVER, _NO_MAPS = -1, 0
-_MAPS, _LARGE = 65536, 32 << 20  # glibc's most maps by default, and the highest threshold that it chooses
+_MAPS, _LARGE = 65536, 32 << 20  # glibc's limit on maps by default, and its highest automatic threshold
 
 
 def keep_freed_memory() -> None:
