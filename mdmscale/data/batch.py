@@ -1,4 +1,4 @@
-"""The Batch: one micro-batch on its way from samples to the model."""
+"""The Batch: one micro-batch, from the loader to the model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """Masked rows and what their masked positions should be.
+    """Masked rows, and the tokens that belong at their masked positions.
 
     The rows of a sample are adjacent. Legend: rows; length = that of the longest row; masked = masked
     positions in all rows; draws = the t that were drawn for the samples, one a sample unless the corruption
@@ -21,15 +21,15 @@ class Batch:
     # int64 [rows, length], 0 at padding; None where nothing is padded. Where positions do not see all others,
     # bool [rows, 1, length, length]; in packed rows bool [1, 1, longest, longest], the same in each.
     attention_mask: torch.Tensor | None
-    positions: torch.Tensor  # int64 [masked], into the flattened rows, what a token is predicted from
+    positions: torch.Tensor  # int64 [masked], index in the flattened rows that a target is predicted from
     targets: torch.Tensor  # int64 [masked], the clean tokens
-    weights: torch.Tensor  # float32 [masked], what a cross-entropy adds to its sample's loss
+    weights: torch.Tensor  # float32 [masked], factor of a cross-entropy in its sample's loss
     draw_of: torch.Tensor  # int64 [masked], which of the draws below a position was masked by
     t: np.ndarray  # float64 [draws], as drawn
     importance_weights: np.ndarray  # float64 [draws], 1 / p(t)
     num_tokens: int  # of all rows, padding not counted
     num_eligible: int  # tokens of all rows that may be masked
-    num_token_pairs: int  # sum of the rows' squared lengths: what attention takes
+    num_token_pairs: int  # query-key pairs: the sum of the rows' squared lengths
     first_draw: int = 0  # the number of the first draw among this rank's draws of the step
     position_ids: torch.Tensor | None = None  # int64 [1 or rows, length]; None: from 0 on
     row_lengths: tuple[int, ...] | None = None  # of packed rows
@@ -39,14 +39,14 @@ class Batch:
         return replace(self, **self._each_tensor(lambda tensor: tensor.to(device, non_blocking=True)))
 
     def pin_memory(self) -> Self:
-        """The batch in page-locked memory, from which a GPU copies while this process goes on."""
+        """The batch in page-locked memory, which a GPU can copy while this process continues."""
         return replace(self, **self._each_tensor(torch.Tensor.pin_memory))
 
     def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Tensors travel between processes as arrays.
+        """Pickle tensors as numpy arrays.
 
-        As tensors each would be a file of shared memory, and of both files and that memory a step with many
-        micro-batches can need more than a process or a container has.
+        Pickled as tensors, each would take a file descriptor and shared memory. A step with many
+        micro-batches can need more of both than a process or a container has.
         """
         arrays = self._each_tensor(torch.Tensor.numpy)
         return arrays, {name: value for name, value in vars(self).items() if name not in arrays}

@@ -1,8 +1,9 @@
-"""Token shards in Megatron's indexed format: `<prefix>.bin` has the ids, `<prefix>.idx` their documents.
+"""Token shards in Megatron's indexed format: `<prefix>.bin` holds token ids, `<prefix>.idx` documents.
 
-.idx, little-endian: magic, version u64, dtype code u8, number of sequences u64, number of document boundaries
-u64, then sequence lengths i32[], byte pointers i64[] and the document index i64[] (the first sequence of each
-document, and the number of sequences at the end). A document may have several sequences.
+The .idx file is little-endian: magic, version u64, dtype code u8, number of sequences u64, number of document
+boundaries u64, sequence lengths i32[], byte pointers i64[], document index i64[]. The document index has the
+first sequence of each document and, at the end, the number of sequences. A document may have several
+sequences.
 """
 
 import mmap
@@ -25,7 +26,7 @@ _TWO_INT64 = struct.Struct("<qq")
 _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 _BYTES_PER_SEQUENCE = 4 + 8
-CHECKED_SEQUENCES = 65536  # on opening, of all shards together
+CHECKED_SEQUENCES = 65536  # when shards are opened, over all of them together
 
 
 def bin_path(prefix: Path) -> Path:
@@ -42,7 +43,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class IndexedWriter:
-    """Writes one shard, a sequence a document. As a context manager it leaves no file if the block fails."""
+    """Writes one shard, one sequence per document. Used with `with`, it leaves no file if the block fails."""
 
     def __init__(self, prefix: Path, dtype: np.dtype) -> None:
         self.prefix = prefix
@@ -56,13 +57,13 @@ class IndexedWriter:
         return len(self._lengths)
 
     def add_document(self, token_ids: np.ndarray) -> None:
-        """Append a document's ids, integers [length] that fit the shard's dtype."""
+        """Append the ids of a document, integers [length] that fit the dtype of the shard."""
         self._bin.write(token_ids.astype(self.dtype, copy=False).tobytes())
         self._lengths.append(len(token_ids))
         self.num_tokens += len(token_ids)
 
     def close(self) -> None:
-        """Finish .bin and write .idx."""
+        """Finish the .bin file and write the .idx file."""
         self._bin.close()
         write_index(self.prefix, np.asarray(self._lengths, dtype="<i4"), self.dtype)
 
@@ -80,7 +81,7 @@ class IndexedWriter:
 
 
 def write_index(prefix: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
-    """Write the .idx of documents of `lengths` [documents] that lie one after the other, a sequence each."""
+    """Write the .idx file of contiguous documents with `lengths` [documents], one sequence each."""
     lengths = lengths.astype("<i4", copy=False)
     ends = np.cumsum(lengths, dtype="<i8") * dtype.itemsize
     pointers = ends - lengths.astype("<i8") * dtype.itemsize
@@ -98,19 +99,19 @@ class _Index:
 
 
 class IndexedShard:
-    """Reads one shard whose sequences lie one after the other, as Megatron writes them.
+    """Reads one shard whose sequences are contiguous, as Megatron writes them.
 
-    Nothing stays open or mapped between reads, and no array of the shard's size is made: thousands of shards
-    cost neither descriptors nor memory, and the page cache makes repeated reads cheap. Opening looks at
-    `num_checked` of the sequences.
+    Nothing stays open or mapped between reads, and no array has the size of the shard. So thousands of shards
+    cost neither file descriptors nor memory, and the page cache makes repeated reads cheap. The constructor
+    checks `num_checked` of the sequences.
 
     Raises:
-        UserError: on opening, where a file is missing, empty, cut short or not of this format.
+        UserError: in the constructor, where a file is missing, empty, cut short or not in this format.
     """
 
     def __init__(self, prefix: Path, num_checked: int = CHECKED_SEQUENCES) -> None:
         self.prefix = prefix
-        # Names, as to make a Path of one takes as long as a read.
+        # Strings, because to make a Path takes as long as a read.
         self._idx, self._bin = f"{prefix}.idx", f"{prefix}.bin"
         raw = _map(self._idx)
         code, self._num_sequences, boundaries = _parse_header(raw, self._idx)
@@ -122,9 +123,9 @@ class IndexedShard:
         self._check_index(self._arrays(raw), num_bytes, max(2, num_checked))
 
     def document_starts(self, documents: np.ndarray) -> np.ndarray:
-        """Token offsets in the shard at which `documents` begin; document `num_documents` begins at the end.
+        """The offsets, in tokens of the shard, at which `documents` begin. int64 [n] -> int64 [n].
 
-        Shapes: int64 [n] -> int64 [n].
+        Document number `num_documents` begins where the shard ends.
         """
         index = self._arrays(_map(self._idx))
         sequences = index.documents[documents]
@@ -134,7 +135,7 @@ class IndexedShard:
         return starts
 
     def document_span(self, document: int) -> tuple[int, int]:
-        """`document_starts` of one document and of the next, without a map, which takes longer to make."""
+        """`document_starts` of a document and of the next one. It reads, because to map takes longer."""
         pointers = _HEADER.size + 4 * self._num_sequences
         documents = _HEADER.size + _BYTES_PER_SEQUENCE * self._num_sequences
         first, end = _TWO_INT64.unpack(read_at(self._idx, 16, documents + 8 * document))
@@ -145,7 +146,7 @@ class IndexedShard:
         return int(starts[0]) // self.dtype.itemsize, stop
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Ids of the shard's tokens start..stop - 1, int64 [stop - start]."""
+        """The ids of tokens start..stop - 1 of the shard, int64 [stop - start]."""
         itemsize = self.dtype.itemsize
         raw = read_at(self._bin, (stop - start) * itemsize, start * itemsize)
         return np.frombuffer(raw, self.dtype).astype(np.int64)
@@ -163,7 +164,7 @@ class IndexedShard:
             raise UserError(f"{self._idx}: cut short: {size} bytes, but its header announces {needed}")
 
     def _count_bytes(self) -> int:
-        """Those of .bin."""
+        """The size of the .bin file."""
         try:
             num_bytes = os.stat(self._bin).st_size
         except FileNotFoundError:
@@ -173,7 +174,7 @@ class IndexedShard:
         return num_bytes
 
     def _check_index(self, index: _Index, num_bytes: int, num_checked: int) -> None:
-        """That .idx and .bin belong together: exactly at the ends, between them at evenly spaced places."""
+        """Check that .idx and .bin belong together: at both ends, and at evenly spaced sequences between."""
         itemsize = self.dtype.itemsize
         announced = int(index.pointers[-1]) + int(index.lengths[-1]) * itemsize
         if announced != num_bytes:
@@ -192,20 +193,20 @@ class IndexedShard:
 
 
 def _map(path: str) -> mmap.mmap | bytes:
-    """A file's bytes, mapped until nobody looks at them any more."""
+    """The bytes of a file. They stay mapped for as long as something refers to them."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     try:
-        is_empty = os.fstat(descriptor).st_size == 0  # which cannot be mapped
+        is_empty = os.fstat(descriptor).st_size == 0  # an empty file cannot be mapped
         return b"" if is_empty else mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
     finally:
         os.close(descriptor)
 
 
 def _parse_header(raw: mmap.mmap | bytes, path: str) -> tuple[int, int, int]:
-    """(dtype code, sequences, document boundaries) of an .idx file."""
+    """(dtype code, number of sequences, number of document boundaries) of an .idx file."""
     if len(raw) < _HEADER.size:
         raise UserError(f"{path}: cut short or empty: {len(raw)} bytes, its header alone has {_HEADER.size}")
     magic, version, code, sequences, boundaries = _HEADER.unpack_from(raw)
@@ -226,10 +227,10 @@ def _token_dtype_of(code: int, path: str) -> np.dtype:
 
 
 def read_at(path: str, size: int, offset: int) -> bytes:
-    """`size` bytes of a file from `offset`; some file systems give them in pieces.
+    """`size` bytes of a file from `offset` on. It reads in a loop, because some file systems return pieces.
 
     Raises:
-        UserError: where it ends before.
+        UserError: where the file ends earlier.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

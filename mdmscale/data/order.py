@@ -1,4 +1,4 @@
-"""Which sequence sample n is: a keyed permutation of each epoch that is computed, never stored."""
+"""The order of samples: each epoch is a keyed permutation of the sequences, computed and never stored."""
 
 from functools import lru_cache
 
@@ -11,17 +11,17 @@ _WORD = (1 << 64) - 1
 
 
 def sequence_of_sample(sample: int, num_sequences: int, seed: int) -> int:
-    """The sequence that global sample `sample` is: each epoch visits each sequence once, in its own order."""
+    """The sequence of global sample `sample`. Each epoch visits every sequence once, in its own order."""
     epoch, position = divmod(sample, num_sequences)
     return permute(position, num_sequences, seed, epoch)
 
 
 def permute(position: int, size: int, seed: int, epoch: int) -> int:
-    """Image of `position` under the permutation of range(size) keyed by (seed, epoch), in O(1) memory.
+    """The image of `position` under the permutation of range(size) with key (seed, epoch), in O(1) memory.
 
-    A balanced Feistel network permutes the smallest range of an even number of bits that holds `size`;
-    walking its cycle until it comes back below `size` (fewer than 4 steps expected) restricts it to
-    range(size).
+    A balanced Feistel network permutes range(2**b), where b is the smallest even number with 2**b >= size. It
+    is applied until the result is below `size` (fewer than 4 times on average), which makes the whole a
+    permutation of range(size).
     """
     assert 0 <= position < size
     half = max(1, ((size - 1).bit_length() + 1) // 2)
@@ -34,7 +34,7 @@ def permute(position: int, size: int, seed: int, epoch: int) -> int:
 
 @lru_cache(maxsize=4)
 def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
-    """An epoch's keys; drawing them takes longer than the permutation itself."""
+    """The keys of an epoch, cached because to draw them takes longer than the permutation itself."""
     draws = generator(seed, Stream.ORDER, epoch)
     return tuple(draws.integers(0, _WORD, _ROUNDS, dtype=np.uint64, endpoint=True).tolist())
 

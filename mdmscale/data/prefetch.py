@@ -1,4 +1,4 @@
-"""Batches made ahead of training by worker processes: the very ones that the loader would make itself."""
+"""Worker processes make batches ahead of training. The batches are exactly those that the loader makes."""
 
 import pickle
 import signal
@@ -17,7 +17,7 @@ from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.system.errors import UserError
 from mdmscale.system.stop import StopRequest
 
-_STEPS_AHEAD = 2  # a worker
+_STEPS_AHEAD = 2  # per worker
 
 Request = tuple[int, TSampler]
 StepBatches = list[Batch]
@@ -25,32 +25,32 @@ Answer = StepBatches | UserError
 
 
 def default_num_workers(device: torch.device) -> int:
-    """None on the CPU, whose cores the model needs; beside a GPU one keeps up, and two outlast a stall."""
+    """0 on the CPU, where the model needs the cores; 2 for a GPU: one keeps up, two also cover a stall."""
     return 2 if device.type == "cuda" else 0
 
 
 class Prefetcher:
-    """Answers what `loader.micro_batches` would, ahead of time while one step is asked for after another.
+    """Returns what `loader.micro_batches` returns, made ahead of time while steps are requested in order.
 
-    Any other request, as after a new p(t), is answered as rightly, only later: what was made for the expected
-    ones is passed over, and the workers stay. With `num_workers` = 0 a step is made when it is asked for;
-    None is the device's default. For a CUDA device batches are pinned. Workers live from the first request
-    until the prefetcher is left.
+    A request out of order, such as after a new p(t), gets the right answer too, but later: batches that were
+    made for the expected requests are dropped, and the workers go on. With `num_workers` = 0 a step is made
+    when it is requested; None means the device's default. For a CUDA device batches are pinned. The workers
+    run from the first request until the `with` block ends.
     """
 
     def __init__(self, loader: TrainLoader, num_workers: int | None, device: torch.device) -> None:
         self._num_workers = default_num_workers(device) if num_workers is None else num_workers
         self._pins = device.type == "cuda"
         self._loader = loader
-        self._sent: deque[Request] = deque()  # and not answered yet; answers come in this order
-        self._next: Request  # to send
+        self._sent: deque[Request] = deque()  # not answered yet; answers come in this order
+        self._next: Request  # the next one to send
         self._answers: Any = None
 
     def micro_batches(self, step: int, t_sampler: TSampler) -> StepBatches:
         """This rank's micro-batches of `step`, see `TrainLoader`.
 
         Raises:
-            UserError: as the loader raised it, in whichever process.
+            UserError: the one that the loader raised, in this process or in a worker.
         """
         if not any(_is_for(request, step, t_sampler) for request in self._sent):
             self._next = step, t_sampler
@@ -70,11 +70,11 @@ class Prefetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the workers. They keep nothing, so one that is still busy after a while is killed."""
+        """End the workers. They hold no state, so a worker that is still busy after a while is killed."""
         if self._answers is None or not self._num_workers:
             return
-        # What deleting it would call, but the traceback of an error can keep it from being deleted.
-        with suppress(RuntimeError):  # of a worker that ends badly, which is no matter any more
+        # Deleting the iterator would call it too, but the traceback of an error can keep the iterator alive.
+        with suppress(RuntimeError):  # a worker that fails now no longer matters
             self._answers._shutdown_workers()
         for worker in self._answers._workers:
             if worker.is_alive():
@@ -84,10 +84,11 @@ class Prefetcher:
     def _start(self) -> Iterator[Any]:
         """Start the workers, in which torch computes on one thread.
 
-        By spawn: this process has threads and locks of gloo or NCCL, of CUDA and of the watchdog, for which a
-        forked child could wait for ever; InfiniBand's registered pages don't outlive a fork; and a host that
-        holds an offloaded optimizer may not be able to promise its memory twice. The workers of a forkserver
-        would start faster, but they would not be this process's children, whose death torch notices at once.
+        They are spawned, not forked, for three reasons. This process has threads and locks of gloo or NCCL,
+        of CUDA and of the watchdog; a forked child could wait for one of these locks and never get it. The
+        pages that InfiniBand has registered do not survive a fork. A host that holds an offloaded optimizer
+        may not have enough memory to commit it twice. Workers of a forkserver would start faster, but they
+        would not be children of this process, and torch notices at once only when a child dies.
         """
         in_workers: dict[str, Any] = {"multiprocessing_context": "spawn", "prefetch_factor": _STEPS_AHEAD}
         answers = DataLoader(
@@ -96,14 +97,14 @@ class Prefetcher:
             sampler=self._requests(),
             num_workers=self._num_workers,
             pin_memory=self._pins,
-            generator=torch.Generator(),  # its seed for the workers would be drawn from the global one
+            generator=torch.Generator(),  # or DataLoader would draw the workers' seed from the global one
             **(in_workers if self._num_workers else {}),
         )
         with _stop_signals_blocked():
             return iter(answers)
 
     def _requests(self) -> Iterator[Request]:
-        """Without end: some steps beyond the run's last are made in vain."""
+        """The requests to send, without end. So workers also make a few steps that the run never uses."""
         while True:
             step, t_sampler = request = self._next
             self._sent.append(request)
@@ -112,10 +113,10 @@ class Prefetcher:
 
 
 class _Parcel:
-    """An answer on its way from a worker, pickled by the worker's main thread.
+    """An answer on its way from a worker, pickled by the main thread of the worker.
 
-    The queue's own thread, which would do it otherwise, is cut off wherever it is when the worker ends: in
-    torch's C++ that aborts the process.
+    Otherwise the thread of the queue would pickle it. That thread is cut off when the worker ends, and inside
+    torch's C++ code this aborts the process.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -125,7 +126,7 @@ class _Parcel:
         return pickle.loads(self._content)
 
     def pin_memory(self) -> Answer:
-        """The answer in page-locked memory: what DataLoader calls, in a thread of this process."""
+        """The answer in page-locked memory. DataLoader calls this in a thread of the main process."""
         answer = self.open()
         if isinstance(answer, UserError):
             return answer
@@ -133,7 +134,7 @@ class _Parcel:
 
 
 class _Answering(Dataset[Answer | _Parcel]):
-    """What a worker does, or without workers this process."""
+    """Answers requests, in a worker, or in the main process where there are no workers."""
 
     def __init__(self, loader: TrainLoader) -> None:
         self._loader = loader
@@ -142,7 +143,7 @@ class _Answering(Dataset[Answer | _Parcel]):
         answer: Answer
         try:
             answer = self._loader.micro_batches(*request)
-        except UserError as error:  # raised here its message would become a traceback's
+        except UserError as error:  # raised here, DataLoader would wrap its message in a traceback
             answer = error
         return answer if get_worker_info() is None else _Parcel(answer)
 
@@ -153,14 +154,15 @@ def _is_for(request: Request, step: int, t_sampler: TSampler) -> bool:
 
 @contextmanager
 def _stop_signals_blocked() -> Iterator[None]:
-    """Processes that are started within never see the signals that ask a run to stop.
+    """Processes that are started inside never receive the signals that ask a run to stop.
 
-    These often go to all of its processes, and a step must still get its batches to be finished. Being
-    inherited, the mask holds from a worker's first instant; a signal to this process itself waits meanwhile.
+    Such signals often go to all processes of a run, but the workers must still make the batches of the step
+    that is being finished. Workers inherit the mask, so it holds from their start. A signal to this process
+    waits until the block ends.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, StopRequest.SIGNALS)
     try:
-        resource_tracker.ensure_running()  # multiprocessing's; starting it unblocks some, so block them again
+        resource_tracker.ensure_running()  # to start it unblocks some signals, so block them again
         signal.pthread_sigmask(signal.SIG_BLOCK, StopRequest.SIGNALS)
         yield
     finally:

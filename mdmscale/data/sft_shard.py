@@ -1,8 +1,8 @@
-"""What an SFT shard has beside its tokens: the prompt length of each sample, and how long samples get.
+"""What an SFT shard has in addition to its tokens: the prompt length of each sample, and the longest length.
 
-`<prefix>.prompts.npy` has the prompt lengths. `<prefix>.samples.json` ({"num_samples", "longest"}) says that
-every sample has a response, and how many tokens the longest has, so that opening a large set need not look at
-each; shards without it are looked through.
+`<prefix>.prompts.npy` holds the prompt lengths. `<prefix>.samples.json` ({"num_samples", "longest"}) states
+that every sample has a response, and how many tokens the longest sample has. With it, opening a large data
+set need not read every length. Without it, all lengths of the shard are read.
 """
 
 import json
@@ -19,29 +19,29 @@ _SAMPLES_AT_ONCE = 2**20
 
 
 def samples_path(prefix: Path) -> Path:
-    """Where an SFT shard says how long its samples get."""
+    """The file that says how long the samples of an SFT shard are."""
     return Path(f"{prefix}.samples.json")
 
 
 def write_samples(prefix: Path, prompt_lengths: np.ndarray, longest: int) -> None:
-    """Write what a shard has beside its tokens; each prompt [samples] is shorter than its sample."""
+    """Write the prompt lengths [samples] of a shard, each shorter than its sample, and the longest length."""
     np.save(prompts_path(prefix), prompt_lengths.astype(np.int32, copy=False))
     facts = {"num_samples": len(prompt_lengths), "longest": longest}
     samples_path(prefix).write_text(json.dumps(facts) + "\n")
 
 
 def fit_lengths(prompt_lengths: np.ndarray, lengths: np.ndarray, longest: int, too_long: str) -> np.ndarray:
-    """Lengths of samples once those beyond `longest` are cut or dropped (then 0): int64 [samples]."""
+    """The lengths of samples after those beyond `longest` are cut or dropped (length 0): int64 [samples]."""
     if too_long == "truncate":
         return np.where(prompt_lengths < longest, np.minimum(lengths, longest), 0)
     return np.where(lengths <= longest, lengths, 0)
 
 
 class SFTShard:
-    """The samples of a shard, read where they lie: memory and time to open don't grow with their number.
+    """The samples of a shard. They are read on demand, so memory and opening time do not grow with them.
 
     Raises:
-        UserError: where the prompt lengths are missing, damaged or another shard's.
+        UserError: where the prompt lengths are missing, damaged or those of another shard.
     """
 
     def __init__(self, tokens: IndexedShard) -> None:
@@ -63,11 +63,15 @@ class SFTShard:
         self._prompts, self._dtype, self._offset = str(path), prompts.dtype, prompts.offset
 
     def prompt_length(self, sample: int) -> int:
-        """How many tokens of a sample are its prompt."""
+        """The number of prompt tokens of a sample."""
         return int(self._prompt_lengths(sample, sample + 1)[0])
 
     def longest(self) -> int | None:
-        """The longest sample's length, if the shard was written with it."""
+        """The length of the longest sample; None where the shard does not say it.
+
+        Raises:
+            UserError: where the file that says it is damaged or belongs to another shard.
+        """
         path = samples_path(self.tokens.prefix)
         if not path.is_file():
             return None
@@ -78,18 +82,18 @@ class SFTShard:
             raise UserError(f"{path}: cannot be read: {error!r}; it may be deleted") from None
         if num_samples != self.tokens.num_documents:
             raise UserError(
-                f"{path}: of {num_samples} samples, but the shard has {self.tokens.num_documents}; it is "
-                "another shard's, and may be deleted"
+                f"{path}: describes {num_samples} samples, but the shard has {self.tokens.num_documents}; it "
+                "belongs to another shard, and may be deleted"
             )
         if self.tokens.num_tokens > num_samples * longest:
             raise UserError(
-                f"{path}: of samples of at most {longest} tokens, but the shard's {num_samples} have "
-                f"{self.tokens.num_tokens}; it is another shard's, and may be deleted"
+                f"{path}: describes samples of at most {longest} tokens, but the shard's {num_samples} have "
+                f"{self.tokens.num_tokens}; it belongs to another shard, and may be deleted"
             )
         return longest
 
     def all_lengths(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(first sample, prompt lengths, lengths) of all samples, a part at a time; int64 [part]."""
+        """(first sample, prompt lengths, lengths) of all samples, part by part; int64 [part]."""
         for start in range(0, self.tokens.num_documents, _SAMPLES_AT_ONCE):
             stop = min(start + _SAMPLES_AT_ONCE, self.tokens.num_documents)
             lengths = np.diff(self.tokens.document_starts(np.arange(start, stop + 1)))

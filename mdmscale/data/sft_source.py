@@ -1,4 +1,4 @@
-"""Fine-tuning samples: one document of a prepared shard each, a prompt and a response that may be masked."""
+"""Fine-tuning samples: documents of prepared shards, each a prompt and a response that may be masked."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from mdmscale.system.errors import UserError
 
 
 class SFTSource:
-    """Samples of prepared shards, each filled with trained EOS to a multiple of data.fill_multiple.
+    """Samples of prepared shards, each filled with EOS to a multiple of data.fill_multiple.
 
-    The fill depends on the sample alone, so a sample is the same in every batch. Memory is O(held out + left
-    out): samples are looked up when they are read.
+    The EOS are trained on. How many there are depends on the sample alone, so a sample is the same in every
+    batch. Memory is O(held-out samples + left-out samples), because samples are looked up when they are read.
     """
 
     def __init__(self, data: DataSection, seed: int, vocab_size: int, eos_token_id: int | None) -> None:
@@ -54,7 +54,7 @@ class SFTSource:
         return self._sample(int(self._held_out[index]))
 
     def _sample(self, fitting: int) -> Sample:
-        """Sample `fitting` of those that are not left out."""
+        """The sample with number `fitting` among those that data.too_long does not leave out."""
         document = kept_place(self._fitting_before, fitting)
         owner, local = self._stream.owner_of(document)
         start, stop = self._stream.document_span(owner, local)
@@ -75,7 +75,7 @@ class SFTSource:
 
 
 class _Fill:
-    """Fills ids with EOS to a multiple of `multiple` (0: not at all), never beyond `longest`."""
+    """Fills ids with EOS to a multiple of `multiple` (0: no fill), but never beyond `longest`."""
 
     def __init__(self, multiple: int, longest: int, eos_token_id: int) -> None:
         self._multiple, self._longest, self._eos_token_id = multiple, longest, eos_token_id
@@ -90,9 +90,9 @@ class _Fill:
 
 
 def _left_out(data: DataSection, shards: list[SFTShard]) -> np.ndarray:
-    """The samples that data.too_long leaves out, ascending: int64 [left out].
+    """The numbers of the samples that data.too_long leaves out, ascending: int64 [left out].
 
-    Only shards that may have some are looked through.
+    It reads the lengths only of shards that may have such samples.
     """
     left_out, offset = [np.empty(0, dtype=np.int64)], 0
     for shard in shards:
@@ -106,7 +106,11 @@ def _left_out(data: DataSection, shards: list[SFTShard]) -> np.ndarray:
 
 
 def _fit(data: DataSection, first: int, prompt_lengths: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Lengths of samples `first`, ... under data.too_long, int64 [samples]; 0 where one is left out."""
+    """The lengths of samples `first`, ... under data.too_long, int64 [samples]; 0 for those left out.
+
+    Raises:
+        UserError: for a sample without a response, or, under data.too_long = error, one that is too long.
+    """
     empty = np.flatnonzero((prompt_lengths < 0) | (prompt_lengths >= lengths))
     if len(empty):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Shards on disk as one stream of tokens: finding, reading, checking and fingerprinting them."""
+"""Shards on disk as one stream of tokens: find, read, check and fingerprint them."""
 
 import glob
 import hashlib
@@ -14,17 +14,19 @@ from mdmscale.system.errors import UserError
 
 _CHECKED_TOKENS = 64 * 2**20
 _HASHED_BYTES = 64 * 2**20
-_HASHED_BYTES_OF_A_FILE = 4096  # at least
+_HASHED_BYTES_OF_A_FILE = 4096  # at least, however many files there are
 _BLOCK = 2**20
 
 
 def find_prefixes(paths: list[str]) -> list[Path]:
-    """Shard prefixes that prefixes, .bin/.idx files, folders and globs name: in that order, then by name.
+    """The prefixes of the shards that `paths` name: prefixes, .bin or .idx files, folders or globs.
+
+    They are in the order of `paths`, and within a folder or glob in the order of their names.
 
     Raises:
-        UserError: where a path names no shard, or two name the same one.
+        UserError: where a path names no shard, or two paths name the same one.
     """
-    prefixes: dict[Path, None] = {}  # a set in order: there may be many thousands
+    prefixes: dict[Path, None] = {}  # an ordered set, because there may be many thousands
     for path in paths:
         found = _prefixes_of(path)
         repeated = [prefix for prefix in found if prefix in prefixes]
@@ -54,12 +56,12 @@ def _prefixes_of(path: str) -> list[Path]:
 
 
 def open_shards(prefixes: list[Path]) -> list[IndexedShard]:
-    """The shards, each checked at its ends and, the fewer they are, at the more places between."""
+    """The shards, each checked at its ends and between them. Fewer shards get more checks each."""
     return [IndexedShard(prefix, CHECKED_SEQUENCES // len(prefixes)) for prefix in prefixes]
 
 
 class TokenStream:
-    """The tokens of all shards one after the other; every id read is checked against the vocabulary."""
+    """The tokens of all shards, concatenated. Every id that is read is checked against the vocabulary."""
 
     def __init__(self, shards: list[IndexedShard], vocab_size: int) -> None:
         self.shards = shards
@@ -70,7 +72,7 @@ class TokenStream:
         self.num_documents = int(self._document_offsets[-1])
 
     def document_starts(self, documents: np.ndarray) -> np.ndarray:
-        """Offsets in the stream at which `documents` (ascending) begin. int64 [n] -> int64 [n]."""
+        """The offsets in the stream at which `documents` (ascending) begin. int64 [n] -> int64 [n]."""
         edges = np.searchsorted(documents, self._document_offsets)  # [shards + 1]
         edges[-1] = len(documents)  # document `num_documents` begins where the stream ends
         starts = np.empty(len(documents), dtype=np.int64)
@@ -81,18 +83,18 @@ class TokenStream:
         return starts
 
     def owner_of(self, document: int) -> tuple[int, int]:
-        """(number of the shard that has it, its number there) of a document."""
+        """(number of the shard that holds a document, the document's number in that shard)."""
         owner = int(np.searchsorted(self._document_offsets, document, side="right")) - 1
         return owner, document - int(self._document_offsets[owner])
 
     def document_span(self, owner: int, document: int) -> tuple[int, int]:
-        """(start, stop) in the stream of shard `owner`'s document."""
+        """(start, stop) in the stream of document `document` of shard `owner`."""
         start, stop = self.shards[owner].document_span(document)
         offset = int(self._token_offsets[owner])
         return offset + start, offset + stop
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids of the stream's tokens start..stop - 1, int64 [stop - start].
+        """The ids of tokens start..stop - 1 of the stream, int64 [stop - start].
 
         Raises:
             UserError: for an id outside the vocabulary, naming the shard.
@@ -108,10 +110,10 @@ class TokenStream:
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
     def check_token_ids(self) -> None:
-        """Check all ids, or evenly spaced blocks of them where there are more than 64M.
+        """Check all ids; where there are more than 64M, check 64M of them in evenly spaced blocks.
 
         Raises:
-            UserError: naming the shard, the id and the vocabulary's size.
+            UserError: naming the shard, the id and the size of the vocabulary.
         """
         for start, stop in _blocks(self.num_tokens, _CHECKED_TOKENS):
             self.read(start, stop)
@@ -130,9 +132,9 @@ def _offsets(counts: list[int]) -> np.ndarray:
 
 
 def _blocks(total: int, limit: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of blocks that cover range(total), or of evenly spaced ones of `limit` items in all.
+    """(start, stop) of blocks that cover range(total).
 
-    Those begin with the first item and end with the last.
+    Beyond `limit` items they cover about `limit` of them, evenly spaced from the first item to the last.
     """
     if total <= limit:
         for start in range(0, total, _BLOCK):
@@ -146,16 +148,16 @@ def _blocks(total: int, limit: int) -> Iterator[tuple[int, int]]:
 
 
 def fingerprint(prefixes: list[Path], options: dict[str, object]) -> str:
-    """Identity of the shards' content and of the options that make samples of it: 16 hex digits.
+    """16 hex digits that identify the content of the shards and the options that make samples from it.
 
-    Paths do not enter. Beyond 64 MiB in all, a file is hashed by its size and evenly spaced blocks: its share
-    of 64 MiB, but at least 4 KiB.
+    The paths of the shards do not count. Where the files have more than 64 MiB in all, each file is hashed by
+    its size and evenly spaced blocks: its share of 64 MiB, but at least 4 KiB.
     """
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
     sizes: dict[str, int] = {}
     for prefix in prefixes:
         for name in (f"{prefix}.idx", f"{prefix}.bin", str(prompts_path(prefix))):
-            with suppress(FileNotFoundError):  # shards of tokens have no prompts
+            with suppress(FileNotFoundError):  # only SFT shards have prompts
                 sizes[name] = os.stat(name).st_size
     total = sum(sizes.values())
     for name, size in sizes.items():
@@ -173,5 +175,5 @@ def _hash_file(name: str, size: int, limit: int, digest: "hashlib._Hash") -> Non
 
 
 def prompts_path(prefix: Path) -> Path:
-    """Where an SFT shard keeps the prompt length of each of its samples."""
+    """The file with the prompt length of each sample of an SFT shard."""
     return Path(f"{prefix}.prompts.npy")

@@ -1,4 +1,4 @@
-"""Pretraining samples: windows over the concatenated training documents of token shards."""
+"""Pretraining samples: consecutive windows over the concatenated training documents of token shards."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mdmscale.system.errors import UserError
 
 
 class TokenSpans:
-    """Some intervals of a token stream, read as if they were concatenated. Memory is O(intervals)."""
+    """Some intervals of a token stream, read as one concatenation. Memory is O(intervals)."""
 
     def __init__(self, stream: TokenStream, starts: np.ndarray, stops: np.ndarray) -> None:
         self._stream = stream
@@ -24,7 +24,7 @@ class TokenSpans:
         self.num_tokens = int(self._offsets[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids of tokens start..stop - 1 of the concatenation, int64 [stop - start]."""
+        """The ids of tokens start..stop - 1 of the concatenation, int64 [stop - start]."""
         interval = int(np.searchsorted(self._offsets, start, side="right")) - 1
         pieces = []
         while start < stop:
@@ -36,10 +36,10 @@ class TokenSpans:
 
 
 class TokenSource:
-    """Sequence k is window k of the training documents; windows cross documents, which end with EOS.
+    """Sequence k is window k of the training documents. Windows cross documents, each of which ends with EOS.
 
-    The last incomplete window is left out. data.random_length_fraction of the training samples are cut to a
-    random length; held-out ones never are.
+    The last, incomplete window is not used. data.random_length_fraction of the training samples are cut to a
+    random length. Held-out samples are never cut.
     """
 
     def __init__(self, data: DataSection, seed: int, vocab_size: int) -> None:
@@ -73,7 +73,7 @@ class TokenSource:
 
 
 def split_stream(stream: TokenStream, share: float) -> tuple[TokenSpans, TokenSpans]:
-    """(training, held-out) tokens: a `share` of the documents, evenly spread, is held out."""
+    """(training tokens, held-out tokens): a `share` of the documents, evenly spread, is held out."""
     places = held_out_places(stream.num_documents, share, "documents")
     ends = np.stack([places, places + 1], axis=1)  # [held out, 2]
     starts, stops = stream.document_starts(ends.ravel()).reshape(-1, 2).T
@@ -82,7 +82,7 @@ def split_stream(stream: TokenStream, share: float) -> tuple[TokenSpans, TokenSp
 
 
 def cut_length(seed: int, index: int, length: int, fraction: float) -> int:
-    """Length of sample `index`: uniform on 1..length with probability `fraction`, else `length`."""
+    """The length of sample `index`: with probability `fraction` uniform on 1..length, otherwise `length`."""
     draws = generator(seed, Stream.CUT, index)
     if draws.random() >= fraction:
         return length

@@ -35,7 +35,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A bidirectional model with its tokenizer, and the two facts a diffusion model needs beside them."""
+    """A bidirectional model with its tokenizer, and the two settings that diffusion adds."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -46,22 +46,23 @@ class Backbone:
 
 def run_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.tokenizer`, or of `model.path`."""
-    place = options.tokenizer or options.path
-    assert place is not None  # RunConfig requires one of them
-    tokenizer = load_tokenizer(place)
+    source = options.tokenizer or options.path
+    assert source is not None  # RunConfig requires one of them
+    tokenizer = load_tokenizer(source)
     if options.path is None and options.architecture == "qwen2" and "Qwen2" not in type(tokenizer).__name__:
         logger.warning(
             "transformers opens the tokenizer of every qwen2 folder as Qwen's own, so AutoTokenizer will "
-            "misread that of the exported model (mdmscale will not); llama and qwen3 have no such trap"
+            "misread the tokenizer of the exported model (mdmscale will not); "
+            "model.architecture = llama or qwen3 avoids this"
         )
     return tokenizer
 
 
 def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
-    """Load or initialise the model on the CPU, make it bidirectional and see to its mask token.
+    """Load or initialise the model on the CPU, make it bidirectional and settle its mask token.
 
-    A mask token that is nowhere to be found is added to the tokenizer; its row is set to the mean embedding,
-    for a random row would make the first losses enormous.
+    Where neither options, model nor tokenizer name a mask token, one is added to the tokenizer. Its row is
+    the mean embedding, because a random row would make the first losses enormous.
     """
     tokenizer = run_tokenizer(options)
     config = model_config(options, num_scratch_tokens(tokenizer))
@@ -73,7 +74,7 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
         _set_mean_row(model, mask_token_id)
     logit_shift = declared.get("logit_shift", False) if options.logit_shift is None else options.logit_shift
     model.config.mdm = {
-        **declared,  # also what an import left for the way back
+        **declared,  # including what the import recorded for an export back
         "mask_token_id": mask_token_id,
         "logit_shift": logit_shift,
         "eps": eps,
@@ -88,9 +89,13 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
 
 
 def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
-    """The bidirectional Hugging Face config that `options` asks for; `num_tokens` sizes a scratch vocabulary.
+    """The bidirectional Hugging Face config that `options` describes.
 
-    With model.path, architecture keys that are given too must agree with the folder's.
+    With model.path, architecture keys that are given too must agree with the folder's. `num_tokens` is the
+    size of the vocabulary of a model from scratch.
+
+    Raises:
+        UserError: where the folder has no config, another architecture, or values that contradict the keys.
     """
     if options.path is None:
         return scratch_config(options, num_tokens)
@@ -119,7 +124,7 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
 
 
 def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
-    """A config of the architecture keys alone."""
+    """A config from the architecture keys alone, for a model that is trained from scratch."""
     shape = shape_of_keys(options, options.vocab_size or round_up(num_tokens, ROW_MULTIPLE))
     values: dict[str, Any] = {
         "vocab_size": shape.vocab,
@@ -142,7 +147,7 @@ def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
 
 
 def open_windows(config: PretrainedConfig) -> None:
-    """Let every layer attend everywhere: a sliding window would hide most of a bidirectional context."""
+    """Let every layer attend to all positions: a sliding window would hide most of the context."""
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = None
     if getattr(config, "layer_types", None):
@@ -162,7 +167,7 @@ def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> P
 
 
 def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens a scratch model needs rows for: the tokenizer's, and a mask token where it has none."""
+    """How many tokens a model from scratch has: the tokenizer's, and a mask token where it has none."""
     return len(tokenizer) + (tokenizer.mask_token_id is None)
 
 
@@ -195,7 +200,7 @@ def _check_rows(
 
 
 def _set_mean_row(model: PreTrainedModel, token_id: int) -> None:
-    """Set the row of a new token, and rows that are added for it, to the mean of the rows before it."""
+    """Set the row of a new token, and the rows added to make room for it, to the mean of the rows before."""
     num_rows = model.config.vocab_size
     if token_id >= num_rows:
         model.resize_token_embeddings(round_up(token_id + 1, ROW_MULTIPLE), mean_resizing=False)

@@ -1,9 +1,9 @@
-"""Floating-point operations of training, and the share of a device's peak that they make (MFU).
+"""Floating-point operations (FLOPs) of training, and the share of a device's peak that they reach (MFU).
 
-Counted is what the model must do on real tokens: padding and recomputation add nothing. A multiplication and
-an addition are two operations; backward does twice the forward's, but for frozen weights, which need no
-gradient of their own. Attention is not causal here, so that every token meets every other of its row, and the
-head works at masked positions only.
+Only what the model must compute for real tokens counts: padding and recomputation add nothing. A
+multiplication and an addition are two operations. Backward takes twice the operations of forward, except for
+frozen weights, which need no gradient of their own. Attention is bidirectional, so every token attends to
+every token of its row. The head works at masked positions only.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from mdmscale.models.shape import ModelShape
 if TYPE_CHECKING:
     import torch
 
-# Dense bf16 peaks by the data sheets, in operations a second; the first name found in the device's counts.
+# Dense bf16 peaks from the data sheets, in operations per second. The first key that is part of the device's
+# name counts.
 PEAKS = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -33,23 +34,25 @@ PEAKS = {
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Operations of forward and backward together, by what they are proportional to."""
+    """Operations of forward and backward together, split by what they are proportional to."""
 
     per_token: float  # of the rows that are computed
-    per_pair: float  # of a row's token with a token of the same row, itself included
-    per_masked: float
+    per_pair: float  # query-key pair: a token with each token of its row, itself included
+    per_masked: float  # masked position
 
     def of(self, num_tokens: float, num_pairs: float, num_masked: float) -> float:
-        """Operations of so many tokens, pairs of tokens and masked positions."""
+        """Operations for this many tokens, query-key pairs and masked positions."""
         return self.per_token * num_tokens + self.per_pair * num_pairs + self.per_masked * num_masked
 
 
 def count_flops(shape: ModelShape, is_frozen: bool = False) -> FlopCount:
-    """Training FLOPs of a llama-like decoder; `is_frozen`: only adapters are trained, which are left out.
+    """Training FLOPs of a llama-like decoder.
 
-    Scores and weighted values of attention take 2 operations each, a pair and element of the query width.
+    With `is_frozen` only LoRA adapters are trained. Their own operations are not counted. In attention the
+    scores and the weighted sum of the values take 2 operations each for every query-key pair and element of
+    the query width.
     """
-    passes = 2 if is_frozen else 3  # forward, the input's gradient, the weight's
+    passes = 2 if is_frozen else 3  # forward, gradient of the input, gradient of the weight
     return FlopCount(
         per_token=passes * 2 * shape.layer_matrices * shape.layers,
         per_pair=3 * 4 * shape.query * shape.layers,
@@ -59,7 +62,7 @@ def count_flops(shape: ModelShape, is_frozen: bool = False) -> FlopCount:
 
 @cache
 def peak_flops(device: "torch.device") -> float | None:
-    """The device's dense bf16 peak in operations a second; None where it is not known."""
+    """The device's dense bf16 peak in operations per second; None for a device that PEAKS does not name."""
     if device.type != "cuda":
         return None
     import torch

@@ -1,8 +1,10 @@
-"""The output head: cross-entropy at masked positions only, in chunks, with its gradient in the forward pass.
+"""The output head: cross-entropy at masked positions only, in chunks. Forward computes the gradients too.
 
-Legend: masked = number of masked positions in the micro-batch, hidden = width, vocab = rows of the head's
-weight (under tensor parallelism this rank's). No [rows, length, vocab] tensor exists: the largest temporary
-is one [chunk, vocab], in which logits become the gradient.
+There is never a [rows, length, vocab] tensor. The largest temporary is one [chunk, vocab] buffer, in which
+the logits become their gradient.
+
+Legend: masked = number of masked positions in the micro-batch; hidden = hidden_size; vocab = rows of the
+head's weight (this rank's rows under tensor parallelism).
 """
 
 from typing import Any, NamedTuple
@@ -20,10 +22,11 @@ from mdmscale.models.softmax import Softmax, chunked, fused
 
 
 class HeadOutput(NamedTuple):
-    """What the head gives.
+    """What the head returns.
 
     loss: scalar, sum of weights * losses; the only part with a gradient.
-    losses, squared_norms: float32 [masked], cross-entropies in nats and their squared logit-gradient norms.
+    losses: float32 [masked], cross-entropies in nats.
+    squared_norms: float32 [masked], of the gradient of each cross-entropy with respect to its logits.
     """
 
     loss: torch.Tensor
@@ -32,25 +35,29 @@ class HeadOutput(NamedTuple):
 
 
 class MaskedCrossEntropyHead(nn.Linear):
-    """A vocabulary projection that also knows the loss; without targets it is the nn.Linear it replaces.
+    """A vocabulary projection that also computes the loss. Without targets it is the nn.Linear it replaces.
 
-    The loss is part of the module's forward, so that ZeRO-3 gathers the weight around it.
+    The loss is part of the module's forward, because ZeRO-3 gathers a weight only for its module's forward.
     """
 
     chunk_size: int | None
     kind: HeadKind
-    first_row: int = 0  # of the vocabulary, where ranks have rows of it each
-    group: dist.ProcessGroup | None = None  # those ranks
+    first_row: int = 0  # the first row of the vocabulary that this rank holds, under tensor parallelism
+    group: dist.ProcessGroup | None = None  # the ranks that share the vocabulary
 
     @classmethod
     def replacing(
         cls, linear: nn.Linear, chunk_size: int | None, kind: HeadKind = "auto"
     ) -> "MaskedCrossEntropyHead":
-        """A head that shares `linear`'s weight (and so keeps a tie with the input embedding).
+        """A head that shares the weight of `linear`, and so stays tied to the input embedding if `linear` is.
 
         Args:
+            linear: the projection to replace.
             chunk_size: masked positions projected at a time; None: as many as shape.head_chunk says.
-            kind: how a chunk's logits become their gradient, see `is_fused`.
+            kind: how the logits of a chunk become their gradient, see `is_fused`.
+
+        Raises:
+            ValueError: where `linear` has a bias.
         """
         if linear.bias is not None:
             raise ValueError("the head has a bias; only heads without one are supported")
@@ -63,7 +70,7 @@ class MaskedCrossEntropyHead(nn.Linear):
     def forward(  # type: ignore[override]
         self, hidden: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None
     ) -> Any:
-        """Logits of hidden [..., hidden]; given targets and weights [masked], the HeadOutput instead."""
+        """The logits of hidden [..., hidden]; with targets and weights [masked], the HeadOutput instead."""
         if targets is None:
             return super().forward(hidden)
         needs_gradient = torch.is_grad_enabled()
@@ -82,12 +89,12 @@ class MaskedCrossEntropyHead(nn.Linear):
 
 
 def is_fused(kind: HeadKind, device: torch.device) -> bool:
-    """Whether the softmax is compiled: auto leaves it to a GPU's compiler, where there is one."""
+    """Whether the softmax is compiled. `auto` compiles it on a GPU where torch.compile finds its tools."""
     return kind == "fused" or (kind == "auto" and device.type == "cuda" and can_compile(device))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """sum_i weights_i CE_i with both gradients computed chunk by chunk, so that backward only scales them."""
+    """sum_i weights_i CE_i. Forward computes both gradients chunk by chunk, so backward only scales them."""
 
     @staticmethod
     def forward(
@@ -106,8 +113,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = (needs_gradient and needed for needed in ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight: torch.Tensor | None = None
-        # One for all chunks: on the CPU touching new memory takes a third of a product's time. It is flat, as
-        # the compiler would take a whole [chunk, vocab] and a part of one for different things.
+        # One buffer for all chunks: on the CPU, touching new memory takes a third of the time of the product.
+        # It is flat, because torch.compile would compile a whole [chunk, vocab] and a part of one separately.
         buffer = hidden.new_empty(min(chunk_size, len(targets)) * len(weight))
 
         for start in range(0, len(targets), chunk_size):
@@ -135,14 +142,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the head's gradients are scaled in place and gone after one backward")
+            raise RuntimeError("the head scales its gradients in place: a second backward is not possible")
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if each is None else each.mul_(grad_loss.to(each.dtype)) for each in gradients]
         return (*scaled, None, None, None, None, None, None)
 
 
 def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """total + left @ right as an fp32 sum, in place: in bf16 small parts of late chunks would be lost."""
+    """total + left @ right in fp32, in place: a bf16 sum would lose the small parts of late chunks."""
     if total is None:
         return (left @ right).float()
     if left.dtype == total.dtype:
@@ -153,7 +160,7 @@ def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Te
 def naive_masked_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
 ) -> HeadOutput:
-    """The same by plain autograd, all at once: what the chunked head is tested against."""
+    """The same by plain autograd, all at once: the reference that tests compare the chunked head with."""
     logits = F.linear(hidden, weight).float()
     losses = F.cross_entropy(logits, targets, reduction="none")
     onehot = F.one_hot(targets, logits.shape[-1])

@@ -11,12 +11,12 @@ from mdmscale.models.packed_attention import PackedRows
 
 
 class MaskedDiffusionModel(nn.Module):
-    """A causal-LM class made bidirectional (`is_causal: false`), whose head computes the loss where masked.
+    """A causal-LM class made bidirectional (`is_causal: false`). Its head computes the loss where masked.
 
     Args:
         backbone: a Hugging Face model with `.model` (decoder) and `.lm_head`.
         head_chunk_size: masked positions projected to the vocabulary at a time; None: see shape.head_chunk.
-        head: how their logits become a loss, see head.is_fused.
+        head: how the logits become a loss, see head.is_fused.
     """
 
     def __init__(
@@ -30,16 +30,16 @@ class MaskedDiffusionModel(nn.Module):
         self,
         input_ids: torch.Tensor,  # [rows, length]
         attention_mask: torch.Tensor | None,  # see Batch
-        positions: torch.Tensor,  # [masked], into the flattened rows, what a target is predicted from
+        positions: torch.Tensor,  # [masked], index in the flattened rows that a target is predicted from
         targets: torch.Tensor,  # [masked]
         weights: torch.Tensor,  # [masked]
         position_ids: torch.Tensor | None = None,  # [1, length]; None: 0, 1, ...
         row_lengths: tuple[int, ...] | None = None,  # of packed rows, see packed_attention.PackedRows
     ) -> HeadOutput:
-        """Weighted loss over masked positions, with each position's loss and squared logit-gradient norm."""
+        """The weighted loss over masked positions, and each one's loss and squared logit-gradient norm."""
         implementation = self.backbone.config._attn_implementation
         if attention_mask is not None and implementation != "flash_attention_2":
-            if attention_mask.dim() == 2:  # transformers would ask the device whether it masks anything
+            if attention_mask.dim() == 2:  # or transformers would ask the device whether it masks anything
                 attention_mask = attention_mask.bool()[:, None, None, :]  # [rows, 1, 1, length]
             attention_mask = for_attention(attention_mask, implementation, self.backbone.dtype)
         packed = {} if row_lengths is None else {"packed_rows": PackedRows.of(row_lengths, input_ids.device)}

@@ -1,8 +1,8 @@
-"""Attention within the rows of a packed batch, which lie end to end: no position sees another row's.
+"""Attention within the rows of a packed batch, which lie end to end: no position attends to another row.
 
-Rows pay for their own length, squared, and nothing for each other's.
+Each row costs its own length squared, and nothing for the other rows.
 
-Legend: tokens = all rows' together; heads; width = of a head.
+Legend: tokens = of all rows together; heads = attention heads; width = of one head.
 """
 
 from functools import partial
@@ -20,11 +20,13 @@ NAME = "mdmscale_packed"
 
 
 class PackedRows(NamedTuple):
-    """Rows that lie end to end, as tensors: for each tuple of lengths a layer would be compiled anew.
+    """The lengths of rows that lie end to end.
 
-    lengths: int64 [rows], on the host, where the loop over rows is.
-    offsets: int32 [rows + 1], on the device: where rows begin and the last ends.
-    longest: of the lengths.
+    They are tensors, because torch.compile would compile a layer again for each new tuple of lengths.
+
+    lengths: int64 [rows], on the host, where the loop over rows runs.
+    offsets: int32 [rows + 1], on the device: where each row begins, and where the last one ends.
+    longest: the largest length.
     """
 
     lengths: torch.Tensor
@@ -33,13 +35,13 @@ class PackedRows(NamedTuple):
 
     @classmethod
     def of(cls, row_lengths: tuple[int, ...], device: torch.device) -> "PackedRows":
-        """The rows of these lengths; the host does not wait for the device to have them."""
+        """Rows of these lengths. The host does not wait for the copy to the device."""
         offsets = torch.tensor((0, *row_lengths)).cumsum(0).int()
         return cls(torch.tensor(row_lengths), to_device(offsets, device), max(row_lengths))
 
 
 def attend_in_rows(model: PreTrainedModel) -> None:
-    """Let `model` take packed rows too, which its forward is then given as `packed_rows`."""
+    """Let `model` take packed rows too; its forward gets them as the argument `packed_rows`."""
     AttentionInterface.register(NAME, _attend)
     model.config._attn_implementation = NAME
 
@@ -52,7 +54,7 @@ def attention(
     packed_rows: PackedRows | None,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attention of rows [rows, heads, length, width] under a mask that broadcasts, or of packed ones."""
+    """Attention of rows [rows, heads, length, width] under a mask that broadcasts, or of packed rows."""
     if packed_rows is not None:
         return packed_attention(query, key, value, packed_rows, mask, scaling)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
@@ -63,24 +65,24 @@ def packed_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     rows: PackedRows,
-    pairs: torch.Tensor | None = None,
+    visible: torch.Tensor | None = None,
     scaling: float | None = None,
 ) -> torch.Tensor:
     """Attention of each row to itself, [1, heads, tokens, width].
 
     Args:
         query: [1, heads, tokens, width].
-        key, value: [1, key heads, tokens, width], the key heads dividing the heads.
+        key, value: [1, key heads, tokens, width]; the number of key heads divides that of heads.
         rows: whose lengths add up to tokens.
-        pairs: bool [1, 1, longest, longest], which position sees which in a row; None: every one sees all.
-        scaling: of the scores; None means 1 / sqrt(width).
+        visible: bool [1, 1, longest, longest], which position of a row attends to which; None: all to all.
+        scaling: factor of the scores; None means 1 / sqrt(width).
     """
     is_half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and is_half and pairs is None and scaling in (None, query.shape[-1] ** -0.5):
+    if query.is_cuda and is_half and visible is None and scaling in (None, query.shape[-1] ** -0.5):
         return _varlen_attention(query, key, value, rows)
-    if torch.compiler.is_compiling():  # which would unroll the loop over rows, and anew for other lengths
-        return row_by_row_op(query, key, value, rows.lengths, pairs, scaling)
-    return row_by_row(query, key, value, rows.lengths, pairs, scaling)
+    if torch.compiler.is_compiling():  # it would unroll the loop over rows, again for each set of lengths
+        return row_by_row_op(query, key, value, rows.lengths, visible, scaling)
+    return row_by_row(query, key, value, rows.lengths, visible, scaling)
 
 
 def row_by_row(
@@ -88,13 +90,13 @@ def row_by_row(
     key: torch.Tensor,
     value: torch.Tensor,
     lengths: torch.Tensor,
-    pairs: torch.Tensor | None,
+    visible: torch.Tensor | None,
     scaling: float | None,
 ) -> torch.Tensor:
-    """`packed_attention` by a call for each row, or for neighbours of one length, such as pairs."""
+    """`packed_attention` with one call per row, or for neighbours of one length, such as MIRROR pairs."""
     groups = [(length, len(list(group))) for length, group in groupby(lengths.tolist())]
     sizes = [length * rows for length, rows in groups]
-    # split once: each slice by itself would have a gradient of all tokens
+    # one split, because each separate slice would make a gradient of the size of all tokens
     split = (each.squeeze(0).split(sizes, dim=1) for each in (query, key, value))
     parts = []
     for (length, rows), *alike in zip(groups, *split, strict=True):
@@ -103,7 +105,7 @@ def row_by_row(
             queries,
             keys,
             values,
-            attn_mask=None if pairs is None else pairs[..., :length, :length],
+            attn_mask=None if visible is None else visible[..., :length, :length],
             scale=scaling,
             enable_gqa=True,
         )  # [rows, heads, length, width]
@@ -114,15 +116,15 @@ def row_by_row(
 def _varlen_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: PackedRows
 ) -> torch.Tensor:
-    """One kernel for all rows, torch's flash attention for rows of any length."""
+    """All rows in one kernel: torch's flash attention for rows of different lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
-    repeats = query.shape[1] // key.shape[1]  # varlen_attn of torch 2.10 wants as many heads for keys
+    repeats = query.shape[1] // key.shape[1]  # varlen_attn of torch 2.10 needs as many key heads as heads
     key, value = (each.repeat_interleave(repeats, dim=1) if repeats > 1 else each for each in (key, value))
     # [tokens, heads, width] each
     queries, keys, values = (each[0].transpose(0, 1) for each in (query, key, value))
     attended = varlen_attn(queries, keys, values, rows.offsets, rows.offsets, rows.longest, rows.longest)
-    assert isinstance(attended, torch.Tensor)  # nothing beside it was asked for
+    assert isinstance(attended, torch.Tensor)  # it returns a tuple only where more is asked for
     return attended.transpose(0, 1)[None]
 
 
@@ -132,11 +134,11 @@ def row_by_row_op(
     key: torch.Tensor,
     value: torch.Tensor,
     lengths: torch.Tensor,
-    pairs: torch.Tensor | None,
+    visible: torch.Tensor | None,
     scaling: float | None,
 ) -> torch.Tensor:
-    """`row_by_row` as the compiler sees it: one operation, which it does not look into."""
-    return row_by_row(query, key, value, lengths, pairs, scaling).contiguous()
+    """`row_by_row` as a single operation that torch.compile does not look into."""
+    return row_by_row(query, key, value, lengths, visible, scaling).contiguous()
 
 
 @torch.library.custom_op("mdmscale::row_by_row_backward", mutates_args=())
@@ -146,14 +148,14 @@ def _row_by_row_backward(
     key: torch.Tensor,
     value: torch.Tensor,
     lengths: torch.Tensor,
-    pairs: torch.Tensor | None,
+    visible: torch.Tensor | None,
     scaling: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of query, key and value, for which the rows attend once more.
+    """Gradients of query, key and value. It computes the attention once more.
 
-    By torch.func, as torch.autograd is out of order within an operation.
+    It uses torch.func, because torch.autograd does not work inside a custom operation.
     """
-    attend = partial(row_by_row, lengths=lengths, pairs=pairs, scaling=scaling)
+    attend = partial(row_by_row, lengths=lengths, visible=visible, scaling=scaling)
     pull_back = torch.func.vjp(attend, query, key, value)[1]
     query_gradient, key_gradient, value_gradient = (each.contiguous() for each in pull_back(gradient))
     return query_gradient, key_gradient, value_gradient
@@ -191,6 +193,6 @@ def _attend(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`attention` as the layers of transformers call it."""
+    """`attention` with the arguments that the layers of transformers pass."""
     attended = attention(query, key, value, attention_mask, packed_rows, scaling)
     return attended.transpose(1, 2).contiguous(), None

@@ -1,15 +1,16 @@
-"""Activation checkpointing: which of a layer's tensors are kept for backward, and which are made anew in it.
+"""Activation checkpointing: which tensors of a layer are saved for backward, and which backward recomputes.
 
-full: a layer's input is kept, and all is done again. selective: what is expensive is kept, too, the outputs
-of matrix products and of attention; norms, rotation, gate and sums, whose outputs are half of what backward
-needs and take little time, are done again (as in arXiv 2205.05198, but by operation).
+full: only the input of a layer is saved, and backward recomputes the whole layer. selective: the outputs of
+expensive operations, matrix products and attention, are saved too. Norms, rotary embedding, gate and sums are
+recomputed: they take little time, but their outputs are half of what backward needs. The idea is that of
+arXiv 2205.05198; here the choice is made operation by operation.
 """
 
 from collections import defaultdict, deque
 from typing import Any
 
 import torch
-from torch.nn.attention import varlen  # noqa: F401  (registers an operation of KEPT)
+from torch.nn.attention import varlen  # noqa: F401  (registers an operation of SAVED)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
@@ -17,8 +18,8 @@ from transformers import PreTrainedModel
 from mdmscale.config.section import Recomputation
 
 aten = torch.ops.aten
-# Products of activations with each other (bmm) are not: as eager attention's scores they are larger than all.
-KEPT = {
+# Without products of two activations (bmm): eager attention's scores are one, and the largest tensor of all.
+SAVED = {
     aten.mm.default,
     aten.addmm.default,
     aten._scaled_dot_product_flash_attention.default,
@@ -30,27 +31,30 @@ KEPT = {
 
 
 def recompute_activations(model: PreTrainedModel, what: Recomputation) -> None:
-    """Let backward make anew what `model.activation_checkpointing` says, layer by layer."""
+    """Let backward recompute what `model.activation_checkpointing` says, layer by layer."""
     if what == "none":
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if what == "selective":
-        options["context_fn"] = _keep_and_give_back
+        options["context_fn"] = _save_and_reuse
     model.gradient_checkpointing_enable(options)
 
 
-def _keep_and_give_back() -> tuple["_Keep", "_GiveBack"]:
-    """The modes that one layer's forward and its repetition run under.
+def _save_and_reuse() -> tuple["_SaveOutputs", "_ReuseOutputs"]:
+    """The dispatch modes that a layer's forward and its recomputation run under.
 
-    torch's create_selective_checkpoint_contexts asks for the same operations in both, but ZeRO-3 gathers
-    parameters in between as it sees fit.
+    torch's create_selective_checkpoint_contexts requires the same operations in both. Under ZeRO-3 they
+    differ, because it gathers parameters in between whenever it needs to.
     """
     outputs: dict[Any, deque[Any]] = defaultdict(deque)
-    return _Keep(outputs), _GiveBack(outputs)
+    return _SaveOutputs(outputs), _ReuseOutputs(outputs)
 
 
-class _Keep(TorchDispatchMode):
-    """Keeps the outputs of KEPT operations, but not the layer's last: backward needs nothing made from it."""
+class _SaveOutputs(TorchDispatchMode):
+    """Saves the outputs of SAVED operations, except for the last one of a layer.
+
+    Backward needs nothing that is computed from the last one.
+    """
 
     def __init__(self, outputs: dict[Any, deque[Any]]) -> None:
         super().__init__()
@@ -59,11 +63,11 @@ class _Keep(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func in KEPT:
+        if func in SAVED:
             if self.last is not None:
                 operation, earlier = self.last
                 self.outputs[operation].append(earlier)
-            # detached, or the graph that is to be forgotten would hang on it
+            # detached, or it would keep alive the graph that checkpointing is there to free
             self.last = func, tree_map_only(torch.Tensor, torch.Tensor.detach, output)
         return output
 
@@ -72,13 +76,13 @@ class _Keep(TorchDispatchMode):
         super().__exit__(*error)
 
 
-class _GiveBack(TorchDispatchMode):
-    """Gives what `_Keep` kept in place of doing it again, in the same order."""
+class _ReuseOutputs(TorchDispatchMode):
+    """Returns the outputs that `_SaveOutputs` saved, in the same order, instead of computing them again."""
 
     def __init__(self, outputs: dict[Any, deque[Any]]) -> None:
         super().__init__()
         self.outputs = outputs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kept = self.outputs.get(func)
-        return kept.popleft() if kept else func(*args, **(kwargs or {}))
+        saved = self.outputs.get(func)
+        return saved.popleft() if saved else func(*args, **(kwargs or {}))

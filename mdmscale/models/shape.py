@@ -1,7 +1,7 @@
-"""The sizes of a llama-like model, from the architecture keys or a Hugging Face config: no weights, no torch.
+"""The sizes of a llama-like model, from the architecture keys or a Hugging Face config. Needs no torch.
 
-Legend: hidden = width of the residual stream; query, key = widths of all query and all key heads; inner =
-width of the MLP.
+Legend: hidden = hidden_size, the width of the residual stream; inner = intermediate_size, the width of the
+MLP; query, key = the width of all query heads together, and of all key heads together.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from typing import Any
 
 from mdmscale.config.model import LoraSection, ModelSection
 
-# Embedding rows and MLP widths are padded to it: GEMMs like round shapes, and tensor parallelism needs them.
+# Embedding rows and MLP widths are rounded up to a multiple of it: matrix products are faster with round
+# sizes, and tensor parallelism needs sizes that divide.
 ROW_MULTIPLE = 64
-HEAD_LOGITS = 1 << 27  # in a chunk
+HEAD_LOGITS = 1 << 27  # in a chunk of the head
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ModelShape:
     key_heads: int
     head_dim: int
     is_tied: bool
-    has_biases: bool = False  # config.json's attention_bias; qwen2 has some anyway
+    has_biases: bool = False  # config.json's attention_bias; qwen2 has biases in q, k and v without it
 
     @property
     def query(self) -> int:
@@ -56,7 +57,7 @@ class ModelShape:
 
     @property
     def layer_matrices(self) -> int:
-        """Elements of a layer's matrices, which is what its multiplications are counted from."""
+        """Elements of a layer's matrices, from which its FLOPs are counted."""
         return sum(inputs * outputs for inputs, outputs in self.linears.values())
 
     @property
@@ -69,7 +70,7 @@ class ModelShape:
 
     @property
     def embedding(self) -> int:
-        """Elements of the input embedding; the head has as many."""
+        """Elements of the input embedding; the head has the same number."""
         return self.vocab * self.hidden
 
     @property
@@ -86,7 +87,7 @@ class ModelShape:
 
 
 def shape_of_keys(options: ModelSection, vocab_size: int) -> ModelShape:
-    """The shape that the keys of `model` describe, with the defaults of a model from scratch."""
+    """The shape that the keys of `model` describe, with the defaults for a model trained from scratch."""
     hidden, layers, heads = options.hidden_size, options.num_hidden_layers, options.num_attention_heads
     assert hidden and layers and heads
     return ModelShape(
@@ -119,7 +120,7 @@ def shape_of_config(config: Any) -> ModelShape:
 
 
 def indivisible(shape: ModelShape, tensor: int, sequence: int) -> list[str]:
-    """The sizes of a model that do not divide among ranks which share it, each as a problem."""
+    """One problem for each size of a model that does not divide among the ranks that share it."""
     sizes = (
         ("num_attention_heads", shape.heads, tensor * sequence),
         ("num_key_value_heads", shape.key_heads, tensor),
@@ -140,8 +141,8 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def head_chunk(vocab: int) -> int:
-    """Masked positions that the head projects at a time to `vocab` rows: logits of half a GiB in fp32.
+    """How many masked positions the head projects to `vocab` rows at a time: half a GiB of fp32 logits.
 
-    Many enough for products at full speed, few enough to be small beside the gradient of a large head.
+    This is enough for matrix products at full speed, and small beside the gradient of a large head.
     """
     return max(1, HEAD_LOGITS // vocab)

@@ -1,8 +1,8 @@
-"""A chunk's logits [chunk, vocab] become, in place, the gradient of its weighted cross-entropies.
+"""Turns the logits of a chunk [chunk, vocab], in place, into the gradient of its weighted cross-entropies.
 
-There are two ways, which `model.head` chooses from. Given a `group`, its ranks have rows of the vocabulary
-each: losses are over all of it, gradient and squared norms are of this rank's rows, and targets count from
-the first of them.
+There are two implementations, `chunked` and `fused`; the key `model.head` chooses between them. With a
+`group`, each of its ranks holds some rows of the vocabulary. The losses are then over the whole vocabulary,
+gradient and squared norms are of this rank's rows, and targets count from the rank's first row.
 """
 
 import math
@@ -16,10 +16,11 @@ LOG2E = math.log2(math.e)
 
 
 class ChunkResult(NamedTuple):
-    """What is learnt of each row of a chunk, fp32 [chunk].
+    """The results for each row of a chunk, fp32 [chunk].
 
-    losses: CE in nats. squared_norms: of d CE / d logits = softmax - onehot. factor: what is yet to be
-    multiplied by what `logits` has become to make it weight * d CE / d logits.
+    losses: cross-entropy (CE) in nats.
+    squared_norms: of d CE / d logits = softmax - onehot.
+    factor: what is in `logits` now, multiplied by this factor, is weight * d CE / d logits.
     """
 
     losses: torch.Tensor
@@ -35,7 +36,7 @@ def chunked(
 ) -> ChunkResult:
     """One operation after the other in fp32, in the logits' own memory where they are fp32.
 
-    The exponentials are powers of two, which torch computes three times as fast on the CPU as those of e.
+    It uses powers of two instead of e, because torch computes them three times as fast on the CPU.
     """
     values = logits.float()
     largest = values.amax(dim=-1)
@@ -53,7 +54,7 @@ def chunked(
     losses = sums[0].log() - sums[1] / LOG2E
     squared_norms = (torch.linalg.vector_norm(values, dim=-1) / sums[0]).square()
     factor = weights / sums[0]
-    if values is not logits:  # else the pass is saved: the caller has smaller tensors to multiply
+    if values is not logits:  # for fp32 logits the caller applies the factor, to smaller tensors
         torch.mul(values, factor[:, None], out=logits)
         factor = torch.ones_like(factor)
     return ChunkResult(losses, squared_norms, factor)
@@ -62,9 +63,9 @@ def chunked(
 def fused(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, group: dist.ProcessGroup | None
 ) -> ChunkResult:
-    """Two kernels of torch.compile: one reads the logits, the next turns them into their gradient.
+    """Two kernels of torch.compile: the first reads the logits, the second turns them into their gradient.
 
-    In fp32 is only what is in registers, so that bf16 logits move a fifth of the bytes of `chunked`.
+    Only registers hold fp32 values, so bf16 logits move a fifth of the bytes that `chunked` moves.
     """
     largest, sums, of_target = _sum_up(logits, targets)
     if group is not None:
@@ -81,8 +82,10 @@ def fused(
 
 @torch.compile(dynamic=True)
 def _sum_up(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each row, fp32 [chunk]: the largest logit, and by how much the others are below it the sum of
-    exponentials and the target's (0 if it is another rank's)."""
+    """For each row, fp32 [chunk]: the largest logit, the sum of exp(logit - largest), and target - largest.
+
+    The last is 0 where another rank holds the target's logit.
+    """
     values = logits.float()
     largest = values.amax(dim=-1)
     below = values - largest[:, None]
@@ -97,7 +100,7 @@ def _differentiate(
     largest: torch.Tensor,
     log_sums: torch.Tensor,
 ) -> torch.Tensor:
-    """Logits become weights * (softmax - onehot). Returns the squared norms without the weights, [chunk]."""
+    """Turn logits into weights * (softmax - onehot); return the squared norms without weights, [chunk]."""
     below = logits.float() - largest[:, None]
     gradient = (below - log_sums[:, None]).exp() - _onehot(logits, targets).float()
     logits.copy_(weights[:, None] * gradient)

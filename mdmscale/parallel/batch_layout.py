@@ -1,4 +1,4 @@
-"""How a global batch is split over ranks, micro-batches and forwards. Torch-free: errors come early."""
+"""How a global batch is split over ranks, micro-batches and forwards. Needs no torch: errors come early."""
 
 from dataclasses import dataclass
 
@@ -38,18 +38,18 @@ class BatchLayout:
         first = step * self.global_batch_size
         return [
             [
-                first + (turn * self.dp_size + rank) * self.micro_batch_size + place
-                for place in range(self.micro_batch_size)
+                first + (turn * self.dp_size + rank) * self.micro_batch_size + offset
+                for offset in range(self.micro_batch_size)
             ]
             for turn in range(self.gradient_accumulation_steps)
         ]
 
 
 def make_layout(config: RunConfig, world_size: int) -> BatchLayout:
-    """The layout of a job of `world_size` ranks.
+    """The batch layout of a job of `world_size` ranks.
 
     Raises:
-        UserError: when the global batch does not divide.
+        UserError: where the ranks do not divide among the parallel axes, or the global batch among the ranks.
     """
     parallel, train = config.parallel, config.train
     sharing = parallel.tensor * parallel.sequence

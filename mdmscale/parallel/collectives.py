@@ -1,4 +1,4 @@
-"""Small things that ranks do together: sum, let rank 0 act for all, raise what any of them raises."""
+"""Small operations of all ranks together: sum, act on rank 0 for all, raise the error of one rank on all."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -19,7 +19,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def on_first_rank(ranks: Ranks, action: Callable[[], T]) -> T:
-    """Run `action` on rank 0 while the others wait; every rank gets its (picklable) result or its error.
+    """Run `action` on rank 0 while the others wait. Every rank gets its (picklable) result or its error.
 
     Raises:
         UserError: on every rank, where `action` raised one.
@@ -32,7 +32,7 @@ def on_first_rank(ranks: Ranks, action: Callable[[], T]) -> T:
             message = [("result", action())]
         except UserError as error:
             message = [("user error", error.problems)]
-        except BaseException as error:  # the others must not wait for ever, whatever went wrong here
+        except BaseException as error:  # whatever went wrong here, the other ranks must stop waiting
             failure = error
             message = [("failure", repr(error))]
     dist.broadcast_object_list(message, src=0)
@@ -49,10 +49,10 @@ def on_first_rank(ranks: Ranks, action: Callable[[], T]) -> T:
 
 
 def on_every_rank(ranks: Ranks, action: Callable[[], T]) -> T:
-    """Run `action`, which must not communicate, on every rank; all raise what any of them raised.
+    """Run `action`, which must not communicate, on every rank. If it fails on any rank, all ranks raise.
 
     Raises:
-        UserError: with the problems of every rank that had some.
+        UserError: with the problems of all ranks, each problem once.
     """
     result, problems = None, []
     try:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-# Rank 0 may tokenise or write for long while the others wait.
+# Rank 0 may tokenise data or write files for a long time while the others wait.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
@@ -17,9 +17,9 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 class Ranks:
     """This process among the job's ranks.
 
-    The axes have the field's names: dp (data), sp (sequence), tp (tensor). Tensor-parallel neighbours are
-    adjacent ranks, because they talk the most. Then come the ranks that share a sequence. Data-parallel ranks
-    are furthest apart. A group of one rank is None: there is nobody to talk to.
+    The axes are dp (data), sp (sequence) and tp (tensor). Ranks that share a model (tp) are adjacent, because
+    they communicate the most. Then come the ranks that share a sequence (sp). Data-parallel ranks are
+    furthest apart. A group of one rank is None, because it has no one to communicate with.
     """
 
     rank: int
@@ -60,7 +60,7 @@ class Ranks:
 
     @property
     def speaks_for_slice(self) -> bool:
-        """Whether sums over all ranks count this rank's masked positions: tensor neighbours have the same."""
+        """Whether sums over all ranks count this rank's masked positions: its tp neighbours have the same."""
         return self.tp_rank == 0
 
     @property
@@ -87,8 +87,8 @@ class Ranks:
 def initialise(tp_size: int = 1, sp_size: int = 1) -> Ranks:
     """Join the process group that the launcher describes, or make one of this process alone.
 
-    NCCL on CUDA devices, else gloo on the CPU with the cores shared out among the node's ranks. Every rank
-    calls it. `tp_size * sp_size` must divide the number of ranks.
+    The backend is NCCL on CUDA devices. On the CPU it is gloo, and the ranks of a node share its cores
+    equally. Every rank must call it. `tp_size * sp_size` must divide the number of ranks.
     """
     if "RANK" not in os.environ:
         alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
@@ -96,7 +96,7 @@ def initialise(tp_size: int = 1, sp_size: int = 1) -> Ranks:
             {name: str(value) for name, value in alone.items()}
         )  # port 0: torch takes a free one
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
-    # DeepSpeed calls it; nothing that a user could mend.
+    # DeepSpeed calls the deprecated function. A user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     if not dist.is_initialized():
         import deepspeed
@@ -107,9 +107,10 @@ def initialise(tp_size: int = 1, sp_size: int = 1) -> Ranks:
 
 
 def finalise(wait: bool = True) -> None:
-    """Leave the process group, if one was joined; with `wait`, when all ranks have come to this point.
+    """Leave the process group, if this process has joined one; with `wait`, once all ranks have got here.
 
-    gloo may abort a rank whose peers have left already. After an error nobody may wait for the others.
+    gloo may abort a rank whose peers have already left, so ranks wait for each other. After an error `wait`
+    must be False, because the other ranks may never get here.
     """
     if dist.is_initialized():
         if wait:
@@ -123,14 +124,14 @@ def _device(local_rank: int) -> torch.device:
         torch.cuda.set_device(device)
         return device
     if "OMP_NUM_THREADS" not in os.environ:
-        # torchrun's name for it, and the deepspeed launcher's
+        # the number of ranks on this node, as torchrun and the deepspeed launcher name it
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     return torch.device("cpu")
 
 
 def _arrange(device: torch.device, tp_size: int, sp_size: int) -> Ranks:
-    """The job's ranks as a grid. An axis of one rank has no groups: each would be made by all ranks."""
+    """The job's ranks as a grid. An axis of one rank gets no groups: to make each would take all ranks."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     dp_size, rest = divmod(world_size, tp_size * sp_size)
     assert rest == 0, f"{world_size} ranks do not make {tp_size} x {sp_size}"

@@ -1,9 +1,10 @@
 """Sequence parallelism (DeepSpeed-Ulysses, arXiv 2309.14509): each rank holds a slice of every row.
 
-All layers but attention look at single tokens and need nothing from other slices. Around attention two
-all-to-alls turn slices with all heads into whole rows with some of the heads, and back.
+Every layer except attention works on single tokens and needs nothing from other slices. Attention needs whole
+rows: before it, an all-to-all turns slices with all heads into whole rows with some of the heads; after it,
+another one turns them back.
 
-Legend: rows; heads; slice = length / ranks; width = of a head.
+Legend: rows; heads = attention heads; slice = length / sp_size tokens; width = of one head.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ HEADS, TOKENS = 1, 2  # dimensions
 
 
 def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
-    """Let `model` attend over all slices of its rows; its inputs are then this rank's slices."""
+    """Let `model` attend over all slices of its rows. Its inputs are from now on this rank's slices."""
     if ranks.sp_group is None:
         return
 
@@ -30,13 +31,13 @@ def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
         query: torch.Tensor,  # [rows, heads, slice, width]
         key: torch.Tensor,  # [rows, key heads, slice, width]
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,  # bool [rows, 1, 1 or length, length], or pairs of packed rows
+        attention_mask: torch.Tensor | None,  # bool [rows, 1, 1 or length, length]; packed: see Batch
         packed_rows: PackedRows | None = None,
         scaling: float | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         heads, key_heads = query.shape[1], key.shape[1]
-        if key_heads % ranks.sp_size:  # too few to share out
+        if key_heads % ranks.sp_size:  # they cannot be split over ranks, so each head gets its own copy
             key, value = (each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value))
         group = ranks.sp_group
         query, key, value = (_Exchange.apply(each, HEADS, TOKENS, group) for each in (query, key, value))
@@ -50,7 +51,7 @@ def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
 
 
 def _exchange(tensor: torch.Tensor, scattered: int, gathered: int, group: Any) -> torch.Tensor:
-    """Split along dimension `scattered`, one part a rank, and join what arrives along `gathered`."""
+    """All-to-all: split along dimension `scattered`, one part per rank, and join along `gathered`."""
     ranks = dist.get_world_size(group)
     sent = torch.stack([part.contiguous() for part in tensor.chunk(ranks, scattered)])  # [ranks, ...]
     received = torch.empty_like(sent)
@@ -59,13 +60,13 @@ def _exchange(tensor: torch.Tensor, scattered: int, gathered: int, group: Any) -
 
 
 class _Exchange(torch.autograd.Function):
-    """`_exchange`, whose gradient goes the way back."""
+    """`_exchange` with its gradient, which is the reverse exchange."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, scattered: int, gathered: int, group: Any) -> torch.Tensor:
-        ctx.way_back = (gathered, scattered, group)
+        ctx.reverse = (gathered, scattered, group)
         return _exchange(tensor, scattered, gathered, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        return _exchange(gradient, *ctx.way_back), None, None, None
+        return _exchange(gradient, *ctx.reverse), None, None, None

@@ -1,9 +1,9 @@
-"""Tensor parallelism: a model's matrices split over ranks, as Megatron-LM does (arXiv 1909.08053).
+"""Tensor parallelism: a model's matrices are split over ranks, as in Megatron-LM (arXiv 1909.08053).
 
-In attention and MLP the first matrices are split by output (heads, inner channels), the last one by input, so
-that a block takes one sum over ranks forward and one backward. Embedding and head are split by vocabulary
-rows. Norms are whole on every rank. The layers stay the Hugging Face ones, with fewer rows or columns; hooks
-at the blocks' edges do the sums.
+In attention and MLP the first matrices are split by output (heads, MLP channels) and the last one by input.
+So each block needs one sum over ranks in forward and one in backward. Embedding and head are split by rows of
+the vocabulary. Every rank holds the norms whole. The layers remain those of Hugging Face, with fewer rows or
+columns. Hooks at the edges of the blocks do the sums.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from mdmscale.system.errors import UserError
 
 BY_OUTPUT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
 BY_INPUT = ("o_proj", "down_proj")
-# Norms of single heads: whole on every rank, which sees only its own heads' part of their gradient.
+# Norms of single heads. Every rank holds them whole, but computes only its own heads' part of their gradient.
 HEAD_NORMS = ("q_norm", "k_norm")
 
 
 def split_dimension(name: str) -> int | None:
-    """The dimension that the parameter of this name is split along; None: it is whole on every rank."""
+    """The dimension along which the parameter of this name is split; None: every rank holds it whole."""
     layer, kind = name.split(".")[-2:]
     if layer in BY_OUTPUT:
         return 0
@@ -34,7 +34,7 @@ def split_dimension(name: str) -> int | None:
 
 
 def check_divides(config: PretrainedConfig, tensor: int, sequence: int) -> None:
-    """Refuse a model whose parts do not divide among the ranks that share it.
+    """Refuse a model whose sizes do not divide among the ranks that share it.
 
     Raises:
         UserError: naming each size that does not.
@@ -69,7 +69,7 @@ def local_part(whole: torch.Tensor, dimension: int | None, ranks: Ranks) -> torc
 
 
 def joined(part: torch.Tensor, dimension: int | None, ranks: Ranks) -> torch.Tensor:
-    """The whole parameter that the tensor ranks hold parts of; all of them call it."""
+    """The whole parameter, of which each tensor-parallel rank holds a part. All of them must call it."""
     if ranks.tp_group is None or dimension is None:
         return part
     parts = [torch.empty_like(part) for _ in range(ranks.tp_size)]
@@ -83,14 +83,14 @@ def _blocks(model: PreTrainedModel) -> Iterator[nn.Module]:
 
 
 class VocabularyParallelEmbedding(nn.Embedding):
-    """Looks up the ids of this rank's rows, gives zeros for the others, and sums over ranks."""
+    """Looks up the ids whose rows this rank holds, gives zeros for the others, and sums over ranks."""
 
     first_row: int
     group: dist.ProcessGroup | None
 
     @classmethod
     def replacing(cls, embedding: nn.Embedding, ranks: Ranks) -> "VocabularyParallelEmbedding":
-        """One that shares the weight, whose rows have been split already."""
+        """An embedding that shares the weight of `embedding`, whose rows are already split."""
         rows, width = embedding.weight.shape
         module = cls(rows, width, device="meta")
         module.weight = embedding.weight
@@ -98,14 +98,14 @@ class VocabularyParallelEmbedding(nn.Embedding):
         return module
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        places = input - self.first_row
-        is_here = (places >= 0) & (places < self.num_embeddings)
-        rows = F.embedding(torch.where(is_here, places, 0), self.weight)
+        local_ids = input - self.first_row
+        is_here = (local_ids >= 0) & (local_ids < self.num_embeddings)
+        rows = F.embedding(torch.where(is_here, local_ids, 0), self.weight)
         return _Sum.apply(rows * is_here[..., None], self.group)
 
 
 def _copy_inputs(group: Any) -> Any:
-    """A hook that lets a block's input in unchanged and sums its gradient over ranks."""
+    """A hook that passes a block's input on unchanged and sums its gradient over ranks."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:

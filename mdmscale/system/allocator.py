@@ -1,20 +1,20 @@
-"""What glibc does with memory that tensors on the CPU have given back.
+"""What glibc does with the memory that tensors on the CPU have freed.
 
-By default it returns large blocks to the system at once, and the logits and activations of each step are new
-pages that the system must clear and map: a seventh of a step (docs/performance.md). With other C libraries
-nothing here does anything.
+By default glibc returns large blocks to the system at once. The logits and activations of the next step are
+then new pages, which the system must clear and map. That takes a seventh of a step (docs/performance.md).
+With other C libraries these functions do nothing.
 """
 
 import ctypes
 from contextlib import suppress
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's names for them, in malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's options, from malloc.h
 _NEVER, _NO_MAPS = -1, 0
-_MAPS, _LARGE = 65536, 32 << 20  # glibc's number of maps, and the highest threshold that it chooses for them
+_MAPS, _LARGE = 65536, 32 << 20  # glibc's limit on maps by default, and its highest automatic threshold
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what tensors free from now on, for those of the next step."""
+    """Let this process keep the memory that tensors free from now on, for the tensors of the next step."""
     library = glibc()
     if library is not None:
         library.malloc_trim(0)
@@ -23,9 +23,9 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Let this process do again what glibc does by default, and return what is free at this moment.
+    """Go back to glibc's default, and return the memory that is free now.
 
-    Where a block that was kept lies between others, its addresses stay, and later tensors may use it again.
+    A kept block that lies between used ones keeps its addresses, and later tensors may use it again.
     """
     library = glibc()
     if library is not None:

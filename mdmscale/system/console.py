@@ -10,12 +10,12 @@ WIDTH_OF_FILES = 110
 
 
 def make_console() -> Console:
-    """As wide as the terminal; wide enough for every column where output goes to a file."""
+    """A console as wide as the terminal, or wide enough for every column where output goes to a file."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
 
 
 def plain_table(title: str, headings: list[str]) -> Table:
-    """An empty table of numbers, in little room."""
+    """An empty, compact table for numbers."""
     table = Table(
         title=title,
         title_justify="left",

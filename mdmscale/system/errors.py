@@ -1,22 +1,22 @@
-"""The error that is the user's to mend, and how every command reports it."""
+"""The error for a user's mistake, and how every command reports it."""
 
 import os
 import sys
 import time
 from collections.abc import Callable
 
-# Launchers end every rank as soon as one has failed.
+# Launchers end every rank as soon as one has failed, so the others give rank 0 time to report.
 SECONDS_FOR_RANK_0 = 5.0
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: names the option or file, its value and the mend.
+    """A mistake in what the user gave. It names the option or file, its value, and how to correct it.
 
-    Commands print it without a traceback, one line a problem, and exit with status 2.
+    Commands print it without a traceback, one line per problem, and exit with status 2.
     """
 
     def __init__(self, *problems: str) -> None:
-        super().__init__(*problems)  # as they are, so that it survives pickling
+        super().__init__(*problems)  # not joined, so that unpickling restores each problem
         self.problems = list(problems)
 
     def __str__(self) -> str:
@@ -26,8 +26,8 @@ class UserError(ValueError):
 def run_command(main: Callable[[], int]) -> int:
     """Run a command's `main`; report a `UserError` on stderr and return status 2.
 
-    Rank 0 speaks for all, and its launcher then ends the others, who wait for that; one that is still there
-    afterwards met the problem alone and says so.
+    Rank 0 reports for all ranks. The others wait for the launcher to end them, which it does once rank 0 has
+    failed. A rank that still runs after the wait met the problem alone, so it reports it with its number.
     """
     try:
         return main()

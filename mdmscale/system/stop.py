@@ -1,4 +1,4 @@
-"""Requests to stop: a signal, or a file in the run folder."""
+"""Requests to stop a run early: a signal, or a file in the run folder."""
 
 import signal
 from pathlib import Path
@@ -25,8 +25,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: object) -> None:
         self.signalled = True
-        signal.signal(number, self._previous[signal.Signals(number)])  # a second one acts at once
+        signal.signal(number, self._previous[signal.Signals(number)])  # a second signal acts at once
 
     def seen(self) -> bool:
-        """On this rank alone; the answer is reduced with the step's other scalars."""
+        """Whether this rank has seen a request. The answer is reduced with the step's other scalars."""
         return self.signalled or self.file.exists()

@@ -1,4 +1,4 @@
-"""Where a step's time goes, without making the device wait: events on CUDA, the clock elsewhere."""
+"""Where the time of a step goes. CUDA events measure it, so that nothing waits; on the CPU, the clock."""
 
 import resource
 import sys
@@ -9,7 +9,7 @@ import torch
 
 
 class StepClock:
-    """Adds up the seconds of a step's parts. `mark` ends the part that ran since the mark before it."""
+    """Adds up the seconds of a step's parts. `mark` ends the part that has run since the previous mark."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -17,16 +17,16 @@ class StepClock:
         self._marks: list[tuple[str, Any]] = [("", self._now())]
 
     def mark(self, part: str) -> None:
-        """What ran since the last mark was `part`."""
+        """End a part: what has run since the previous mark was `part`."""
         self._marks.append((part, self._now()))
 
     @property
     def seconds(self) -> float:
-        """Since the step began, by the clock."""
+        """Seconds since the step began, by the clock."""
         return time.perf_counter() - self._started
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part, once the device has come to the last mark."""
+        """Seconds of each part. Waits until the device has reached the last mark."""
         if self.device.type == "cuda":
             self._marks[-1][1].synchronize()
         sums: dict[str, float] = {}
@@ -46,7 +46,7 @@ class StepClock:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a CUDA device so far, else that this process has had in memory."""
+    """Peak memory so far, in bytes: of the tensors on a CUDA device, or else of this whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -132,8 +132,11 @@ def test_a_shard_that_says_how_long_its_samples_get_is_read_alike(prefix, option
     ("text", "problem"),
     [
         ("{", "cannot be read"),
-        ('{"num_samples": 39, "longest": 7}', "of 39 samples"),
-        ('{"num_samples": 40, "longest": 4}', "of samples of at most 4 tokens, but the shard's 40 have 200"),
+        ('{"num_samples": 39, "longest": 7}', "describes 39 samples"),
+        (
+            '{"num_samples": 40, "longest": 4}',
+            "describes samples of at most 4 tokens, but the shard's 40 have 200",
+        ),
     ],
 )
 def test_what_is_said_of_the_samples_must_fit_the_shard(prefix, text, problem):
