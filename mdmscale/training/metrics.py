@@ -125,7 +125,7 @@ class ProgressLine:
 
 def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -> str:
     """The closing words of a run: steps, tokens, final losses, and where things are."""
-    records = read_metrics(run.folder)
+    records = read_metrics(run.folder.path)
     recent = [record["loss"] for record in records[-20:]]
     evaluations = [record["eval_loss"] for record in records if "eval_loss" in record]
     verb = "stopped on request" if stopped else "finished" if steps_now else "already finished"
@@ -139,11 +139,11 @@ def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -
         lines.append(f"  loss        {mean:.4f} nats a token, mean of the last {len(recent)} steps")
     if evaluations:
         lines.append(f"  eval loss   {evaluations[-1]:.4f} nats a token, held out")
-    lines.append(f"  run folder  {run.folder}")
+    lines.append(f"  run folder  {run.folder.path}")
     if stopped:
         lines.append("  go on       with the same command")
     else:
-        lines.append(f"  model       {RunFolder(run.folder).export} (tools/generate.py samples from it)")
+        lines.append(f"  model       {run.folder.export} (tools/generate.py samples from it)")
     return "\n".join(lines)
 
 

@@ -57,7 +57,7 @@ class Run:
     config: RunConfig
     ranks: Ranks
     layout: BatchLayout
-    folder: Path
+    folder: RunFolder
     source: SampleSource
     backbone: Backbone
     noise: Noise
@@ -76,10 +76,6 @@ class Run:
     def consumed_samples(self) -> int:
         """The whole state of the data: sample n, its place in the order and its noise follow from n."""
         return self.step * self.layout.global_batch_size
-
-    @property
-    def checkpoints(self) -> Path:
-        return RunFolder(self.folder).checkpoints
 
     @property
     def components(self) -> dict[str, Stateful]:
@@ -121,40 +117,30 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     hf_logging.disable_progress_bar()  # each rank would show its own
     layout = make_layout(config, ranks.world_size)
     on_every_rank(ranks, lambda: check_hardware(config, ranks.device))
-    folder = Path(config.run.output_dir) / config.run.name
+    folder = RunFolder(Path(config.run.output_dir) / config.run.name)
     resumed = find_start(config, folder, ranks)
     backbone = on_every_rank(
         ranks, lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed)
     )
-    check_length(config, backbone)
-    check_divides(backbone.model.config, ranks.tp_size, ranks.sp_size)
+    check_fit(config, backbone, ranks)
     vocab_size = backbone.model.config.vocab_size
-    with undone_on_refusal(RunFolder(folder).data, ranks):
-        source = open_run_data(config, backbone, folder, ranks)
+    with undone_on_refusal(folder.data, ranks):
+        source = open_run_data(config, backbone, folder.path, ranks)
         if resumed is not None:
             checkpoint.check_data(resumed.state, resumed.path, source)
         noise = on_every_rank(ranks, lambda: make_noise(config.diffusion, backbone.tokenizer, vocab_size))
 
-    on_first_rank(ranks, lambda: _write_config(config, folder))
-    num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
-    num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
+    # From here on nothing is the user's mistake.
+    on_first_rank(ranks, lambda: write_config(config, folder))
+    flops = count_flops(shape_of_config(backbone.model.config), is_frozen=backbone.lora is not None)
+    announcement = announce(backbone, source, folder, resumed)
+    engine = initialise_engine(prepare_model(config, backbone, layout, ranks), config, layout, ranks)
     slicer = Slicer(ranks.sp_rank, ranks.sp_size)
     collate = Collator(backbone.mask_token_id, backbone.logit_shift, layout.packs, slicer)
-    model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
-    if layout.packs:
-        attend_in_rows(backbone.model)
-    split_model(backbone.model, ranks)
-    split_sequences(backbone.model, ranks)
-    recompute_activations(backbone.model, config.model.activation_checkpointing)
-    if config.model.compile:  # last, as adapters, attention and recomputation are parts of the graph
-        compile_layers(backbone.model)
-    engine = initialise_engine(model.train(), config, layout, ranks)
-    loader = Prefetcher(
-        TrainLoader(source, config, layout, ranks.dp_rank, noise, collate),
-        config.data.num_workers,
-        ranks.device,
-    )
+    batches = TrainLoader(source, config, layout, ranks.dp_rank, noise, collate)
+    loader = Prefetcher(batches, config.data.num_workers, ranks.device)
     p_pots = PPots(config.diffusion, make_t_sampler(config))
+    baseline = EmaBaseline(p_pots.edges, config.diffusion.t_range, config.diffusion.ema_decay)
     run = Run(
         config,
         ranks,
@@ -166,29 +152,48 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         engine,
         loader,
         collate,
-        count_flops(shape_of_config(backbone.model.config), is_frozen=backbone.lora is not None),
+        flops,
         p_pots,
-        EmaBaseline(p_pots.edges, config.diffusion.t_range, config.diffusion.ema_decay),
+        baseline,
     )
     if resumed is not None:
         restore(run, resumed)
     facts = gather_facts(config, layout, ranks)
     if ranks.is_first:
-        trained = f" ({num_trained:,} trained)" if num_trained < num_parameters else ""
-        beginning = f"continuing from {resumed.path}" if resumed else "starting anew"
-        print(
-            f"{folder}: {num_parameters:,} parameters{trained}, "
-            f"{source.num_train:,} training samples an epoch, {source.num_held_out:,} held out; {beginning}",
-            *facts,
-            sep="\n  ",
-            flush=True,
-        )
+        print(announcement, *facts, sep="\n  ", flush=True)
     return run
 
 
-def find_start(config: RunConfig, folder: Path, ranks: Ranks) -> Start | None:
+def prepare_model(
+    config: RunConfig, backbone: Backbone, layout: BatchLayout, ranks: Ranks
+) -> MaskedDiffusionModel:
+    """The model as DeepSpeed gets it: with the masked-only head, and this rank's part of every matrix."""
+    model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
+    if layout.packs:
+        attend_in_rows(backbone.model)
+    split_model(backbone.model, ranks)
+    split_sequences(backbone.model, ranks)
+    recompute_activations(backbone.model, config.model.activation_checkpointing)
+    if config.model.compile:  # last, as adapters, attention and recomputation are parts of the graph
+        compile_layers(backbone.model)
+    return model.train()
+
+
+def announce(backbone: Backbone, source: SampleSource, folder: RunFolder, resumed: Start | None) -> str:
+    """The first line of a run's log."""
+    num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
+    num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
+    trained = f" ({num_trained:,} trained)" if num_trained < num_parameters else ""
+    beginning = f"continuing from {resumed.path}" if resumed else "starting anew"
+    return (
+        f"{folder.path}: {num_parameters:,} parameters{trained}, "
+        f"{source.num_train:,} training samples an epoch, {source.num_held_out:,} held out; {beginning}"
+    )
+
+
+def find_start(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Start | None:
     """The checkpoint to continue from, checked against this job; None to start anew."""
-    path, warnings = checkpoint.find_resume(config.checkpoint.resume, RunFolder(folder).checkpoints, ranks)
+    path, warnings = checkpoint.find_resume(config.checkpoint.resume, folder.checkpoints, ranks)
     if ranks.is_first:
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
@@ -212,6 +217,16 @@ def restore(run: Run, start: Start) -> None:
         print(f"warning: {start.path} has no state of {', '.join(missing)}, which begins anew", flush=True)
 
 
+def check_fit(config: RunConfig, backbone: Backbone, ranks: Ranks) -> None:
+    """Refuse sequences longer than the model was made for, and ranks that do not divide the model.
+
+    Raises:
+        UserError: naming the option.
+    """
+    check_length(config, backbone)
+    check_divides(backbone.model.config, ranks.tp_size, ranks.sp_size)
+
+
 def check_length(config: RunConfig, backbone: Backbone) -> None:
     """Refuse sequences longer than the model was made for."""
     longest = backbone.model.config.max_position_embeddings
@@ -222,6 +237,7 @@ def check_length(config: RunConfig, backbone: Backbone) -> None:
         )
 
 
-def _write_config(config: RunConfig, folder: Path) -> None:
-    RunFolder(folder).stop.unlink(missing_ok=True)
-    write_file(RunFolder(folder).config, dump_config(config))
+def write_config(config: RunConfig, folder: RunFolder) -> None:
+    """Write the resolved config, and take back an old request to stop."""
+    folder.stop.unlink(missing_ok=True)
+    write_file(folder.config, dump_config(config))

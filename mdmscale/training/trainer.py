@@ -17,7 +17,6 @@ from mdmscale.models.flops import peak_flops
 from mdmscale.parallel.collectives import all_reduce_sum
 from mdmscale.parallel.ranks import initialise
 from mdmscale.system.allocator import keep_freed_memory
-from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.stop import StopRequest
 from mdmscale.system.timing import StepClock, peak_memory
 from mdmscale.system.transfer import to_device
@@ -57,12 +56,12 @@ def train(config: RunConfig) -> Outcome:
 
 def run_to_end(run: Run) -> Outcome:
     """Take the steps that are left, with probes, evaluations and checkpoints where they are due."""
-    config, ranks = run.config, run.ranks
+    config, ranks, folder = run.config, run.ranks, run.folder.path
     started, first_step, stopped = time.monotonic(), run.step, False
     with (
-        StopRequest(run.folder) as stop,
-        Watchdog(run.folder, ranks, config.run.stall_timeout) as watchdog,
-        MetricsWriter(run.folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,
+        StopRequest(folder) as stop,
+        Watchdog(folder, ranks, config.run.stall_timeout) as watchdog,
+        MetricsWriter(folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
         run.loader,
     ):
@@ -91,7 +90,7 @@ def run_to_end(run: Run) -> Outcome:
                 finish(run)
     if ranks.is_first:
         print(closing_summary(run, run.step - first_step, time.monotonic() - started, stopped), flush=True)
-    return Outcome(run.folder, stopped)
+    return Outcome(run.folder.path, stopped)
 
 
 def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
@@ -215,7 +214,7 @@ def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[st
     if run.ranks.is_first:
         target = run.config.diffusion.p_pots.target
         figure = p_pots_figure(run.p_pots.edges, renewal.moment, renewal.density, target)
-        save_figure(figure, RunFolder(run.folder).figures / f"p_pots_step_{run.step:08d}.png")
+        save_figure(figure, run.folder.figures / f"p_pots_step_{run.step:08d}.png")
         writer.figure("p_pots", figure, run.step)
     return {"p_of_t": renewal.density.to_state(), "p_pots_gain": renewal.gain}
 
@@ -244,7 +243,7 @@ def save_checkpoint(run: Run) -> None:
         run.engine,
         run.state(),
         partial(export.write_description, run.backbone),
-        run.checkpoints,
+        run.folder.checkpoints,
         run.config.checkpoint.keep,
         run.ranks,
     )
@@ -252,9 +251,9 @@ def save_checkpoint(run: Run) -> None:
 
 def finish(run: Run) -> None:
     """Export the model and draw the loss."""
-    export.export_model(run.engine, run.backbone, RunFolder(run.folder).export, run.ranks)
+    export.export_model(run.engine, run.backbone, run.folder.export, run.ranks)
     if run.ranks.is_first:
-        save_figure(training_figure(read_metrics(run.folder)), RunFolder(run.folder).figures / "loss.png")
+        save_figure(training_figure(read_metrics(run.folder.path)), run.folder.figures / "loss.png")
 
 
 def is_due(every: int, step: int) -> bool:

@@ -184,12 +184,12 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(tiny: dict[str, Any]
         ranks,
     )
     parameters = dict(run.engine.deepspeed.module.named_parameters())
-    train_step(run, StopRequest(run.folder))
+    train_step(run, StopRequest(run.folder.path))
     with torch.no_grad():
         run.backbone.model.model.norm.weight[0] = math.nan
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     with pytest.raises(FloatingPointError, match="the loss of step 2 is nan"):
-        train_step(run, StopRequest(run.folder))
+        train_step(run, StopRequest(run.folder.path))
     assert run.step == 1
     for name, parameter in parameters.items():
         torch.testing.assert_close(parameter, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
@@ -202,11 +202,11 @@ def test_gradients_that_are_not_finite_leave_the_weights_alone(tiny: dict[str, A
     weight = run.backbone.model.model.norm.weight
     before = weight.detach().clone()
     steep = weight.register_hook(lambda gradient: gradient * math.inf)
-    record, _ = train_step(run, StopRequest(run.folder))
+    record, _ = train_step(run, StopRequest(run.folder.path))
     steep.remove()
     assert not math.isfinite(record["grad_norm"])
     assert torch.equal(weight, before)
-    record, _ = train_step(run, StopRequest(run.folder))
+    record, _ = train_step(run, StopRequest(run.folder.path))
     assert math.isfinite(record["grad_norm"])
     assert not torch.equal(weight, before)
 
