@@ -1,4 +1,4 @@
-"""Which options go together, and what is said of those that do not."""
+"""Which options go together, and how wrong combinations are refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whole texts from the tiny model: the same alone, in any batch, with any padding and in any run."""
+"""Whole texts from the tiny model are the same alone, in any batch, with any padding and in any run."""
 
 from typing import Any
 

@@ -18,12 +18,7 @@ from mdmscale.data.sft_shard import fit_lengths, samples_path, write_samples
 from mdmscale.data.shards import prompts_path
 from mdmscale.system.errors import UserError
 
-_FILES = (
-    bin_path,
-    prompts_path,
-    samples_path,
-    idx_path,
-)  # the index comes last, as it makes the shard visible
+_FILES = (bin_path, prompts_path, samples_path, idx_path)  # the index last: it makes the shard visible
 
 
 @dataclass(frozen=True)
