@@ -1,4 +1,4 @@
-"""Damaged, foreign and hostile folders: one clear line that names the file, and nothing is left behind."""
+"""Damaged, foreign and hostile folders are refused with one line that names the file; nothing is left."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def bin_source(tmp_path: Path) -> Path:
 
 
 def refusal(source: Path, **options: Any) -> str:
-    """What an import says that fails, leaving nothing behind."""
+    """The message of an import that must fail and leave nothing behind."""
     before = sorted(source.parent.iterdir())
     with pytest.raises(UserError) as caught:
         import_folder(source, source.with_name("ours"), ImportOptions(**options))
@@ -55,7 +55,7 @@ def test_truncated_bin(bin_source: Path) -> None:
 
 
 def test_every_flipped_bit_of_a_header_is_noticed(tmp_path: Path) -> None:
-    """By safetensors itself, or as names and shapes that the model does not have."""
+    """Either safetensors notices it, or names or shapes do not fit the model."""
     source = write_folder(tmp_path / "llada", LLADA, random_weights(llada_shapes(LLADA)))
     file = source / "model.safetensors"
     whole = file.read_bytes()

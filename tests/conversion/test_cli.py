@@ -1,4 +1,4 @@
-"""The command as a user meets it, on real run folders, too; and an imported model that trains."""
+"""The convert command on model folders and on a real run that trained an imported model."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ from mdmscale.training.metrics import read_metrics
 STEPS = 4
 
 
-def facts(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
+def inspected(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
     assert main(["inspect", str(path), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(scope="module")
 def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real run that began from an imported Qwen2 with the corpus's tokenizer."""
+    """A real run that starts from an imported Qwen2 with the corpus's tokenizer."""
     folder = tmp_path_factory.mktemp("runs")
     source = make_arm(folder / "qwen", "qwen2", vocab_size=512, tie_word_embeddings=True)
     for file in (corpus / "tokenizer").iterdir():
@@ -63,7 +63,7 @@ def test_training_starts_from_an_import(run: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.distributed
 def test_inspecting_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = facts(capsys, run)
+    found = inspected(capsys, run)
     assert found["kind"] == "run" and found["checkpoints"] == [2, 4]
     newest = found["newest_checkpoint"]
     assert (newest["step"], newest["world_size"], newest["zero_stage"]) == (4, 1, 1)
@@ -78,7 +78,7 @@ def test_inspecting_a_checkpoint(run: Path, tmp_path: Path, capsys: pytest.Captu
     shutil.copytree(
         run / "hf", checkpoint / "model", ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True
     )
-    found = facts(capsys, checkpoint)
+    found = inspected(capsys, checkpoint)
     assert (found["kind"], found["step"], found["mask_token_id"]) == ("checkpoint", 2, 512)
     assert found["parameters"] == sum(weight.numel() for weight in read_weights(run / "hf").values())
     (checkpoint / "state.json").write_text("{")
@@ -91,7 +91,7 @@ def test_exporting_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["export", str(run), str(tmp_path / "hf"), "--to", "hf"]) == 0
     assert_same_bytes(read_weights(tmp_path / "hf"), read_weights(run / "hf"))
     assert main(["export", str(run), str(tmp_path / "arm"), "--to", "arm"]) == 0
-    arm = facts(capsys, tmp_path / "arm") if capsys.readouterr() else {}
+    arm = inspected(capsys, tmp_path / "arm") if capsys.readouterr() else {}
     assert (arm["family"], arm["vocab_size"], arm["mask_token_id"]) == ("arm", 512, None)
     with pytest.raises(UserError, match=r"--checkpoint 3: .* there are: 2, 4"):
         open_stored_model(run, 3)
@@ -109,7 +109,7 @@ def test_inspecting_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         diffullama: ("diffullama", "llama", 811, True),
     }
     for folder, values in expected.items():
-        found = facts(capsys, folder)
+        found = inspected(capsys, folder)
         names = ("family", "architecture", "mask_token_id", "logit_shift")
         assert tuple(found[name] for name in names) == values
         assert found["parameters"] == sum(weight.numel() for weight in read_weights(folder).values())

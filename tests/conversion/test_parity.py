@@ -33,7 +33,7 @@ def ids() -> torch.Tensor:
 
 
 def mdm_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [rows, length, vocab] that training sees, read off the losses of every target."""
+    """Log-probabilities [rows, length, vocab] in training, taken from the losses of every target."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     shift, vocab = model.config.mdm["logit_shift"], model.config.vocab_size
     mdm = MaskedDiffusionModel(model, head_chunk_size=64)
@@ -47,7 +47,7 @@ def mdm_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 
 
 def assert_parity(folder: Path, ids: torch.Tensor, logits: torch.Tensor) -> None:
-    """Raw logits where nothing is shifted, and what training sees of them in any case."""
+    """Compare the raw logits where nothing is shifted, and the log-probabilities in training always."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     if not model.config.mdm["logit_shift"]:
         with torch.no_grad():
@@ -111,7 +111,7 @@ ARMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("kind", ARMS)
 def test_arm(tmp_path: Path, ids: torch.Tensor, kind: str, tied: bool) -> None:
-    """In causal mode the imported weights are the source's model; the mask's new rows are beside them."""
+    """In causal mode the imported weights give the source's logits; the mask's new rows only add columns."""
     source = make_arm(tmp_path / "arm", tied=tied, **ARMS[kind])
     import_folder(source, tmp_path / "ours", ImportOptions())
     original: Any = AutoModelForCausalLM.from_pretrained(source).eval()
@@ -136,6 +136,6 @@ def test_diffullama_is_shifted_and_masks_with_token_811(tmp_path: Path, ids: tor
     assert model.config.mdm["mask_token_id"] == 811
     with torch.no_grad():
         own = model(ids).logits
-    # Its code compares logits[:-1] with x[1:]; the first position is ours to define.
+    # Its code compares logits[:-1] with x[1:], so the first position is free.
     shifted = mdm_logits(tmp_path / "ours", ids)
     assert (shifted[:, 1:] - own[:, :-1].log_softmax(-1)).abs().max() <= TOLERANCE

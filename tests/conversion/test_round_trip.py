@@ -66,7 +66,7 @@ def test_llada(tmp_path: Path, file_format: str, dtype: torch.dtype) -> None:
 
 
 def test_fused_projections_come_back_as_their_parts(tmp_path: Path) -> None:
-    """LLaDA's llama block has the parts; its bytes are those of the fused tensors."""
+    """LLaDA's llama block has separate tensors, with the bytes of the fused ones."""
     config = {**LLADA, "block_type": "sequential", "activation_type": "swiglu", "mlp_hidden_size": 96}
     weights = random_weights(llada_shapes(config))
     back = there_and_back(write_folder(tmp_path / "llada", config, weights), "llada")
@@ -142,7 +142,7 @@ def test_hf_to_hf_is_the_same_model(tmp_path: Path) -> None:
     assert read_config(tmp_path / "again") == read_config(tmp_path / "ours")
 
 
-def test_precision_is_as_asked_for(tmp_path: Path) -> None:
+def test_precision_is_the_requested_one(tmp_path: Path) -> None:
     weights = random_weights(llada_shapes(LLADA), torch.bfloat16)
     source = write_folder(tmp_path / "llada", LLADA, weights)
     back = there_and_back(source, "llada", dtype="fp32")
@@ -151,7 +151,7 @@ def test_precision_is_as_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_a_format_cannot_express_is_refused(tmp_path: Path) -> None:
-    """LLaDA's code would read a shifted model wrongly in silence, as Dream's an unshifted one."""
+    """LLaDA's code would silently misread a shifted model, and Dream's an unshifted one."""
     import_folder(make_arm(tmp_path / "qwen3", "qwen3"), tmp_path / "shifted", ImportOptions())
     llada = write_folder(tmp_path / "llada", LLADA, random_weights(llada_shapes(LLADA)))
     import_folder(llada, tmp_path / "plain", ImportOptions())

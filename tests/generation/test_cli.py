@@ -1,4 +1,4 @@
-"""The command: what it prints, in process where that suffices, and how it fails, as a user meets it."""
+"""What the generate command prints and how it fails. Most tests call it in this process."""
 
 import json
 import shutil
@@ -134,7 +134,7 @@ def test_jsonl_in_and_out(
 
 
 @pytest.mark.distributed
-def test_ranks_share_a_file_and_an_interrupted_command_goes_on(model_folder: Path, tmp_path: Path) -> None:
+def test_ranks_share_a_file_and_an_interrupted_command_continues(model_folder: Path, tmp_path: Path) -> None:
     source = prompts_file(tmp_path, 7)
     options = ("--input", source, "--length", 6, "--temperature", 1, "--batch-size", 2)
     alone = tmp_path / "alone.jsonl"
@@ -160,7 +160,7 @@ def test_ranks_share_a_file_and_an_interrupted_command_goes_on(model_folder: Pat
     assert not list(tmp_path.glob("*.partial-*"))
 
 
-# The tool, with a pause after each batch so that there is a half to kill it at.
+# The tool with a pause after each batch, so that the test can kill it when half the texts are done.
 SLOWLY = """
 import sys, time
 from mdmscale.generation.output import PartialOutput

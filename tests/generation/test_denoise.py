@@ -10,7 +10,7 @@ MASK, EOS, VOCAB = 9, 0, 10
 
 
 class Oracle:
-    """Gives `targets[i]` the logit `margins[i]` at the i-th token of each text, whatever it sees."""
+    """Gives `targets[i]` the logit `margins[i]` at the i-th token of each text, whatever the input."""
 
     def __init__(self, targets: list[int], margins: list[float], rows: int = 1) -> None:
         self.logits = torch.zeros(rows, len(targets), VOCAB)
@@ -134,7 +134,7 @@ def test_random_remasking_draws_every_order() -> None:
     assert firsts == {0, 1, 2}
 
 
-def test_padding_is_on_the_side_asked_for_and_never_sampled() -> None:
+def test_padding_is_on_the_chosen_side_and_never_sampled() -> None:
     for side, shape in (("left", [False, True, True]), ("right", [True, True, False])):
         options = GenerationOptions(length=2, padding=side)  # type: ignore[arg-type]
         batch = pad_requests([masks(2), masks(2, (5,))], options, MASK, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Which options go together, and what is said of those that do not."""
+"""Which options go together, and how wrong combinations are refused."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from mdmscale.system.errors import UserError
         ({"block_length": 0}, "block_length = 0: must be at least 1"),
         ({"length": 8, "steps": 0}, "steps = 0: must be at least 1"),
         ({"length": 8, "steps": 9}, "steps = 9: exceeds length = 8"),
-        ({"length": 9, "block_length": 4, "steps": 2}, "steps = 2: is fewer than the 3 blocks"),
+        ({"length": 9, "block_length": 4, "steps": 2}, "steps = 2: fewer than the 3 blocks"),
         ({"temperature": -1.0}, "temperature = -1.0: must be 0 or a positive number"),
         ({"temperature": float("nan")}, "temperature = nan: must be 0 or a positive number"),
         ({"guidance": -0.5}, "guidance = -0.5: must be 0 or a positive number"),
@@ -24,11 +24,11 @@ from mdmscale.system.errors import UserError
         ({"threshold": 1.5}, "threshold = 1.5: must be above 0 and at most 1"),
         ({"threshold": 0.9, "steps": 4}, "steps and threshold are both set"),
         ({"threshold": 0.9, "remasking": "entropy"}, "threshold = 0.9 is a probability"),
-        ({"remasking": "best"}, "remasking = 'best': choose of confidence, margin, entropy, random"),
-        ({"eos": "no"}, "eos = 'no': choose of stop, late, never"),
-        ({"cache": True}, "cache: keeps the keys and values of finished blocks; set block_length"),
+        ({"remasking": "best"}, "remasking = 'best': choose one of confidence, margin, entropy, random"),
+        ({"eos": "no"}, "eos = 'no': choose one of stop, late, never"),
+        ({"cache": True}, "cache: stores the keys and values of finished blocks; set block_length"),
         ({"cache": True, "block_length": 4, "padding": "right"}, "set padding to left"),
-        ({"seed": -1}, "seed = -1: must be from 0 to"),
+        ({"seed": -1}, "seed = -1: must be between 0 and"),
     ],
 )
 def test_refuses(values: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Half an output: what it keeps, when it goes on, and that the whole appears at once."""
+"""Partial outputs: what they keep and when they may be continued; the whole output appears at once."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_a_torn_last_line_is_sampled_again(tmp_path: Path) -> None:
     assert set(partial.finished()) == {(0, 0)}
 
 
-def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
+def test_another_recipe_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     PartialOutput(output, RECIPE, 1).append({(0, 0): {"n": 1}})
     other = PartialOutput(output, {**RECIPE, "seed": 2})
@@ -50,7 +50,7 @@ def test_another_recipe_does_not_go_on(tmp_path: Path) -> None:
     assert other.finished() == {}
 
 
-def test_an_output_that_is_there_is_kept(tmp_path: Path) -> None:
+def test_an_existing_output_is_kept(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     output.write_text("kept")
     with pytest.raises(UserError, match="exists already; choose another, or give --overwrite"):

@@ -94,7 +94,7 @@ def test_a_block_s_first_cached_pass_is_a_full_one_and_the_next_is_short(loaded:
     for block in (0, 1):
         plain.start_block()
         cached.start_block()
-        for _ in range(2):  # nothing is committed in between, so that the second pass is the first again
+        for _ in range(2):  # nothing is committed in between, so the second pass sees the same input
             is_open = (batch.blocks == block) & (tokens == batch.mask_token_id)
             expected = predict(plain, tokens, is_open)
             torch.testing.assert_close(predict(cached, tokens, is_open), expected, atol=1e-5, rtol=0)

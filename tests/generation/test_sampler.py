@@ -1,4 +1,4 @@
-"""Whole texts from the tiny model: the same alone, in any batch, with any padding and in any run."""
+"""Whole texts from the tiny model are the same alone, in any batch, with any padding and in any run."""
 
 from typing import Any
 
@@ -110,5 +110,5 @@ def test_a_cached_batch_needs_blocks_in_the_same_columns(loaded: LoadedModel) ->
     options = GenerationOptions(length=4, block_length=2, cache=True)
     mixed = [encode_prompt(loaded, "def", 4), encode_prompt(loaded, "def", 6)]
     for requests in (mixed, infillings(loaded)):
-        with pytest.raises(UserError, match="cache: a batch needs responses of one length"):
+        with pytest.raises(UserError, match="cache: a batch must hold responses of one length"):
             list(generate(loaded, requests, options))

@@ -23,7 +23,7 @@ def test_block_sizes(masks: int, block_length: int | None, sizes: list[int]) -> 
         ([3, 2], None, [[1, 1, 1], [1, 1]]),
         ([8], 3, [[3, 3, 2]]),
         ([4, 4], 4, [[2, 2], [2, 2]]),
-        ([4, 4, 1], 8, [[2, 1, 1], [2, 1, 1], [1]]),  # the last block has one mask: one pass does
+        ([4, 4, 1], 8, [[2, 1, 1], [2, 1, 1], [1]]),  # the last block has one mask, so one pass is enough
         ([3], 8, [[1, 1, 1]]),  # an infilling with fewer masks than steps
         ([4, 4], 1, [[4], [4]]),  # and one with more blocks than steps
         ([], 4, []),

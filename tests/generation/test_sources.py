@@ -1,4 +1,4 @@
-"""What the command line and JSONL lines ask for, and how bad ones are named."""
+"""How the command line and JSONL lines become sources, and how wrong ones are refused."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_jsonl_lines_keep_their_other_keys(tmp_path: Path) -> None:
         ('{"prompt": "a", "generated": "b"}', "line 2: already has the key 'generated'"),
     ],
 )
-def test_names_the_line_that_does_not_do(tmp_path: Path, line: str, message: str) -> None:
+def test_names_the_wrong_line(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "in.jsonl"
     file.write_text('{"prompt": "a"}\n' + line + "\n")
     with pytest.raises(UserError) as caught:
@@ -97,7 +97,7 @@ def test_chat_renders_the_template(loaded: LoadedModel, monkeypatch: pytest.Monk
     assert loaded.tokenizer.decode(request.token_ids[: request.prompt_length]) == "[user]a[assistant]b[a]"
 
 
-def test_a_template_that_refuses_is_the_users_to_mend(
+def test_a_template_that_refuses_is_a_user_error(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="this tokenizer has none"):
@@ -107,7 +107,7 @@ def test_a_template_that_refuses_is_the_users_to_mend(
         encode_messages(loaded, [{"role": "user", "content": "def"}], 2)
 
 
-def test_requests_that_the_model_cannot_take(loaded: LoadedModel) -> None:
+def test_requests_that_do_not_fit_the_model(loaded: LoadedModel) -> None:
     with pytest.raises(UserError, match="contains the mask token"):
         encode_prompt(loaded, "a <|mask|> b", 2)
     with pytest.raises(UserError, match=r"has no <\|mask\|> where tokens are wanted"):

@@ -17,12 +17,7 @@ from mdmscale.data.shards import prompts_path
 from mdmscale.system.errors import UserError
 from mdmscale.system.folders import published_files
 
-_FILES = (
-    bin_path,
-    prompts_path,
-    samples_path,
-    idx_path,
-)  # the index comes last, as it makes the shard visible
+_FILES = (bin_path, prompts_path, samples_path, idx_path)  # the index last: it makes the shard visible
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mdmscale.system.errors import UserError
 
 @pytest.fixture(scope="module")
 def corpus(texts, tmp_path_factory) -> Path:
-    """A JSONL file; some texts write out special tokens, one is empty."""
+    """A JSONL file of texts; one contains special tokens, one is empty."""
     path = tmp_path_factory.mktemp("corpus") / "c.jsonl"
     lines = [*texts, "", "a mask: <|mask|> and an end: </s>"]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
@@ -32,7 +32,7 @@ def shard_bytes(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("shard-*"))]
 
 
-def test_the_shards_hold_every_text_with_eos_behind_it(corpus, texts, tokenizer_folder, tokenizer, tmp_path):
+def test_the_shards_hold_every_text_with_eos_at_its_end(corpus, texts, tokenizer_folder, tokenizer, tmp_path):
     run(corpus, "--tokenizer", tokenizer_folder, "--output", tmp_path / "out", "--shard-tokens", 50_000)
     shards = [IndexedShard(path.with_suffix("")) for path in sorted((tmp_path / "out").glob("*.idx"))]
     assert len(shards) > 2

@@ -48,7 +48,7 @@ def test_it_encodes_as_sentencepiece_does(texts, tmp_path):
     tokenizer = load_tokenizer(str(tmp_path))
     lines = [line for text in texts for line in text.split("\n")]
     same = sum(tokenizer(line).input_ids == processor.encode(line) for line in lines)
-    # two splits of one piece may be tried in another order, which very rarely matters
+    # the two may try the splits of a piece in another order, which rarely matters
     assert same >= 0.999 * len(lines)
 
 
