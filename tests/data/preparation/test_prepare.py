@@ -133,5 +133,5 @@ def test_the_command_reports_mistakes_in_one_line_at_once(tmp_path):
         "--output",
         str(tmp_path / "o"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert (done.returncode, done.stderr) == (2, "error: input 'nowhere.txt': no such file or folder\n")
