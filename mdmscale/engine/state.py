@@ -30,8 +30,8 @@ def read_layout(checkpoint_folder: Path) -> EngineLayout:
     """
     path = checkpoint_folder / STATE_FILE
     state = read_object(path)
-    values: dict[str, Any] = state.get(SECTION, state)
+    values: Any = state.get(SECTION, state)
     names = [field.name for field in fields(EngineLayout)]
-    if missing := [name for name in names if name not in values]:
+    if missing := [name for name in names if not isinstance(values, dict) or name not in values]:
         raise UserError(f"{path}: written by another version: it has no {missing[0]}")
     return EngineLayout(**{name: values[name] for name in names})
