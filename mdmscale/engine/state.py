@@ -6,8 +6,8 @@ from typing import Any
 
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
+from mdmscale.system.run_folder import STATE_FILE
 
-STATE_FILE = "state.json"
 SECTION = "engine"  # of the state file
 
 

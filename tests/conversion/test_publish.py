@@ -114,8 +114,8 @@ def test_a_disk_that_fills_up_midway(source: Path, tmp_path: Path) -> None:
 SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
+from mdmscale.conversion import weight_writer
 from mdmscale.conversion.importing import ImportOptions, import_model
-from mdmscale.weights import weight_writer
 
 def save_slowly(*arguments, **options):
     save_file(*arguments, **options)
