@@ -48,8 +48,8 @@ class Engine:
 
     @property
     def training(self) -> bool:
-        """Whether the model is in training mode."""
-        return self.deepspeed.training
+        """Whether the model is in training mode. DeepSpeed's own engine always says that it is."""
+        return self.module.training
 
     def train(self, mode: bool = True) -> None:
         """Put the model into training mode, or with False into evaluation mode."""

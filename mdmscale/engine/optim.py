@@ -9,10 +9,10 @@ from mdmscale.config.training import OptimizerSection
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups, empty ones left out: matrices, with weight decay; norms, biases and embeddings, without.
+    """Two groups: matrices with weight decay, and norms, biases and embeddings without. No group is empty.
 
-    A head tied to the input embedding is an embedding. The kind of a parameter is read from its module, for
-    under ZeRO-3 a partitioned parameter's shape says nothing.
+    A head tied to the input embedding counts as an embedding. The kind of a parameter is read from its
+    module, since under ZeRO-3 the shape of a parameter says nothing.
     """
     undecayed_ids = {
         id(parameter)
@@ -27,7 +27,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
         {"params": decayed, "is_decayed": True, "weight_decay": weight_decay},
         {"params": undecayed, "is_decayed": False, "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]  # adapters have matrices only
+    return [group for group in groups if group["params"]]  # adapters, for one, are all matrices
 
 
 def named_groups(model: nn.Module) -> list[list[str]]:
@@ -38,10 +38,10 @@ def named_groups(model: nn.Module) -> list[list[str]]:
 
 
 def make_optimizer(model: nn.Module, options: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; its learning rate is set anew each step by `set_learning_rate`.
+    """AdamW over `parameter_groups`. `set_learning_rate` sets its learning rate at each step.
 
-    Fused: one kernel reads and writes each element once and needs no temporaries, on the device as on the
-    host, where offloaded state steps.
+    It is fused: one kernel reads and writes each element once and needs no temporaries. That holds on the
+    device and on the host, where offloaded state steps.
     """
     groups = parameter_groups(model, options.weight_decay)
     return torch.optim.AdamW(
@@ -50,7 +50,7 @@ def make_optimizer(model: nn.Module, options: OptimizerSection) -> torch.optim.A
 
 
 def set_options(optimizer: torch.optim.Optimizer, options: OptimizerSection) -> None:
-    """Give the groups of `optimizer` (DeepSpeed's wrapper included) this config's options."""
+    """Give the groups of `optimizer`, or of DeepSpeed's wrapper, this config's options."""
     for group in optimizer.param_groups:
         group["betas"] = (options.betas[0], options.betas[1])
         group["eps"] = options.eps
@@ -60,8 +60,8 @@ def set_options(optimizer: torch.optim.Optimizer, options: OptimizerSection) -> 
 def learning_rate(step: int, num_steps: int, options: OptimizerSection) -> float:
     """The learning rate of step `step` (0-based) of `num_steps`.
 
-    Linear warm-up from 0 reaches the peak at step warmup_steps; then the schedule falls to min_lr_ratio of
-    the peak at step num_steps. wsd holds the peak until its last decay_steps, which fall linearly.
+    A linear warm-up from 0 reaches the peak at step warmup_steps. Then the rate falls to min_lr_ratio times
+    the peak at step num_steps. wsd holds the peak and falls linearly in the last decay_steps.
     """
     warmup = options.warmup_steps
     if step < warmup:
@@ -80,7 +80,7 @@ def learning_rate(step: int, num_steps: int, options: OptimizerSection) -> float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group of `optimizer` (DeepSpeed's wrapper included) the rate."""
+    """Give every group of `optimizer`, or of DeepSpeed's wrapper, the rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 

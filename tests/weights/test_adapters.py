@@ -10,12 +10,12 @@ from conversion.folders import Weights, assert_same_bytes, make_arm, read_weight
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from weights.memory import Memory
 
 from mdmscale.conversion.exporting import ExportOptions, export_folder
 from mdmscale.conversion.importing import ImportOptions, import_folder
 from mdmscale.system.errors import UserError
 from mdmscale.weights.adapters import Adapter, merged_weight, split_adapter
-from mdmscale.weights.tensor_source import TensorInfo
 
 RANK = 4
 CONFIG: dict[str, Any] = {
@@ -27,19 +27,6 @@ CONFIG: dict[str, Any] = {
     "target_modules": ["q_proj", "down_proj"],
     "bias": "none",
 }
-
-
-class Memory:
-    """A source that is a dictionary."""
-
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
-
-    def tensors(self) -> dict[str, TensorInfo]:
-        return {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in self.weights.items()}
-
-    def read(self, name: str) -> torch.Tensor:
-        return self.weights[name]
 
 
 def adapter_weights(base: Weights) -> Weights:
@@ -140,4 +127,13 @@ def test_what_cannot_be_merged_is_said(model: Path, tmp_path: Path) -> None:
         export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
     file.write_bytes(b"x")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors: is damaged"):
+        export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
+
+
+def test_an_unpaired_half_of_an_adapter_is_refused(model: Path, tmp_path: Path) -> None:
+    file = model / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    del weights["base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"]
+    save_file(weights, file)
+    with pytest.raises(UserError, match=r"down_proj\.lora_A\.weight is no LoRA pair of a weight"):
         export_folder(model, tmp_path / "out", ExportOptions(to="hf"))

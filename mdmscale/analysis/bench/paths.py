@@ -104,7 +104,6 @@ ALL = (
     Path("padded", "lengths spread 10:1, padded, masked", masked_only, padded, ours=True),
     Path("packed", "lengths spread 10:1, packed, masked", masked_only, packed, ours=True, packs=True),
 )
-PATHS = {path.name: path for path in ALL}
 
 # What the paths are there to be compared for: (slower, faster, question).
 COMPARISONS = (

@@ -19,12 +19,13 @@ from mdmscale.analysis.bench.kernels import KERNELS
 from mdmscale.analysis.bench.measure import Bench, FreedMemory, peak_above
 from mdmscale.analysis.bench.options import build_parser, check_sizes, paths_of, sizes_of
 from mdmscale.analysis.bench.parts import Rate, measure_parts
-from mdmscale.analysis.bench.paths import COMPARISONS, PATHS
+from mdmscale.analysis.bench.paths import ALL, COMPARISONS
 from mdmscale.analysis.bench.report import comparisons
 from mdmscale.analysis.bench.work import Sizes, make_model, make_samples
 from mdmscale.models.flops import count_flops
 from mdmscale.system.errors import UserError
 
+PATHS = {path.name: path for path in ALL}
 TINY = ["--vocab", "64", "--hidden", "16", "--layers", "2", "--heads", "2", "--length", "32", "--batch", "3"]
 CPU = torch.device("cpu")
 
