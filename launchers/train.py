@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the run that a YAML file describes. Starts under `deepspeed`, `torchrun` or plain `python` (one rank)."""
+"""Train the run that a YAML file describes. Works under `deepspeed`, `torchrun` and `python` (one rank)."""
 
 import sys
 

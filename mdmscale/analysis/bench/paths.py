@@ -20,7 +20,7 @@ Loss = Callable[[MaskedDiffusionModel, list[Batch]], torch.Tensor]
 
 @dataclass(frozen=True)
 class LossPath:
-    """One way: what is told of it, its loss, and the batches that it takes."""
+    """One way to compute the loss: its name and description, its loss, and its batches."""
 
     name: str
     description: str

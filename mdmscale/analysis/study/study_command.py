@@ -17,9 +17,9 @@ from mdmscale.config.run import RunConfig
 from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import EXPORT_FOLDER
 
-EPILOG = """The config describes one run with pairs (diffusion.masking: mirror). Methods without pairs get twice
-its batch sizes, so that all methods have the same forward rows in a step. To continue an interrupted study,
-give the same command again.
+EPILOG = """The config describes one run with pairs (diffusion.masking: mirror). Methods without pairs get
+twice its batch sizes, so that all methods have the same forward rows in a step. To continue an interrupted
+study, give the same command again.
 
 example, after `make train`:
   python tools/make_arithmetic.py --num 8000 --operators + --output data/arithmetic_2.jsonl \\
