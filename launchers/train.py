@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train as a YAML file says. Works under `deepspeed`, `torchrun` and plain `python` (one rank)."""
+"""Train the run that a YAML file describes. Works under `deepspeed`, `torchrun` and `python` (one rank)."""
 
 import sys
 

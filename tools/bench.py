@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a training step costs, path by path and part by part. The same as `mdmscale bench`; see --help."""
+"""Measure the cost of a training step, by path and by part. The same as `mdmscale bench`; see --help."""
 
 import sys
 

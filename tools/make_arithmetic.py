@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a small SFT set of arithmetic problems."""
+"""Write a small SFT set of arithmetic problems; see --help."""
 
 import sys
 

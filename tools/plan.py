@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a config needs and takes on a cluster. The same as `mdmscale plan`; see --help."""
+"""Estimate memory, time and cost of a config on a cluster. The same as `mdmscale plan`; see --help."""
 
 import sys
 

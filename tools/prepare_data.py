@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Text, JSONL, parquet or Hugging Face datasets to token shards; SFT JSONL to prepared shards."""
+"""Turn text or conversations into token shards. The same as `mdmscale prepare`; see --help."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare training methods over seeds at equal forward rows."""
+"""Compare training methods over seeds at equal forward rows. The same as `mdmscale stability`; see --help."""
 
 import sys
 

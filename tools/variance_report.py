@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Where the training variance of a checkpoint comes from, and what each method removes of it."""
+"""Measure the sources of a checkpoint's training variance. The same as `mdmscale variance`; see --help."""
 
 import sys
 

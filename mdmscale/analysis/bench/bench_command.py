@@ -1,4 +1,4 @@
-"""`bench`: what a step costs, by how its loss is computed and where its time goes."""
+"""`bench`: measure the cost of a step, by the way its loss is computed and by its parts."""
 
 import argparse
 import json
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import track
 
 from mdmscale.analysis.bench import report
-from mdmscale.analysis.bench.growth import Growth, draw_growth, growth_table, parse_sweep
-from mdmscale.analysis.bench.measure import Bench, FreedMemory, Result
+from mdmscale.analysis.bench.growth import Growth, growth_table, parse_sweep, write_growth_figure
 from mdmscale.analysis.bench.options import build_parser, check_files, check_sizes, paths_of, sizes_of
-from mdmscale.analysis.bench.parts import Parts, measure_parts
-from mdmscale.analysis.bench.paths import Path as LossPath
+from mdmscale.analysis.bench.parts import StepTimes, measure_parts
+from mdmscale.analysis.bench.path_bench import FreedMemory, PathBench, PathResult
+from mdmscale.analysis.bench.paths import LossPath
 from mdmscale.analysis.bench.profile import write_profile
 from mdmscale.analysis.bench.work import Sizes, make_model
 from mdmscale.models.compiling import can_compile
@@ -25,7 +25,11 @@ from mdmscale.system.files import write_file
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print, write. Returns the exit status."""
+    """Measure, then print and write the results. Returns the exit status.
+
+    Raises:
+        UserError: for invalid options.
+    """
     arguments = build_parser().parse_args(argv)
     sizes, paths = sizes_of(arguments), paths_of(arguments)
     sweep = None if arguments.sweep is None else parse_sweep(arguments.sweep, sizes)
@@ -52,15 +56,15 @@ def main(argv: list[str] | None = None) -> int:
 def run_once(
     sizes: Sizes, paths: list[LossPath], arguments: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
-    """Measure and print the paths at one size, and its parts where asked. Returns the figures."""
+    """Measure and print the paths at one size, and with --parts a step's parts. Returns the numbers."""
     console.print(
         f"{sizes.shape.num_parameters:,} parameters, {sizes.dtype}, {sizes.batch} x {sizes.length} "
         f"tokens, vocabulary {sizes.vocab:,}\n"
     )
-    results = measure(benches_of(sizes, paths), arguments.rounds, arguments.freed_memory, console)
+    results = time_in_turns(benches_of(sizes, paths), arguments.rounds, arguments.freed_memory, console)
     flops = count_flops(sizes.shape)
     report.print_paths(results, flops, peak_flops(sizes.device), console)
-    parts: Parts | None = None
+    parts: StepTimes | None = None
     if arguments.parts:
         compiled = make_model(sizes, compiles=True) if can_compile(sizes.device) else None
         keep_freed_memory()  # as training does on the CPU
@@ -72,31 +76,33 @@ def run_once(
 def run_sweep(
     name: str, along: dict[int, Sizes], paths: list[LossPath], arguments: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
-    """Measure the paths along one size, print and draw them. Returns the figures."""
+    """Measure the paths at several values of one size, print and draw them. Returns the numbers."""
     growth: Growth = {
-        value: measure(benches_of(sizes, paths), arguments.rounds, arguments.freed_memory, console)
+        value: time_in_turns(benches_of(sizes, paths), arguments.rounds, arguments.freed_memory, console)
         for value, sizes in along.items()
     }
     console.print(growth_table(name, growth))
     if arguments.figure is not None:
-        draw_growth(name, growth, arguments.figure)
+        write_growth_figure(name, growth, arguments.figure)
         console.print(f"drawn in {arguments.figure}")
-    figures = {
+    by_value = {
         str(value): report.to_json(growth[value], count_flops(sizes.shape), None)
         for value, sizes in along.items()
     }
-    return {name: figures}
+    return {name: by_value}
 
 
-def benches_of(sizes: Sizes, paths: list[LossPath]) -> list[Bench]:
-    """The paths, on one model; those that compile parts of it, on others with the same weights."""
+def benches_of(sizes: Sizes, paths: list[LossPath]) -> list[PathBench]:
+    """The paths on one model. Paths that compile parts get models of their own with the same weights."""
     kinds = {(path.compiles, path.head) for path in paths}
     models = {kind: make_model(sizes, *kind) for kind in kinds}
-    return [Bench(models[path.compiles, path.head], path, sizes) for path in paths]
+    return [PathBench(models[path.compiles, path.head], path, sizes) for path in paths]
 
 
-def measure(benches: list[Bench], rounds: int, freed_memory: FreedMemory, console: Console) -> list[Result]:
-    """Warm each path up and see its memory, then time them in turn."""
+def time_in_turns(
+    benches: list[PathBench], rounds: int, freed_memory: FreedMemory, console: Console
+) -> list[PathResult]:
+    """Warm up each path and measure its memory, then time the paths in turn, round by round."""
     for bench in track(benches, "first steps", console=console, transient=True):
         bench.warm_up()
     for _ in track(range(rounds), "rounds", console=console, transient=True):
@@ -106,7 +112,7 @@ def measure(benches: list[Bench], rounds: int, freed_memory: FreedMemory, consol
 
 
 def machine(sizes: Sizes) -> str:
-    """One line on what this was measured on."""
+    """One line that names the machine and versions."""
     if sizes.device.type == "cuda":
         device = torch.cuda.get_device_name(sizes.device)
     else:

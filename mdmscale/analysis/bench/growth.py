@@ -4,26 +4,25 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from mdmscale.analysis.bench.measure import Result
+from mdmscale.analysis.bench.path_bench import PathResult
 from mdmscale.analysis.bench.report import MIB
 from mdmscale.analysis.bench.work import Sizes
 from mdmscale.system.console import plain_table
 from mdmscale.system.errors import UserError
-from mdmscale.training.figures import save_figure
+from mdmscale.training.figures import new_figure, save_figure
 
 SWEPT = ("vocab", "hidden", "layers", "length", "batch")
 
-Growth = dict[int, list[Result]]  # the paths' results at each value
+Growth = dict[int, list[PathResult]]  # the paths' results at each value
 
 
 def parse_sweep(text: str, sizes: Sizes) -> tuple[str, dict[int, Sizes]]:
-    """`vocab=8000,32000` as a size's name, and for each value, ascending, `sizes` with it.
+    """Parse `vocab=8000,32000` to the name of a size and, for each value in ascending order, the sizes.
 
     Raises:
-        UserError: for another form, another name or values below 1.
+        UserError: for another format, an unknown name or values below 1.
     """
     name, _, listed = text.partition("=")
     try:
@@ -38,7 +37,7 @@ def parse_sweep(text: str, sizes: Sizes) -> tuple[str, dict[int, Sizes]]:
 
 
 def growth_table(name: str, growth: Growth) -> Table:
-    """Seconds and MiB of every path by the swept size."""
+    """Seconds and MiB of every path at each value of the size."""
     names = [result.path.name for result in next(iter(growth.values()))]
     headings = [name, *(f"{each}, s" for each in names), *(f"{each}, MiB" for each in names)]
     table = plain_table(f"\nforward and backward by {name}: medians, memory above the model", headings)
@@ -49,9 +48,9 @@ def growth_table(name: str, growth: Growth) -> Table:
     return table
 
 
-def draw_growth(name: str, growth: Growth, file: Path) -> None:
-    """Both as curves, logarithmic."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+def write_growth_figure(name: str, growth: Growth, file: Path) -> None:
+    """Draw time and memory over the size, with logarithmic axes."""
+    figure = new_figure(9)
     for axes, what in zip(figure.subplots(1, 2), ("seconds a step", "MiB above the model"), strict=True):
         for place, first in enumerate(next(iter(growth.values()))):
             results = [results[place] for results in growth.values()]

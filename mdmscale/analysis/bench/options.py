@@ -1,4 +1,4 @@
-"""What the command line of `bench` asks for: sizes, paths, files."""
+"""The options of `bench`: sizes, paths and files."""
 
 import argparse
 from pathlib import Path
@@ -8,9 +8,8 @@ import torch
 
 from mdmscale.analysis.bench.growth import SWEPT
 from mdmscale.analysis.bench.kernels import KERNELS, installed
-from mdmscale.analysis.bench.measure import FreedMemory
-from mdmscale.analysis.bench.paths import ALL
-from mdmscale.analysis.bench.paths import Path as LossPath
+from mdmscale.analysis.bench.path_bench import FreedMemory
+from mdmscale.analysis.bench.paths import LOSS_PATHS, LossPath
 from mdmscale.analysis.bench.work import Sizes
 from mdmscale.models.compiling import can_compile
 from mdmscale.system.errors import UserError
@@ -22,17 +21,18 @@ EPILOG = """examples:
   python tools/bench.py --paths masked,indexed --sweep vocab=8000,32000,126464 --figure growth.png
   python tools/bench.py --paths masked --profile traces
 
-Paths take turns, round by round, on the same model and samples; times are medians, and ratios those of single
-rounds. Memory is what a step takes above the model and its batch: tensors on CUDA, the process's resident
-memory on Linux. GFLOP/s counts what must be done: matrix products of real tokens, all pairs of a row, and the
-head where tokens are masked; MFU is that of the device's peak, where it is known.
+The paths run in turn, round by round, on the same model and samples. Times are medians over rounds; ratios
+are medians of the ratios of single rounds. Memory is the peak of a step above the model and its batch:
+tensors on CUDA, the resident memory of the process on Linux. GFLOP/s counts only necessary operations: matrix
+products of real tokens, attention over all pairs of a row, and the head at masked positions. MFU is their
+share of the device's peak, where that is known.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench.py",
-        description="Time and memory of ways to compute the loss, and of a step's parts.",
+        description="Measure time and memory of ways to compute the loss, and of the parts of a step.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -41,54 +41,77 @@ def build_parser() -> argparse.ArgumentParser:
         ("vocab", 126464, "rows of the head"),
         ("hidden", 256, "width of the model"),
         ("layers", 4, "decoder layers"),
-        ("heads", None, "query heads (default: 64 wide or the next that divides the width)"),
-        ("key-heads", None, "key and value heads (default: as many)"),
-        ("length", 512, "tokens of a sample; of the longest, where they differ"),
+        (
+            "heads",
+            None,
+            "query heads (default: heads 64 wide, or the next width that divides the hidden size)",
+        ),
+        ("key-heads", None, "key and value heads (default: as many as query heads)"),
+        ("length", 512, "tokens of a sample, or of the longest where lengths differ"),
         ("batch", 4, "samples of a step"),
     ):
-        said = meaning if default is None else f"{meaning} (default: {default})"
-        sizes.add_argument(f"--{name}", type=int, default=default, metavar="N", help=said)
+        text = meaning if default is None else f"{meaning} (default: {default})"
+        sizes.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
     sizes.add_argument(
-        "--prompt", type=float, default=0.25, metavar="X", help="share never masked (default: 0.25)"
+        "--prompt",
+        type=float,
+        default=0.25,
+        metavar="X",
+        help="share of a sample that is never masked (default: 0.25)",
     )
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
-    sizes.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="(default: fp32)")
     sizes.add_argument(
-        "--device", choices=("cpu", "cuda"), default=default_device, help="(default: cuda if any)"
+        "--dtype",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="type of weights and activations (default: fp32)",
+    )
+    sizes.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default=default_device,
+        help="where to run (default: cuda if available)",
     )
     parser.add_argument(
         "--paths",
         metavar="P,...",
-        help=f"which of {', '.join(path.name for path in ALL)}, on CUDA also "
-        f"{', '.join(path.name for path, _ in KERNELS)} (default: all for which there is a compiler)",
+        help=f"some of {', '.join(path.name for path in LOSS_PATHS)}, on CUDA also "
+        f"{', '.join(path.name for path, _ in KERNELS)} (default: all that can be compiled here)",
     )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of all paths (default: 5)")
     parser.add_argument(
-        "--parts", action="store_true", help="also a step's parts with their floors, its layers compiled too"
+        "--rounds", type=int, default=5, metavar="N", help="rounds over all paths (default: 5)"
+    )
+    parser.add_argument(
+        "--parts",
+        action="store_true",
+        help="also measure the parts of a step with their floors, with compiled layers as well",
     )
     parser.add_argument(
         "--sweep",
         metavar="NAME=N,N,...",
-        help=f"measure along one of {', '.join(SWEPT)}, instead of at one size",
+        help=f"measure at several values of one of {', '.join(SWEPT)}",
     )
     parser.add_argument(
         "--freed-memory",
         choices=get_args(FreedMemory),
         default="own",
-        help="CPU: kept by all paths for their next step, returned to the system by all, or as the programs "
-        "have it that train by them: mdmscale keeps it, others do what glibc does (default: own)",
+        help="what happens to memory that a step frees on the CPU: all paths keep it for the next step "
+        "(kept) or return it to the system (returned), or each does as the program that it is from: mdmscale "
+        "keeps it, the others do what glibc does (own, the default)",
     )
-    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the sweep")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a torch profiler trace a path")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the sweep to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to this file")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FOLDER", help="write a torch profiler trace of each path"
+    )
     return parser
 
 
 def sizes_of(arguments: argparse.Namespace) -> Sizes:
-    """The sizes asked for.
+    """The sizes that the options give.
 
     Raises:
-        UserError: for sizes that no model has.
+        UserError: for sizes that no model can have.
     """
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
@@ -102,7 +125,7 @@ def sizes_of(arguments: argparse.Namespace) -> Sizes:
 
 
 def check_sizes(sizes: Sizes) -> None:
-    """Refuse what no model has.
+    """Refuse sizes that no model can have.
 
     Raises:
         UserError: naming the options.
@@ -113,22 +136,22 @@ def check_sizes(sizes: Sizes) -> None:
     if sizes.num_heads % sizes.num_key_heads or sizes.hidden % (2 * sizes.num_heads):
         given = f"--hidden {sizes.hidden} --heads {sizes.num_heads} --key-heads {sizes.num_key_heads}"
         raise UserError(
-            f"{given}: heads must be a multiple of the key heads, and the width an even multiple of the heads"
+            f"{given}: heads must be a multiple of key heads, and the hidden size an even multiple of heads"
         )
     if sizes.vocab < 2 or not 0 <= sizes.prompt < 1:
         raise UserError(
-            f"--vocab {sizes.vocab} --prompt {sizes.prompt}: give 2 tokens or more, a share below 1"
+            f"--vocab {sizes.vocab} --prompt {sizes.prompt}: give 2 tokens or more, and a share below 1"
         )
 
 
 def paths_of(arguments: argparse.Namespace) -> list[LossPath]:
-    """The paths asked for.
+    """The paths that the options name.
 
     Raises:
-        UserError: for one that there is not, or not here.
+        UserError: for a path that does not exist, or cannot run on this device.
     """
     device = torch.device(arguments.device)
-    here = {path.name: path for path in [*ALL, *installed(device)]}
+    here = {path.name: path for path in [*LOSS_PATHS, *installed(device)]}
     if arguments.paths is None:
         compiles = can_compile(device)
         names = [
@@ -152,7 +175,7 @@ def paths_of(arguments: argparse.Namespace) -> list[LossPath]:
 
 
 def check_files(arguments: argparse.Namespace) -> None:
-    """Refuse what could not be written at the end, and options that would do nothing.
+    """Refuse files that could not be written at the end, and options that would have no effect.
 
     Raises:
         UserError: naming the options.
@@ -160,9 +183,9 @@ def check_files(arguments: argparse.Namespace) -> None:
     for one, others in (("profile", ("parts", "sweep", "json")), ("sweep", ("parts",))):
         for other in others:
             if getattr(arguments, one) and getattr(arguments, other):
-                raise UserError(f"--{one} does not go with --{other}: run them one after the other")
+                raise UserError(f"--{one} does not go with --{other}: run the command once for each")
     if arguments.figure is not None and arguments.sweep is None:
-        raise UserError(f"--figure {arguments.figure}: draws a sweep; give --sweep, too")
+        raise UserError(f"--figure {arguments.figure}: draws a sweep; also give --sweep")
     for name in ("json", "figure"):
         file = getattr(arguments, name)
         if file is not None and not file.parent.is_dir():

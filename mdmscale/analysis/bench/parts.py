@@ -1,8 +1,8 @@
-"""Where a training step's time goes: each part by itself, beside the least that this machine could take.
+"""The time of each part of a training step, compared with the shortest time possible on this machine.
 
-The floor of a part is its matrix products at the rate of one large product, or the bytes that it must move at
-the rate of one large addition. Both are measured before and after each part, as a shared machine's rates are
-others the next moment.
+The floor of a part is the time of its matrix products at the rate of one large product, or of the bytes that
+it must move at the rate of one large addition. Both rates are measured before and after each part, because
+the rates of a shared machine fluctuate.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from mdmscale.analysis.bench.measure import seconds_of
+from mdmscale.analysis.bench.path_bench import seconds_of
 from mdmscale.analysis.bench.work import Sizes, make_batch, make_samples
 from mdmscale.config.training import OptimizerSection
 from mdmscale.data.batch import Batch
@@ -20,15 +20,16 @@ from mdmscale.models.backbone import DTYPES
 from mdmscale.models.flops import count_flops
 from mdmscale.models.mdm import MaskedDiffusionModel
 
-PRODUCT_SIZE = 2048  # of the square product that a machine's rate is measured by
-ADDED = 1 << 26  # fp32 elements of the addition that its memory's rate is measured by
+PRODUCT_SIZE = 2048  # rows of the square matrices whose product measures the compute rate
+ADDED = 1 << 26  # fp32 elements whose addition measures the memory rate
 PLAIN, COMPILED = "layers", "layers, compiled"
-STEP_BYTES = 28  # an fp32 element of AdamW: weight, gradient and moments read, all but the gradient written
+# For an fp32 element of AdamW: weight, gradient and moments are read, all but the gradient are written.
+STEP_BYTES = 28
 
 
 @dataclass(frozen=True)
-class Part:
-    """Seconds of one part of a step, and its floor then (None where there is none to speak of), by round."""
+class PartTimes:
+    """Seconds of one part of a step and its floor, by round. `floors` is None for a part without a floor."""
 
     name: str
     rounds: list[float]
@@ -44,76 +45,76 @@ class Part:
 
     @property
     def share(self) -> float | None:
-        """Of the time, what the floor takes: 1 is as fast as this machine can be."""
+        """The floor as a share of the time: 1 is as fast as this machine can be."""
         if self.floors is None:
             return None
         return median(floor / seconds for floor, seconds in zip(self.floors, self.rounds, strict=True))
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A step's parts, and the rates that their floors are counted by, in the median."""
+class StepTimes:
+    """The parts of a step, and the median rates that their floors are computed with."""
 
-    parts: list[Part]
+    parts: list[PartTimes]
     product_rate: float  # operations a second
     memory_rate: float  # bytes a second, read and written
 
     @property
-    def steps(self) -> list[Part]:
-        """All parts together; once more with compiled layers, if these were measured."""
+    def steps(self) -> list[PartTimes]:
+        """The sum of all parts, and also with compiled layers if these were measured."""
         steps = [self._without(COMPILED, "step")]
         if any(part.name == COMPILED for part in self.parts):
             steps.append(self._without(PLAIN, "step, compiled"))
         return steps
 
-    def _without(self, other: str, name: str) -> Part:
+    def _without(self, other: str, name: str) -> PartTimes:
         parts = [part for part in self.parts if part.name != other]
         floors = [part.floors for part in parts if part.floors is not None]
-        return Part(name, _sums([part.rounds for part in parts]), _sums(floors))
+        return PartTimes(name, _sums([part.rounds for part in parts]), _sums(floors))
 
 
 def measure_parts(
     model: MaskedDiffusionModel, compiled: MaskedDiffusionModel | None, sizes: Sizes, rounds: int
-) -> Parts:
-    """The parts of a step of `masked`, in turn, `rounds` times; also the layers of a compiled model."""
+) -> StepTimes:
+    """Time the parts of a step of `masked` in turn for `rounds` rounds, and the layers of `compiled` too."""
     batch = make_batch(sizes, make_samples(sizes, "bernoulli"))
     flops = count_flops(sizes.shape)
     layers = flops.of(batch.num_tokens, batch.num_token_pairs, 0)
     head = flops.of(0, 0, len(batch.positions))
     moved = float(STEP_BYTES * sizes.shape.num_parameters)
-    product = Rate(_product(sizes), 2 * PRODUCT_SIZE**3, sizes.device)
-    addition = Rate(_addition(sizes), 2 * 4 * ADDED, sizes.device)
-    steps: list[tuple[str, Callable[[], object], Rate | None, float]] = [
+    product = WorkRate(_product(sizes), 2 * PRODUCT_SIZE**3, sizes.device)
+    addition = WorkRate(_addition(sizes), 2 * 4 * ADDED, sizes.device)
+    steps: list[tuple[str, Callable[[], object], WorkRate | None, float]] = [
         ("batch", lambda: make_batch(sizes, make_samples(sizes, "bernoulli")), None, 0.0),
         (PLAIN, _layers_step(model, batch), product, layers),
         *([] if compiled is None else [(COMPILED, _layers_step(compiled, batch), product, layers)]),
         ("head", _head_step(model, batch), product, head),
         ("optimizer", _optimizer_step(model), addition, moved),
     ]
-    parts = {name: Part(name, [], None if rate is None else []) for name, _, rate, _ in steps}
+    parts = {name: PartTimes(name, [], None if rate is None else []) for name, _, rate, _ in steps}
     for number in range(rounds + 1):
         for name, step, rate, work in steps:
-            before = 0.0 if rate is None else rate.measure()
+            before = 0.0 if rate is None else rate.sample()
             taken = seconds_of(step, sizes.device)
             if number == 0:  # the first round warms up
                 continue
             part = parts[name]
             part.rounds.append(taken)
             if rate is not None and part.floors is not None:
-                part.floors.append(work / ((before + rate.measure()) / 2))
-    return Parts(list(parts.values()), median(product.seen), median(addition.seen))
+                part.floors.append(work / ((before + rate.sample()) / 2))
+    return StepTimes(list(parts.values()), median(product.samples), median(addition.samples))
 
 
-class Rate:
-    """How much a second this machine does of one kind of work, each time it is asked."""
+class WorkRate:
+    """Measures how much of one kind of work this machine does in a second."""
 
     def __init__(self, step: Callable[[], object], work: float, device: torch.device) -> None:
         self.step, self.work, self.device = step, work, device
-        self.seen: list[float] = []
+        self.samples: list[float] = []
 
-    def measure(self) -> float:
-        self.seen.append(self.work / seconds_of(self.step, self.device))
-        return self.seen[-1]
+    def sample(self) -> float:
+        self.samples.append(self.work / seconds_of(self.step, self.device))
+        return self.samples[-1]
 
 
 def _sums(columns: list[list[float]]) -> list[float]:
@@ -147,7 +148,7 @@ def _head_step(model: MaskedDiffusionModel, batch: Batch) -> Callable[[], object
 
 
 def _optimizer_step(model: MaskedDiffusionModel) -> Callable[[], object]:
-    """AdamW on copies of the weights, as fp32 masters are."""
+    """AdamW on fp32 copies of the weights, like master weights."""
     copies = torch.nn.ParameterList(
         torch.nn.Parameter(each.detach().float().clone()) for each in model.parameters()
     )
@@ -164,4 +165,4 @@ def _product(sizes: Sizes) -> Callable[[], object]:
 
 def _addition(sizes: Sizes) -> Callable[[], object]:
     values = torch.zeros(ADDED, device=sizes.device)
-    return lambda: values.add_(1)  # in place: a copy would also read what it overwrites
+    return lambda: values.add_(1)  # in place, because another output would be read before it is overwritten

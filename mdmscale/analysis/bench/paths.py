@@ -1,6 +1,6 @@
-"""Ways to the same loss: how other stacks compute it, written plainly, and how this one does.
+"""Ways to compute the same loss: how other stacks do it, in plain code, and how this one does.
 
-Every path is a function of a model and its batches to a loss whose backward gives the same gradient.
+A path turns a model and its batches into a loss. All paths have the same loss and gradient.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,21 @@ Loss = Callable[[MaskedDiffusionModel, list[Batch]], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Path:
-    """One way: what is told of it, its loss, and the batches that it takes."""
+class LossPath:
+    """One way to compute the loss: its name and description, its loss, and its batches."""
 
     name: str
     description: str
     loss: Loss
     batches: Callable[[Sizes], list[Batch]]
-    ours: bool = False  # mdmscale's own
+    ours: bool = False  # how mdmscale computes it
     packs: bool = False
-    compiles: bool = False  # the layers
+    compiles: bool = False  # compiles the layers
     head: HeadKind = "auto"  # see head.is_fused
 
 
 def full_logits(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
-    """Cross-entropies of all positions, the masked ones picked of them, as dllm's trainer has it."""
+    """Cross-entropies of all positions, then those of masked ones selected, as in dllm's trainer."""
     total = torch.zeros((), device=batches[0].weights.device)
     for batch in batches:
         logits = _all_logits(model, batch)  # [rows, length, vocab]
@@ -45,7 +45,7 @@ def full_logits(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tens
 
 
 def index_after_head(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
-    """Logits of all positions, cross-entropies of the masked ones, as LLaDA's guidelines have it."""
+    """Logits of all positions, then cross-entropies of masked ones, as in LLaDA's guidelines."""
     total = torch.zeros((), device=batches[0].weights.device)
     for batch in batches:
         logits = _all_logits(model, batch).flatten(0, 1)[batch.positions]  # [masked, vocab]
@@ -55,7 +55,7 @@ def index_after_head(model: MaskedDiffusionModel, batches: list[Batch]) -> torch
 
 
 def masked_only(model: MaskedDiffusionModel, batches: list[Batch]) -> torch.Tensor:
-    """As in training: the head works where tokens are masked, and computes its gradient at once."""
+    """As in training: the head runs only at masked positions, and computes its gradient in forward."""
     (batch,) = batches
     return model(**batch.model_inputs).loss
 
@@ -69,13 +69,13 @@ def single(sizes: Sizes) -> list[Batch]:
     return [make_batch(sizes, make_samples(sizes, "bernoulli"))]
 
 
-def pairs(sizes: Sizes) -> list[Batch]:
+def mirror_rows(sizes: Sizes) -> list[Batch]:
     """MIRROR's two rows a sample, in one forward."""
     return [make_batch(sizes, make_samples(sizes, "mirror"))]
 
 
-def rows_of_pairs(sizes: Sizes) -> list[Batch]:
-    """MIRROR's two rows, a forward each."""
+def mirror_rows_apart(sizes: Sizes) -> list[Batch]:
+    """MIRROR's two rows a sample, in a forward each."""
     samples = make_samples(sizes, "mirror")
     return [make_batch(sizes, [sample.row(number) for sample in samples]) for number in range(2)]
 
@@ -86,31 +86,35 @@ def padded(sizes: Sizes) -> list[Batch]:
 
 
 def packed(sizes: Sizes) -> list[Batch]:
-    """Samples of different lengths, end to end."""
+    """Samples of different lengths, packed end to end."""
     return [make_batch(sizes, make_samples(sizes, "bernoulli", are_spread=True), packs=True)]
 
 
-ALL = (
-    Path("full", "logits and losses of all positions", full_logits, single),
-    Path("indexed", "logits of all positions, losses of masked ones", index_after_head, single),
-    Path("masked", "the head at masked positions", masked_only, single, ours=True),
-    Path("chunked", "masked, softmax in operations", masked_only, single, ours=True, head="chunked"),
-    Path("fused", "masked, softmax in two kernels", masked_only, single, ours=True, head="fused"),
-    Path("compiled", "masked, its layers compiled", masked_only, single, ours=True, compiles=True),
-    Path("pair-full", "MIRROR as two passes kept alive, all losses", full_logits, rows_of_pairs),
-    Path("pair-passes", "MIRROR as two passes kept alive, indexed", index_after_head, rows_of_pairs),
-    Path("pair", "MIRROR's rows in one forward", masked_only, pairs, ours=True),
-    Path("padded-indexed", "lengths spread 10:1, padded, indexed", index_after_head, padded),
-    Path("padded", "lengths spread 10:1, padded, masked", masked_only, padded, ours=True),
-    Path("packed", "lengths spread 10:1, packed, masked", masked_only, packed, ours=True, packs=True),
+LOSS_PATHS = (
+    LossPath("full", "logits and losses of all positions", full_logits, single),
+    LossPath("indexed", "logits of all positions, losses of masked ones", index_after_head, single),
+    LossPath("masked", "the head at masked positions", masked_only, single, ours=True),
+    LossPath("chunked", "masked, softmax in operations", masked_only, single, ours=True, head="chunked"),
+    LossPath("fused", "masked, softmax in two kernels", masked_only, single, ours=True, head="fused"),
+    LossPath("compiled", "masked, its layers compiled", masked_only, single, ours=True, compiles=True),
+    LossPath(
+        "pair-full", "MIRROR as two forwards before backward, all losses", full_logits, mirror_rows_apart
+    ),
+    LossPath(
+        "pair-passes", "MIRROR as two forwards before backward, indexed", index_after_head, mirror_rows_apart
+    ),
+    LossPath("pair", "MIRROR's rows in one forward", masked_only, mirror_rows, ours=True),
+    LossPath("padded-indexed", "lengths spread 10:1, padded, indexed", index_after_head, padded),
+    LossPath("padded", "lengths spread 10:1, padded, masked", masked_only, padded, ours=True),
+    LossPath("packed", "lengths spread 10:1, packed, masked", masked_only, packed, ours=True, packs=True),
 )
 
-# What the paths are there to be compared for: (slower, faster, question).
+# The questions that the paths answer: (slower path, faster path, question).
 COMPARISONS = (
     ("full", "masked", "masked positions only, against all positions' losses"),
     ("indexed", "masked", "masked positions only, against indexing after the head"),
     ("chunked", "fused", "the head's softmax in two kernels, against operations"),
-    ("masked", "compiled", "compiled layers, against not"),
+    ("masked", "compiled", "compiled layers, against eager ones"),
     ("pair", "masked", "cost of MIRROR's second row"),
     ("pair-full", "pair", "MIRROR in one forward, against two passes with all losses"),
     ("pair-passes", "pair", "MIRROR in one forward, against two passes, indexed"),
@@ -121,8 +125,8 @@ COMPARISONS = (
 )
 
 
-def prepare(model: MaskedDiffusionModel, path: Path) -> None:
-    """Set the model's attention as the path wants it."""
+def set_attention(model: MaskedDiffusionModel, path: LossPath) -> None:
+    """Give the model the attention that the path needs."""
     if path.packs:
         attend_in_rows(model.backbone)
     else:

@@ -4,13 +4,16 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
-from mdmscale.analysis.bench.measure import Bench, synchronise
+from mdmscale.analysis.bench.path_bench import PathBench, synchronise
 
 ROWS = 15
 
 
-def write_profile(bench: Bench, folder: Path) -> str:
-    """Write FOLDER/<path>.json for Perfetto or chrome://tracing; return its name and top operators."""
+def write_profile(bench: PathBench, folder: Path) -> str:
+    """Write FOLDER/<path>.json for Perfetto or chrome://tracing.
+
+    Returns its name and the slowest operators.
+    """
     on_cuda = bench.device.type == "cuda"
     bench.step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
@@ -20,6 +23,6 @@ def write_profile(bench: Bench, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{bench.path.name}.json"
     profiled.export_chrome_trace(str(file))
-    dearest = "self_device_time_total" if on_cuda else "self_cpu_time_total"
-    table = profiled.key_averages().table(sort_by=dearest, row_limit=ROWS, max_name_column_width=50)
+    slowest = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+    table = profiled.key_averages().table(sort_by=slowest, row_limit=ROWS, max_name_column_width=50)
     return f"{file}\n{table}"

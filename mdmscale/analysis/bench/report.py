@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from mdmscale.analysis.bench.measure import Result
-from mdmscale.analysis.bench.parts import Parts
+from mdmscale.analysis.bench.parts import StepTimes
+from mdmscale.analysis.bench.path_bench import PathResult
 from mdmscale.analysis.bench.paths import COMPARISONS
 from mdmscale.models.flops import FlopCount
 from mdmscale.system.console import plain_table
@@ -15,8 +15,8 @@ from mdmscale.system.console import plain_table
 MIB, GIGA = 2**20, 1e9
 
 
-def comparisons(results: Iterable[Result]) -> list[tuple[str, float]]:
-    """Each question that both paths were measured for, and the median of their times' ratio by round."""
+def comparisons(results: Iterable[PathResult]) -> list[tuple[str, float]]:
+    """Each question whose two paths were measured, and the median over rounds of the ratio of their times."""
     by_name = {result.path.name: result for result in results}
     found = []
     for slower, faster, question in COMPARISONS:
@@ -26,14 +26,14 @@ def comparisons(results: Iterable[Result]) -> list[tuple[str, float]]:
     return found
 
 
-def flops_per_second(result: Result, flops: FlopCount) -> float:
-    """What the step must do, a second: matrix products on real tokens and at masked positions."""
-    needed = flops.of(result.num_row_tokens, result.num_row_pairs, result.num_masked)
+def flops_per_second(result: PathResult, flops: FlopCount) -> float:
+    """Necessary operations a second: matrix products on real tokens and at masked positions."""
+    needed = flops.of(result.num_row_tokens, result.num_position_pairs, result.num_masked)
     return needed / median(result.seconds)
 
 
-def print_paths(results: list[Result], flops: FlopCount, peak: float | None, console: Console) -> None:
-    """A line a path, then what they are compared for."""
+def print_paths(results: list[PathResult], flops: FlopCount, peak: float | None, console: Console) -> None:
+    """One line for each path, then the comparisons."""
     headings = ["path", "s a step", "clean tokens/s", "above the model, MiB", "GFLOP/s", "MFU", "loss"]
     table = plain_table("forward and backward, medians", headings)
     table.columns[0].justify = "left"
@@ -61,7 +61,7 @@ def print_paths(results: list[Result], flops: FlopCount, peak: float | None, con
         console.print(ratios)
 
 
-def print_parts(parts: Parts, console: Console) -> None:
+def print_parts(parts: StepTimes, console: Console) -> None:
     """The parts of a step of `masked`, with their floors."""
     table = plain_table("\na training step by part", ["part", "ms", "floor, ms", "floor / time"])
     table.columns[0].justify = "left"
@@ -75,12 +75,12 @@ def print_parts(parts: Parts, console: Console) -> None:
     console.print(table)
     console.print(
         f"  floors: matrix products at {parts.product_rate / GIGA:,.0f} GFLOP/s, "
-        f"memory at {parts.memory_rate / GIGA:,.1f} GB/s, medians of what was measured around each part"
+        f"memory at {parts.memory_rate / GIGA:,.1f} GB/s; medians of the rates measured around each part"
     )
 
 
-def to_json(results: list[Result], flops: FlopCount, parts: Parts | None) -> dict[str, Any]:
-    """Everything that was measured; seconds, bytes."""
+def to_json(results: list[PathResult], flops: FlopCount, parts: StepTimes | None) -> dict[str, Any]:
+    """All measurements, in seconds and bytes."""
     return {
         "paths": {
             result.path.name: {

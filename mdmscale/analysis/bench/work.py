@@ -1,4 +1,7 @@
-"""The work that a benchmark does: a model from scratch and one micro-batch of noised samples, seeded."""
+"""The model and the data of a benchmark.
+
+A seeded model from scratch and one micro-batch of noised samples.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,18 +24,18 @@ from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.shape import ModelShape, shape_of_keys
 
 HEAD_WIDTH = 64  # as in Llama-3.2-1B
-SPREAD = 10  # the longest of samples of different lengths to the shortest
+SPREAD = 10  # ratio of the longest sample to the shortest, where lengths differ
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a benchmark is of. length: tokens of a sample, of the longest where they differ."""
+    """The sizes of a benchmark. length: tokens of a sample, or of the longest where lengths differ."""
 
     vocab: int
     hidden: int
     layers: int
-    heads: int | None  # None: 64 wide or, where the width is no multiple, the next that divide it
-    key_heads: int | None  # None: as many as heads
+    heads: int | None  # None: heads 64 wide, or the next width that divides `hidden`
+    key_heads: int | None  # None: the same as heads
     length: int
     batch: int  # samples
     dtype: Literal["fp32", "bf16"]
@@ -54,7 +57,7 @@ class Sizes:
     @property
     def model_options(self) -> ModelSection:
         return ModelSection(
-            tokenizer="none",  # nothing is tokenised
+            tokenizer="none",  # no text is tokenised
             vocab_size=self.vocab,
             hidden_size=self.hidden,
             num_hidden_layers=self.layers,
@@ -70,7 +73,7 @@ class Sizes:
 
 
 def make_model(sizes: Sizes, compiles: bool = False, head: HeadKind = "auto") -> MaskedDiffusionModel:
-    """A bidirectional Llama on the device, its head knowing the masked-only loss; the seed's weights."""
+    """A bidirectional Llama on the device, with seeded weights and a head for the masked-only loss."""
     config = scratch_config(sizes.model_options, sizes.vocab)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sizes.seed)
@@ -86,9 +89,9 @@ def make_model(sizes: Sizes, compiles: bool = False, head: HeadKind = "auto") ->
 def make_samples(sizes: Sizes, masking: str, are_spread: bool = False) -> list[NoisedSample]:
     """Random tokens behind a prompt, masked at t = (i + 1/2) / batch of sample i.
 
-    are_spread: lengths log-uniform between length / SPREAD and length, the longest among them.
+    are_spread: lengths are log-uniform between length / SPREAD and length, both included.
     """
-    noise = Noise(DiffusionSection(masking=masking))
+    noise = Noise(DiffusionSection.model_validate({"masking": masking}))
     draws = np.random.default_rng(sizes.seed)
     lengths = np.full(sizes.batch, sizes.length)
     if are_spread:
@@ -105,5 +108,5 @@ def make_samples(sizes: Sizes, masking: str, are_spread: bool = False) -> list[N
 
 
 def make_batch(sizes: Sizes, samples: list[NoisedSample], packs: bool = False) -> Batch:
-    """One micro-batch, its mask token being 0, on the device."""
+    """One micro-batch on the device. The mask token is 0."""
     return Collator(mask_token_id=0, packs=packs)(samples).to(sizes.device)

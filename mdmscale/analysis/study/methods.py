@@ -1,4 +1,4 @@
-"""The methods that a stability study compares, each at the same number of forward rows a step."""
+"""The methods that a stability study compares, all with the same number of forward rows in a step."""
 
 from typing import Any
 
@@ -15,10 +15,11 @@ BASELINE = "standard"
 OURS = ("p_pots", "mirror", "p_pots+mirror")
 
 
-def overrides(config: RunConfig, method: str) -> list[str]:
-    """What turns the study's config, whose batch sizes count pairs, into the method's at equal rows.
+def method_overrides(config: RunConfig, method: str) -> list[str]:
+    """The overrides that turn the config of a study into that of a method, at equal forward rows.
 
-    A pair takes two rows, so methods without pairs get twice the samples.
+    The batch sizes of the config count pairs. A pair has two rows, so methods without pairs get twice the
+    samples.
     """
     options = METHODS[method]
     rows = 2 if options["masking"] == "bernoulli" else 1

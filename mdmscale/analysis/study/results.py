@@ -1,23 +1,28 @@
-"""What a stability study found: accuracy of every method and seed, spread, and the table that is printed."""
+"""The results of a stability study: accuracy by method and seed, its spread, tables and a figure."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from mdmscale.analysis.study.methods import BASELINE, OURS
 from mdmscale.system.files import write_file
-from mdmscale.training.figures import save_figure
+from mdmscale.training.figures import new_figure, save_figure
 from mdmscale.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Result:
-    """One run. accuracy: share of test answers that match exactly; the rest is from its second half's steps.
+class RunResult:
+    """One run.
+
+    Accuracy: share of test answers that match exactly. The rest is over the second half of its steps.
 
     gradient_spread: standard deviation of the gradient norm over its mean. loss: mean training loss.
     """
@@ -29,17 +34,17 @@ class Result:
     gradient_spread: float
 
 
-def measure(folder: Path, method: str, seed: int, accuracy: float) -> Result:
-    """The result of a finished run."""
+def result_of_run(folder: Path, method: str, seed: int, accuracy: float) -> RunResult:
+    """The result of a finished run, from its metrics."""
     records = read_metrics(folder)
     late = records[len(records) // 2 :]
     norms = np.array([record["grad_norm"] for record in late])
     loss = float(np.mean([record["loss"] for record in late]))
-    return Result(method, seed, accuracy, loss, float(norms.std() / norms.mean()))
+    return RunResult(method, seed, accuracy, loss, float(norms.std() / norms.mean()))
 
 
-def by_method(results: list[Result]) -> dict[str, list[Result]]:
-    """Results of each method, in the order in which methods come."""
+def by_method(results: list[RunResult]) -> dict[str, list[RunResult]]:
+    """The results of each method, in order of first appearance."""
     return {
         method: [r for r in results if r.method == method]
         for method in dict.fromkeys(r.method for r in results)
@@ -47,12 +52,12 @@ def by_method(results: list[Result]) -> dict[str, list[Result]]:
 
 
 def spread(values: list[float]) -> float:
-    """Standard deviation over seeds; 0 of a single one."""
+    """Standard deviation over seeds; 0 for a single seed."""
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def verdict(results: list[Result]) -> str:
-    """The paper's comparison: each method's worst seed against the best of standard."""
+def verdict(results: list[RunResult]) -> str:
+    """The paper's comparison: the worst seed of each method with the best seed of standard."""
     groups = by_method(results)
     if BASELINE not in groups:
         return ""
@@ -62,8 +67,8 @@ def verdict(results: list[Result]) -> str:
     return f"best seed of standard {best:.1%}; worst seed of {', '.join(words)}" if words else ""
 
 
-def rows(results: list[Result]) -> list[list[str]]:
-    """The table's cells: method, each seed's accuracy, mean, spread, worst, gradient spread, loss."""
+def rows(results: list[RunResult]) -> list[list[str]]:
+    """Table cells: method, accuracy of each seed, mean, spread, worst, gradient spread, loss."""
     lines = []
     for method, group in by_method(results).items():
         accuracies = [result.accuracy for result in group]
@@ -92,8 +97,8 @@ HEADINGS = [
 ]
 
 
-def table(results: list[Result]) -> Table:
-    """For the terminal."""
+def results_table(results: list[RunResult]) -> Table:
+    """The results as a table for the terminal."""
     shown = Table(title="exact match on the test set", title_justify="left")
     for heading in HEADINGS:
         shown.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right")
@@ -102,8 +107,8 @@ def table(results: list[Result]) -> Table:
     return shown
 
 
-def write(results: list[Result], folder: Path, seeds: list[int]) -> None:
-    """results.json, report.md and accuracy.png."""
+def write(results: list[RunResult], folder: Path, seeds: list[int]) -> None:
+    """Write results.json, report.md and accuracy.png."""
     values = {"results": [asdict(result) for result in results], "verdict": verdict(results)}
     write_file(folder / "results.json", json.dumps(values, indent=1))
     lines = [
@@ -116,13 +121,13 @@ def write(results: list[Result], folder: Path, seeds: list[int]) -> None:
         verdict(results),
     ]
     write_file(folder / "report.md", "\n".join(lines) + "\n")
-    save_figure(figure(results), folder / "accuracy.png")
+    save_figure(accuracy_figure(results), folder / "accuracy.png")
 
 
-def figure(results: list[Result]) -> Figure:
-    """Every run's accuracy, and each method's mean."""
-    drawn = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = drawn.subplots()
+def accuracy_figure(results: list[RunResult]) -> "Figure":
+    """The accuracy of every run, and the mean of each method."""
+    figure = new_figure()
+    axes = figure.subplots()
     groups = by_method(results)
     for place, group in enumerate(groups.values()):
         accuracies = [result.accuracy for result in group]
@@ -130,4 +135,4 @@ def figure(results: list[Result]) -> Figure:
         axes.plot([place - 0.2, place + 0.2], [mean(accuracies)] * 2, color="C1", linewidth=2)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylabel("exact match")
-    return drawn
+    return figure

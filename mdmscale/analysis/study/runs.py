@@ -1,4 +1,7 @@
-"""The training runs of a study: processes of the train command, a few at a time; finished ones are kept."""
+"""The training runs of a study: processes of the train command, several at a time.
+
+Finished runs are not repeated.
+"""
 
 import os
 import subprocess
@@ -40,7 +43,7 @@ class StudyRun:
         return RunFolder(self.folder).has_export
 
     def steps_done(self) -> int:
-        """Lines of metrics.jsonl so far: one a step."""
+        """Finished steps: metrics.jsonl has one line for each."""
         try:
             return RunFolder(self.folder).metrics.read_bytes().count(b"\n")
         except FileNotFoundError:
@@ -54,37 +57,37 @@ def train_all(
     num_gpus: int,
     watch: Callable[[], None],
 ) -> Iterator[StudyRun]:
-    """Train every run, `jobs` at a time, and yield each once it is finished; finished ones at once.
+    """Train the runs, `jobs` at a time. Yields finished runs first, and then each run when it finishes.
 
     Args:
         command: the arguments of `mdmscale train` for a run.
-        watch: called again and again while runs are under way.
+        watch: called repeatedly while runs are in progress.
 
     Raises:
-        UserError: naming the log of a run that failed; the others are stopped.
+        UserError: if a run fails; it names the log. The other runs are stopped.
     """
     waiting = [run for run in runs if not run.is_finished]
     yield from (run for run in runs if run.is_finished)
-    with stopped_on_leaving() as under_way:
-        while waiting or under_way:
-            while waiting and len(under_way) < jobs:
+    with stopped_on_leaving() as running:
+        while waiting or running:
+            while waiting and len(running) < jobs:
                 run = waiting.pop(0)
-                taken = {slot for slot, _ in under_way.values()}
+                taken = {slot for slot, _ in running.values()}
                 slot = min(set(range(jobs)) - taken)
-                under_way[run] = slot, start(run, command(run), jobs, slot % num_gpus if num_gpus else None)
+                running[run] = slot, start(run, command(run), jobs, slot % num_gpus if num_gpus else None)
             time.sleep(POLL_SECONDS)
             watch()
-            for run, (_, process) in list(under_way.items()):
+            for run, (_, process) in list(running.items()):
                 if process.poll() is None:
                     continue
-                del under_way[run]
+                del running[run]
                 if process.returncode or not run.is_finished:
                     raise UserError(f"{run.log}: this run failed (exit status {process.returncode})")
                 yield run
 
 
 def start(run: StudyRun, arguments: list[str], jobs: int, gpu: int | None) -> subprocess.Popen[bytes]:
-    """One process on its share of the cores, or on one GPU; what it prints goes to the run's log."""
+    """Start one process on its share of the cores, or on one GPU, with its output in the run's log."""
     run.output_dir.mkdir(parents=True, exist_ok=True)
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -102,12 +105,12 @@ def start(run: StudyRun, arguments: list[str], jobs: int, gpu: int | None) -> su
 
 @contextmanager
 def stopped_on_leaving() -> Iterator[dict[StudyRun, tuple[int, subprocess.Popen[bytes]]]]:
-    """Processes under way; those that are still running on leaving end with a checkpoint."""
-    under_way: dict[StudyRun, tuple[int, subprocess.Popen[bytes]]] = {}
+    """The running processes. On leaving, the remaining ones are asked to save a checkpoint and end."""
+    running: dict[StudyRun, tuple[int, subprocess.Popen[bytes]]] = {}
     try:
-        yield under_way
+        yield running
     finally:
-        for _, process in under_way.values():
+        for _, process in running.values():
             process.terminate()
-        for _, process in under_way.values():
+        for _, process in running.values():
             process.wait()

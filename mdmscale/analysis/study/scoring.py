@@ -1,4 +1,4 @@
-"""Exact match: the share of test prompts whose generated response is the right one."""
+"""Exact match: the share of test prompts whose generated response is the expected one."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ def read_tests(path: Path) -> list[tuple[str, str]]:
     """(prompt, response) of every line.
 
     Raises:
-        UserError: naming the line that has none.
+        UserError: names the line that is invalid.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -35,10 +35,10 @@ def read_tests(path: Path) -> list[tuple[str, str]]:
 
 
 def exact_match(folder: Path, tests: list[tuple[str, str]], fill_multiple: int) -> float:
-    """The share of tests that the model of `folder` answers exactly, denoising one token a step, greedily.
+    """The share of tests that the model of `folder` answers exactly. It denoises one token a step, greedily.
 
-    There is room for the longest answer and its EOS, and then as far as training filled samples with EOS
-    (data.fill_multiple): a small model knows no other lengths.
+    A response has room for the longest answer and its EOS, rounded up as training filled samples with EOS
+    (data.fill_multiple), because a small model has seen no other lengths.
     """
     loaded = load_model(folder)
     longest = max(len(loaded.tokenizer.encode(answer, add_special_tokens=False)) for _, answer in tests)
@@ -49,5 +49,5 @@ def exact_match(folder: Path, tests: list[tuple[str, str]], fill_multiple: int) 
         length = -(-(width + longest + 1) // multiple) * multiple - width
         requests.append(encode_prompt(loaded, prompt, length))
     generations = generate(loaded, requests, batch_size=BATCH_SIZE)
-    pairs = zip(tests, generations, strict=True)
-    return sum(each.text == answer for (_, answer), each in pairs) / len(tests)
+    answered = zip(tests, generations, strict=True)
+    return sum(each.text == answer for (_, answer), each in answered) / len(tests)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mdmscale.analysis.study.methods import METHODS, overrides
+from mdmscale.analysis.study.methods import METHODS, method_overrides
 from mdmscale.analysis.study.runs import StudyRun, train_all
 from mdmscale.config.loading import dump_config, load_config
 from mdmscale.config.run import RunConfig
@@ -18,9 +18,9 @@ from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_file
 from mdmscale.system.run_folder import RunFolder
 
-EPILOG = """The config describes one run of pairs (diffusion.masking: mirror); methods without pairs get twice
-its batch sizes, so that every method has the same forward rows a step. A study that was interrupted goes on
-with the same command.
+EPILOG = """The config describes one run with pairs (diffusion.masking: mirror). Methods without pairs get
+twice its batch sizes, so that all methods have the same forward rows in a step. To continue an interrupted
+study, give the same command again.
 
 example, after `make train`:
   python tools/make_arithmetic.py --num 8000 --operators + --output data/arithmetic_2.jsonl \\
@@ -37,12 +37,16 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of one run, with pairs")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for training")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of one run with pairs")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values that override those of the file"
+    )
     parser.add_argument(
         "--test", required=True, type=Path, metavar="FILE", help="JSONL with prompt and response"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="runs, report and figure")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="folder for runs, report and figure"
+    )
     parser.add_argument(
         "--methods",
         type=lambda text: text.split(","),
@@ -57,15 +61,17 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N,N",
         help="default: 42,731,20231",
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU or core)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at a time (default: one for each GPU or core)"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run or take up a study.
+    """Start or continue a study.
 
     Raises:
-        UserError: for options or files that do not do, and for a run that fails.
+        UserError: for invalid options or files, and for a run that fails.
     """
     arguments = build_parser().parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
@@ -99,20 +105,20 @@ def main(argv: list[str] | None = None) -> int:
         if not score.exists():
             model = RunFolder(run.folder).export
             write_file(score, json.dumps(exact_match(model, tests, config.data.fill_multiple)))
-        found.append(results.measure(run.folder, run.method, run.seed, json.loads(score.read_text())))
+        found.append(results.result_of_run(run.folder, run.method, run.seed, json.loads(score.read_text())))
     found.sort(key=lambda result: (list(METHODS).index(result.method), arguments.seeds.index(result.seed)))
     results.write(found, arguments.output, arguments.seeds)
     console = Console()
-    console.print(results.table(found))
+    console.print(results.results_table(found))
     console.print(f"{results.verdict(found)}\nwritten to {arguments.output}", highlight=False)
     return 0
 
 
 def claim(folder: Path, config: RunConfig, test: Path) -> None:
-    """Make the output folder this study's.
+    """Mark the output folder as this study's.
 
     Raises:
-        UserError: where it holds another's, whose runs would be taken for this one's.
+        UserError: if it holds another study, whose runs would be mistaken for those of this one.
     """
     path = folder / "study.json"
     identity = {"config": dump_config(config), "test": hashlib.sha256(test.read_bytes()).hexdigest()}
@@ -122,7 +128,7 @@ def claim(folder: Path, config: RunConfig, test: Path) -> None:
 
 
 def trained(runs: list[StudyRun], config: RunConfig, arguments: argparse.Namespace) -> Iterator[StudyRun]:
-    """The runs as they are finished, under a progress bar of all their steps."""
+    """Yield each run when it finishes, with a progress bar over all steps."""
     import torch
 
     num_gpus = torch.cuda.device_count()
@@ -135,10 +141,10 @@ def trained(runs: list[StudyRun], config: RunConfig, arguments: argparse.Namespa
         def watch() -> None:
             bar.update(task, completed=sum(run.steps_done() for run in runs))
 
-        under_way = train_all(
+        finishing = train_all(
             runs, lambda run: train_arguments(run, config, arguments), jobs, num_gpus, watch
         )
-        for finished, run in enumerate(under_way, start=1):
+        for finished, run in enumerate(finishing, start=1):
             bar.update(task, description=f"{finished} of {len(runs)} runs")
             if not console.is_terminal:
                 print(f"{finished} of {len(runs)} runs: {run.name} is finished", flush=True)
@@ -146,6 +152,6 @@ def trained(runs: list[StudyRun], config: RunConfig, arguments: argparse.Namespa
 
 
 def train_arguments(run: StudyRun, config: RunConfig, arguments: argparse.Namespace) -> list[str]:
-    """What `mdmscale train` is given for a run."""
+    """The arguments of `mdmscale train` for a run."""
     own = [f"run.name={run.name}", f"run.output_dir={run.output_dir}", f"run.seed={run.seed}"]
-    return ["--config", arguments.config, *arguments.overrides, *overrides(config, run.method), *own]
+    return ["--config", arguments.config, *arguments.overrides, *method_overrides(config, run.method), *own]

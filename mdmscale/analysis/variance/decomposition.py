@@ -1,4 +1,4 @@
-"""A, B and C: how much of one draw's variance comes from the mask, from t and from the data.
+"""A, B and C: the parts of one draw's variance that come from the mask, from t and from the data.
 
 Under uniform t, by the law of total variance (arXiv 2511.18159):
     A = E_x int v dt,   B = E_x [int ||g||^2 dt - ||int g dt||^2],   C = Var_x int g dt,   A + B + C = Var(Y).
@@ -15,15 +15,15 @@ NUM_BOOTSTRAPS = 1000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the ends of its 95% interval."""
+    """A value and the ends of its 95% interval."""
 
     value: float
     low: float
     high: float
 
 
-def parts(moments: Moments, widths: np.ndarray) -> dict[str, float]:
-    """A, B and C of a single draw under uniform t; for gradients, of the trace of its covariance."""
+def decompose(moments: Moments, widths: np.ndarray) -> dict[str, float]:
+    """A, B and C of a single draw under uniform t. For gradients they are parts of the covariance's trace."""
     of_sample = float(widths @ moments.within @ widths)  # E_x ||int g dt||^2
     return {
         "A": float(widths @ (moments.single - moments.same_t)),
@@ -35,12 +35,12 @@ def parts(moments: Moments, widths: np.ndarray) -> dict[str, float]:
 def loss_decomposition(
     samples: list[SampleStatistics], means: np.ndarray, plain: np.ndarray, widths: np.ndarray, seed: int = 0
 ) -> dict[str, Estimate]:
-    """A, B, C, their sum, and the variance of plain draws that it must equal, with bootstrap intervals.
+    """A, B, C, their sum and the variance of plain draws, which should be equal, with bootstrap intervals.
 
     Args:
         samples: the loss's statistics of each sample.
         means: float64 [samples, K], each sample's mean loss in each cell.
-        plain: float64 [samples, draws], losses at t uniform in [0, 1], not used for A, B and C.
+        plain: float64 [samples, draws], losses at t uniform in [0, 1], which A, B and C do not use.
     """
     draws = np.random.default_rng(seed).integers(0, len(samples), (NUM_BOOTSTRAPS, len(samples)))
     columns = _columns(samples, means, plain, widths)
@@ -56,7 +56,7 @@ def loss_decomposition(
 def _columns(
     samples: list[SampleStatistics], means: np.ndarray, plain: np.ndarray, widths: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The scalars of each sample that the parts are averages of, each float64 [samples]."""
+    """The scalars of each sample whose averages give A, B and C, each float64 [samples]."""
     return {
         "second": np.array([widths @ sample.single for sample in samples]),
         "same_t": np.array([widths @ sample.same_t for sample in samples]),
@@ -73,7 +73,7 @@ def _combine(columns: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, fl
     count = len(chosen)
 
     def squared_mean(name: str, own: np.ndarray) -> float:
-        """(E value)^2 without the bias of squaring an average."""
+        """(E value)^2, without the bias of a squared average."""
         values = columns[name][chosen]
         return float((values.sum() ** 2 - own.sum()) / (count * (count - 1)))
 

@@ -1,9 +1,9 @@
-"""One sample's draws of every estimator, cell by cell of t, with their losses and exact gradients.
+"""One sample's draws of every estimator in each cell of t, with their losses and exact gradients.
 
 Legend: cells = K cells of t; params = number of chosen parameters. In each cell a sample is drawn
-    three times alone:  at t1, at t1 again with other masks, and at another t2 of the cell;
-    once as a MIRROR pair and once as a complement pair.
-What follows from products of these draws is unbiased: draws 1 and 2 share t, draws 1 and 3 only the cell.
+    three times as a single row: at t1, at t1 again with another mask, and at t2 in the same cell;
+    once with each paired masking.
+Draws 1 and 2 share t, and draws 1 and 3 share only the cell, so products of them give unbiased estimates.
 """
 
 from collections.abc import Iterator
@@ -12,27 +12,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mdmscale.analysis.variance.maskings import MASKINGS, PAIRED, SINGLE, noise_of
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
-from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
+from mdmscale.diffusion.noise import NoisedSample, noise_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.mdm import MaskedDiffusionModel
 
 SINGLES = 3
-PLAIN = 16  # draws at t over all of [0, 1], without gradients: what the sum A + B + C is checked against
+PLAIN = 16  # draws at t in all of [0, 1], without gradients; their variance must equal A + B + C
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What one sample's draws gave. A loss counts as a gradient of one number.
+    """The values of one sample's draws: gradients, or losses as gradients with one element.
 
-    single: [3 K, params], cell by cell. mirror, complement: squared norms, float64 [K].
+    single: [3 K, params], cell by cell. paired: by masking the squared norms, float64 [K].
     """
 
     single: torch.Tensor
-    mirror: np.ndarray
-    complement: np.ndarray
+    paired: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class SampleDraws:
 
 
 class Drawer:
-    """Draws samples' estimators of `model` with gradients for `parameters`."""
+    """Draws the estimators of samples under `model`, with gradients for `parameters`."""
 
     def __init__(
         self,
@@ -62,31 +62,28 @@ class Drawer:
     ) -> None:
         self.model, self.parameters = model, parameters
         self.edges, self.collate, self.device = edges, collate, device
-        self.noises = {
-            masking: Noise(options.model_copy(update={"masking": masking, "isad": None, "syrm": None}))
-            for masking in ("bernoulli", "mirror", "complement")
-        }
+        self.noises = {masking: noise_of(masking, options) for masking in MASKINGS}
 
     def draw(self, sample: Sample, random: np.random.Generator) -> SampleDraws:
-        """All draws of a sample, from its own generator."""
+        """All draws of a sample. `random` belongs to this sample."""
         cells = len(self.edges) - 1
-        losses: dict[str, list[float]] = {"bernoulli": [], "mirror": [], "complement": []}
-        gradients: dict[str, list[torch.Tensor]] = {"bernoulli": [], "mirror": [], "complement": []}
+        losses: dict[str, list[float]] = {masking: [] for masking in MASKINGS}
+        gradients: dict[str, list[torch.Tensor]] = {masking: [] for masking in MASKINGS}
         proxies = []
         for masking, noised in self._noised(sample, random):
             loss, gradient, proxy = self._measure(noised)
             losses[masking].append(loss)
-            if masking == "bernoulli":
+            if masking == SINGLE:
                 gradients[masking].append(gradient)
                 proxies.append(proxy)
-            else:  # of a pair only its size is needed
+            else:  # of a pair only the squared norm is needed
                 gradients[masking].append(gradient.double().square().sum().cpu())
-        single_losses = torch.tensor(losses["bernoulli"], dtype=torch.float64)[:, None]
+        single_losses = torch.tensor(losses[SINGLE], dtype=torch.float64)[:, None]
         return SampleDraws(
-            Draws(single_losses, *(np.square(losses[masking]) for masking in ("mirror", "complement"))),
+            Draws(single_losses, {masking: np.square(losses[masking]) for masking in PAIRED}),
             Draws(
-                torch.stack(gradients["bernoulli"]),
-                *(torch.stack(gradients[masking]).numpy() for masking in ("mirror", "complement")),
+                torch.stack(gradients[SINGLE]),
+                {masking: torch.stack(gradients[masking]).numpy() for masking in PAIRED},
             ),
             self._plain_losses(sample, random),
             np.array(proxies).reshape(cells, SINGLES).mean(axis=1),
@@ -95,14 +92,9 @@ class Drawer:
     def _noised(self, sample: Sample, random: np.random.Generator) -> Iterator[tuple[str, NoisedSample]]:
         length = len(sample.token_ids)
         for low, high in zip(self.edges[:-1], self.edges[1:], strict=True):
-            first, other, mirror, complement = low + (high - low) * random.random(4)
-            for masking, t in (
-                ("bernoulli", first),
-                ("bernoulli", first),
-                ("bernoulli", other),
-                ("mirror", mirror),
-                ("complement", complement),
-            ):
+            first, other, *of_pairs = low + (high - low) * random.random(2 + len(PAIRED))
+            singles = ((SINGLE, first), (SINGLE, first), (SINGLE, other))
+            for masking, t in (*singles, *zip(PAIRED, of_pairs, strict=True)):
                 yield masking, noise_sample(sample, t, 1.0, random.random(length), self.noises[masking])
 
     def _measure(self, noised: NoisedSample) -> tuple[float, torch.Tensor, float]:
@@ -117,7 +109,7 @@ class Drawer:
     @torch.no_grad()
     def _plain_losses(self, sample: Sample, random: np.random.Generator) -> np.ndarray:
         draws = [
-            noise_sample(sample, t, 1.0, random.random(len(sample.token_ids)), self.noises["bernoulli"])
+            noise_sample(sample, t, 1.0, random.random(len(sample.token_ids)), self.noises[SINGLE])
             for t in random.random(PLAIN)
         ]
         batch: Batch = self.collate(draws).to(self.device)

@@ -1,8 +1,8 @@
-"""The variance of a method's batch from the moments: linear in them, its coefficients by the real t-sampler.
+"""The variance of a method's batch: linear in the moments, with coefficients from the real t-sampler.
 
-A batch has B samples of two rows each: two single draws, or one pair. Given the t's and weights a of its
-draws (a design) its samples are independent. With q_i [K] the weights of sample i's draws by cell of t, Q
-their sum and M [K, K] the products of the mean gradients,
+A batch has B samples of two rows each: two single draws, or one pair. A design is the t and the weights a of
+all its draws. Given a design, the samples are independent. With q_i [K] the weights of sample i's draws by
+cell of t, Q their sum and M [K, K] the products of the mean gradients,
 
     B Var(batch mean) = 1/B E_design sum_i (E_x ||sum_d a_d Y_d||^2 - q_i' M q_i)  +  1/B tr(M Cov_design(Q)).
 
@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from mdmscale.analysis.variance.maskings import COMPLEMENT, MIRROR, SINGLE, row_times
 from mdmscale.analysis.variance.moments import Moments
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.t_samplers import TSampler
@@ -23,14 +24,14 @@ MAX_DRAWS = 1 << 16
 
 @dataclass(frozen=True)
 class Method:
-    """A way to spend two rows a sample."""
+    """A way to use two rows for each sample."""
 
     name: str
-    masking: str = "bernoulli"
+    masking: str = SINGLE
     stratified: bool = False
     low_discrepancy: bool = False
     t_range: tuple[float, float] = (0.0, 1.0)
-    target: str | None = None  # of P-POTS
+    target: str | None = None  # the target of P-POTS; None: uniform t
 
     @property
     def is_unbiased(self) -> bool:
@@ -38,7 +39,7 @@ class Method:
 
     @property
     def draws_per_sample(self) -> int:
-        return 2 if self.masking == "bernoulli" else 1
+        return 2 if self.masking == SINGLE else 1
 
     def sampler(self, batch_size: int, density: DensityTable) -> TSampler:
         """The t-sampler of this method's batches."""
@@ -55,7 +56,10 @@ class Method:
 
 @dataclass(frozen=True, eq=False)
 class Coefficients:
-    """What a method multiplies the moments with: `own` [K] those of its draws, `within` and `mean` [K, K]."""
+    """What a method multiplies the moments with.
+
+    own: for E||Y||^2 of its draws, float64 [K]. within, mean: for the moments of the same names, [K, K].
+    """
 
     masking: str
     own: np.ndarray
@@ -64,18 +68,14 @@ class Coefficients:
 
     def variance(self, moments: Moments) -> float:
         """B times the variance of the batch mean (for gradients the trace of the covariance)."""
-        second = {
-            "bernoulli": moments.single,
-            "mirror": moments.mirror,
-            "complement": moments.complement,
-        }[self.masking]
+        second = moments.single if self.masking == SINGLE else moments.paired[self.masking]
         return float(
             self.own @ second + np.sum(self.within * moments.within) + np.sum(self.mean * moments.mean)
         )
 
 
 def coefficients(method: Method, density: DensityTable, edges: np.ndarray, batch_size: int) -> Coefficients:
-    """Average the coefficients over designs that the method's sampler draws."""
+    """The coefficients of a method: averages over designs that its sampler draws."""
     sampler = method.sampler(batch_size, density)
     per_sample = method.draws_per_sample
     num_designs = max(64, MAX_DRAWS // sampler.global_batch_size)
@@ -93,13 +93,11 @@ def coefficients(method: Method, density: DensityTable, edges: np.ndarray, batch
 
     by_cell = np.zeros((num_designs, batch_size, cells))  # q_i
     at = np.arange(num_designs)[:, None, None], np.arange(batch_size)[None, :, None]
-    if method.masking == "complement":
-        for spot in (places, _cells_of(1 - t, edges)):
-            np.add.at(by_cell, (*at, spot), weights / 2)
-    else:
-        np.add.at(by_cell, (*at, places), weights)
+    rows = row_times(method.masking, t)
+    for row_t in rows:
+        np.add.at(by_cell, (*at, _cells_of(row_t, edges)), weights / len(rows))
     if sampler.strata is None and not sampler.low_discrepancy:
-        # Independent samples: B Cov(q) - B E[q q'] is -B E[q] E[q]', without the noise of the two estimates.
+        # Independent samples: B Cov(q) - B E[q q'] = -B E[q] E[q]', which avoids the noise of two estimates.
         mean_weights = by_cell.mean(axis=(0, 1))
         return Coefficients(method.masking, own, within, -np.outer(mean_weights, mean_weights))
     of_samples = np.einsum("dik,dil->kl", by_cell, by_cell) / num_designs
@@ -109,7 +107,7 @@ def coefficients(method: Method, density: DensityTable, edges: np.ndarray, batch
 
 @lru_cache
 def _uniforms(size: int, strata: int | None, low_discrepancy: bool, num_designs: int) -> np.ndarray:
-    """The uniforms of whole batches by the project's own sampler, whatever the density."""
+    """The uniforms of whole batches from the project's own sampler; they do not depend on the density."""
     sampler = TSampler(0, size, strata, low_discrepancy)
     return np.array([sampler.uniform(index) for index in range(num_designs * size)])
 
@@ -118,8 +116,8 @@ def _cells_of(t: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.clip(np.searchsorted(edges, t, side="right") - 1, 0, len(edges) - 2)
 
 
-def methods(clip: tuple[float, float]) -> list[Method]:
-    """What the report compares, standard first."""
+def compared_methods(clip: tuple[float, float]) -> list[Method]:
+    """The methods that the report compares, standard first."""
     targets = ("paper", "loss", "gradient")
     return [
         Method("standard"),
@@ -128,11 +126,11 @@ def methods(clip: tuple[float, float]) -> list[Method]:
         Method("low_discrepancy", low_discrepancy=True),
         *(Method(f"p_pots_{target}", target=target) for target in targets),
         Method("stratified+p_pots_gradient", stratified=True, target="gradient"),
-        Method("mirror", "mirror"),
-        Method("mirror+stratified", "mirror", stratified=True),
-        *(Method(f"mirror+p_pots_{target}", "mirror", target=target) for target in targets),
-        Method("mirror+stratified+p_pots_gradient", "mirror", stratified=True, target="gradient"),
-        Method("complement", "complement"),
-        Method("complement+p_pots_gradient", "complement", target="gradient"),
-        Method("complement+stratified+p_pots_gradient", "complement", stratified=True, target="gradient"),
+        Method("mirror", MIRROR),
+        Method("mirror+stratified", MIRROR, stratified=True),
+        *(Method(f"mirror+p_pots_{target}", MIRROR, target=target) for target in targets),
+        Method("mirror+stratified+p_pots_gradient", MIRROR, stratified=True, target="gradient"),
+        Method("complement", COMPLEMENT),
+        Method("complement+p_pots_gradient", COMPLEMENT, target="gradient"),
+        Method("complement+stratified+p_pots_gradient", COMPLEMENT, stratified=True, target="gradient"),
     ]

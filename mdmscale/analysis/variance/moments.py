@@ -1,10 +1,11 @@
 """Second moments of an estimator over cells of t, from which the variance of every method follows.
 
-Y is a draw's gradient (or its loss, a gradient of one number); g(x, t) = E[Y | x, t] and g_k its mean over x
-and over t in cell k. All estimates are linear in samples, or U-statistics over them, and so unbiased.
+Y is the gradient of a draw, or its loss as a gradient with one element. g(x, t) = E[Y | x, t], and g_k is its
+mean over x and over t in cell k. All estimates are linear in samples or U-statistics, and so unbiased.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,20 +14,20 @@ from mdmscale.analysis.variance.draws import SINGLES, Draws
 from mdmscale.parallel.collectives import all_reduce_sum
 from mdmscale.parallel.ranks import Ranks
 
-CHUNK = 1 << 18  # parameters whose means lie on every rank at a time
+CHUNK = 1 << 18  # parameters whose means are on every rank at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """single, mirror, complement: E||Y||^2 of a single draw and of the two pairs, float64 [K].
+    """Averages over samples.
 
-    same_t: E||g(x, t)||^2, float64 [K]. within: E_x <g(x, k), g(x, k')>, float64 [K, K]. mean: <g_k, g_k'>,
-    float64 [K, K].
+    single: E||Y||^2 of a single draw, float64 [K]. paired: the same of each paired masking. same_t:
+    E||g(x, t)||^2, float64 [K]. within: E_x <g(x, k), g(x, k')>, float64 [K, K]. mean: <g_k, g_k'>, float64
+    [K, K].
     """
 
     single: np.ndarray
-    mirror: np.ndarray
-    complement: np.ndarray
+    paired: dict[str, np.ndarray]
     same_t: np.ndarray
     within: np.ndarray
     mean: np.ndarray
@@ -34,18 +35,17 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class SampleStatistics:
-    """One sample's part in the moments; `own` [K, K] are the products of its mean gradients."""
+    """The contribution of one sample to the moments. `own` [K, K] are the products of its mean gradients."""
 
     single: np.ndarray
-    mirror: np.ndarray
-    complement: np.ndarray
+    paired: dict[str, np.ndarray]
     same_t: np.ndarray
     within: np.ndarray
     own: np.ndarray
 
 
 def sample_statistics(draws: Draws) -> SampleStatistics:
-    """Products of a sample's draws."""
+    """The statistics of a sample, from products of its draws."""
     vectors = draws.single
     products = (vectors @ vectors.T).double().cpu().numpy()
     cells = len(vectors) // SINGLES
@@ -56,7 +56,7 @@ def sample_statistics(draws: Draws) -> SampleStatistics:
     within = own.copy()
     within[at, at] = (same_cell[:, 0, 2] + same_cell[:, 1, 2]) / 2
     single = np.trace(same_cell, axis1=1, axis2=2) / SINGLES
-    return SampleStatistics(single, draws.mirror, draws.complement, same_cell[:, 0, 1], within, own)
+    return SampleStatistics(single, draws.paired, same_cell[:, 0, 1], within, own)
 
 
 def mean_vectors(draws: Draws) -> torch.Tensor:
@@ -66,9 +66,9 @@ def mean_vectors(draws: Draws) -> torch.Tensor:
 
 
 class GroupSums:
-    """Sums of samples' mean gradients by group; a rank holds the groups that are congruent to it.
+    """Sums of the samples' mean gradients by group. Group i is on rank i modulo world_size.
 
-    Leaving one group out at a time gives the intervals (delete-a-group jackknife).
+    The intervals come from leaving out one group at a time (delete-a-group jackknife).
     """
 
     def __init__(self, num_groups: int, cells: int, params: int, ranks: Ranks) -> None:
@@ -93,10 +93,10 @@ class GroupSums:
         return total.reshape(shape).cpu().numpy()
 
 
-def moments(
+def compute_moments(
     samples: list[SampleStatistics], groups: np.ndarray, products: np.ndarray, left_out: int | None = None
 ) -> Moments:
-    """The moments over samples, those of group `left_out` aside.
+    """The moments over samples, without those of group `left_out`.
 
     Args:
         samples: statistics of every sample.
@@ -105,11 +105,16 @@ def moments(
     """
     kept = [sample for sample, group in zip(samples, groups, strict=True) if group != left_out]
     count = len(kept)
-    means = {
-        field.name: sum(getattr(sample, field.name) for sample in kept) / count
-        for field in fields(SampleStatistics)
-    }
+
+    def average(value: Callable[[SampleStatistics], np.ndarray]) -> np.ndarray:
+        return sum(map(value, kept), start=np.zeros(())) / count
+
     places = [group for group in range(len(products)) if group != left_out]
     total = products[places][:, :, places].sum(axis=(0, 2))  # [K, K]
-    mean = (total - count * means.pop("own")) / (count * (count - 1))
-    return Moments(**means, mean=mean)
+    return Moments(
+        single=average(lambda sample: sample.single),
+        paired={name: average(lambda sample, name=name: sample.paired[name]) for name in kept[0].paired},  # type: ignore[misc]
+        same_t=average(lambda sample: sample.same_t),
+        within=average(lambda sample: sample.within),
+        mean=(total - count * average(lambda sample: sample.own)) / (count * (count - 1)),
+    )

@@ -1,27 +1,28 @@
-"""The report: every method's variance against standard's, with intervals; where it comes from; figures."""
+"""The report: the variance of every method relative to standard, its sources, and figures."""
 
 import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.table import Table
-from scipy.stats import t as student_t
 
-from mdmscale.analysis.variance.decomposition import Estimate, loss_decomposition, parts
-from mdmscale.analysis.variance.measure import Measured
+from mdmscale.analysis.variance.collect import CollectedStatistics
+from mdmscale.analysis.variance.decomposition import Estimate, decompose, loss_decomposition
 from mdmscale.analysis.variance.methods import Coefficients, Method
-from mdmscale.analysis.variance.moments import Moments, SampleStatistics, moments
+from mdmscale.analysis.variance.moments import Moments, SampleStatistics, compute_moments
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.training.figures import save_figure
+from mdmscale.training.figures import new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A method's variance (B times that of its batch mean) and standard's over it; above 1 is better."""
+    """A method's variance, B times that of its batch mean, and standard's over it. Above 1 is better."""
 
     loss_variance: float
     grad_variance: float
@@ -34,40 +35,42 @@ class MethodResult:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """All that is written."""
+    """Everything that is written. provenance: config, checkpoint, data, samples and settings."""
 
-    facts: dict[str, Any]
+    provenance: dict[str, Any]
     edges: np.ndarray
     decomposition: dict[str, Estimate]
-    gradient_parts: dict[str, float]
+    gradient_decomposition: dict[str, float]
     curves: dict[str, list[float]]
     densities: dict[str, DensityTable]
     methods: dict[str, MethodResult]
 
 
 def make_report(
-    facts: dict[str, Any],
-    measured: Measured,
+    provenance: dict[str, Any],
+    measured: CollectedStatistics,
     edges: np.ndarray,
     chosen: dict[str, tuple[Method, Coefficients]],
     densities: dict[str, DensityTable],
 ) -> Report:
-    """Everything that follows from what was measured."""
+    """Compute the report from the collected statistics."""
     widths = np.diff(edges)
-    whole = moments(measured.gradient, measured.groups, measured.gradient_products)
+    whole = compute_moments(measured.gradient, measured.groups, measured.gradient_products)
     return Report(
-        facts,
+        provenance,
         edges,
         loss_decomposition(measured.loss, measured.mean_losses, measured.plain, widths),
-        parts(whole, widths),
+        decompose(whole, widths),
         curves(measured, edges),
         densities,
         compare(measured, chosen),
     )
 
 
-def compare(measured: Measured, chosen: dict[str, tuple[Method, Coefficients]]) -> dict[str, MethodResult]:
-    """Every method against the first."""
+def compare(
+    measured: CollectedStatistics, chosen: dict[str, tuple[Method, Coefficients]]
+) -> dict[str, MethodResult]:
+    """Compare every method with the first."""
     loss = _replicated(measured.loss, measured.groups, measured.loss_products)
     gradient = _replicated(measured.gradient, measured.groups, measured.gradient_products)
     baseline = next(iter(chosen.values()))[1]
@@ -87,8 +90,8 @@ def compare(measured: Measured, chosen: dict[str, tuple[Method, Coefficients]]) 
     return results
 
 
-def curves(measured: Measured, edges: np.ndarray) -> dict[str, list[float]]:
-    """By cell of t: g, v, E l^2, E||grad||^2 and the head's proxy for it, each with its standard error."""
+def curves(measured: CollectedStatistics, edges: np.ndarray) -> dict[str, list[float]]:
+    """g, v, E l^2, E||grad||^2 and the head's proxy for it in each cell of t, with their standard errors."""
     count = math.sqrt(measured.num_samples)
     second = np.array([sample.single for sample in measured.loss])
     same_t = np.array([sample.same_t for sample in measured.loss])
@@ -107,8 +110,10 @@ def curves(measured: Measured, edges: np.ndarray) -> dict[str, list[float]]:
 
 
 def _replicated(samples: list[SampleStatistics], groups: np.ndarray, products: np.ndarray) -> list[Moments]:
-    """The moments of all samples, then without each group."""
-    return [moments(samples, groups, products, left_out) for left_out in (None, *range(len(products)))]
+    """The moments of all samples, and then of those without each group."""
+    return [
+        compute_moments(samples, groups, products, left_out) for left_out in (None, *range(len(products)))
+    ]
 
 
 def _ratio(
@@ -121,19 +126,25 @@ def _ratio(
     logs = np.log(np.maximum(values, 1e-12))
     count = len(logs) - 1
     error = math.sqrt((count - 1) / count * float(np.sum((logs[1:] - logs[1:].mean()) ** 2)))
-    half = float(student_t.ppf(0.975, count - 1)) * error
+    half = _student_quantile(0.975, count - 1) * error
     return values[0], (math.exp(logs[0] - half), math.exp(logs[0] + half))
+
+
+def _student_quantile(probability: float, degrees: int) -> float:
+    from scipy.stats import t as student_t
+
+    return float(student_t.ppf(probability, degrees))
 
 
 def write(report: Report, folder: Path) -> None:
     """Write report.json, report.md and the figures into a folder that is not published yet."""
     values = {
-        **report.facts,
+        **report.provenance,
         "decomposition": {
             **{name: each.value for name, each in report.decomposition.items()},
             "intervals": {name: [each.low, each.high] for name, each in report.decomposition.items()},
         },
-        "gradient_decomposition": report.gradient_parts,
+        "gradient_decomposition": report.gradient_decomposition,
         "curves": report.curves,
         "densities": {name: density.to_state() for name, density in report.densities.items()},
         "methods": {name: asdict(result) for name, result in report.methods.items()},
@@ -161,8 +172,8 @@ def _cells(name: str, result: MethodResult) -> tuple[str, ...]:
     )
 
 
-def table(report: Report) -> Table:
-    """For the terminal: how many times less variance than standard at the same rows."""
+def ratio_table(report: Report) -> Table:
+    """The terminal's table: standard's variance over each method's, at equal rows."""
     shown = Table(title="variance of standard over the method's, at equal rows", title_justify="left")
     for place, heading in enumerate(HEADINGS):
         shown.add_column(heading, justify="right" if place else "left")
@@ -186,18 +197,19 @@ def decomposition_line(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The report for people."""
-    facts = report.facts
-    gradient_total = sum(report.gradient_parts.values())
+    """report.md."""
+    provenance = report.provenance
+    gradient_total = sum(report.gradient_decomposition.values())
     shares = ", ".join(
-        f"{name} {value / gradient_total:.0%}" for name, value in report.gradient_parts.items()
+        f"{name} {value / gradient_total:.0%}" for name, value in report.gradient_decomposition.items()
     )
     lines = [
-        f"# Variance of {facts['checkpoint']} on {facts['data']}",
+        f"# Variance of {provenance['checkpoint']} on {provenance['data']}",
         "",
-        f"{facts['samples']:,} samples, {facts['rows']:,} forward rows, {facts['seconds']:.0f} s on "
-        f"{facts['ranks']} ranks. Gradients of {facts['num_parameters']:,} parameters "
-        f"({facts['parameters'] or 'all'}). Batches of {facts['batch_size']} samples, two rows each.",
+        f"{provenance['samples']:,} samples, {provenance['rows']:,} forward rows, "
+        f"{provenance['seconds']:.0f} s on {provenance['ranks']} ranks. Gradients of "
+        f"{provenance['num_parameters']:,} parameters ({provenance['parameters'] or 'all'}). Batches of "
+        f"{provenance['batch_size']} samples, two rows each.",
         "",
         decomposition_line(report) + ".",
         f"Of the trace of the gradient's covariance: {shares}.",
@@ -214,9 +226,9 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ratio_figure(report: Report) -> Figure:
-    """Ratios of loss and gradient with their intervals."""
-    figure = Figure(figsize=(7, 0.32 * len(report.methods) + 1.2), layout="constrained")
+def ratio_figure(report: Report) -> "Figure":
+    """Ratios for loss and gradient, with their intervals."""
+    figure = new_figure(7, 0.32 * len(report.methods) + 1.2)
     axes = figure.subplots()
     places = np.arange(len(report.methods))[::-1]
     for offset, (kind, color) in enumerate((("loss", "C0"), ("grad", "C1"))):
@@ -234,14 +246,14 @@ def ratio_figure(report: Report) -> Figure:
         )
     axes.axvline(1, color="0.6", linestyle=":")
     axes.set_yticks(places, list(report.methods))
-    axes.set_xlabel("times less variance than standard")
+    axes.set_xlabel("variance of standard over the method's")
     axes.legend()
     return figure
 
 
-def curve_figure(report: Report) -> Figure:
-    """sqrt of the second moments of loss and gradient over t, and every p(t), as densities."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+def curve_figure(report: Report) -> "Figure":
+    """Square roots of the second moments of loss and gradient over t, and every p(t), as densities."""
+    figure = new_figure(9)
     left, right = figure.subplots(1, 2)
     widths = np.diff(report.edges)
     for name, label in (

@@ -1,4 +1,4 @@
-"""`variance`: where the training variance of a checkpoint comes from, and what each method removes of it."""
+"""`variance`: measure the sources of training variance on a checkpoint, and what each method removes."""
 
 import argparse
 import re
@@ -18,7 +18,7 @@ from mdmscale.system.files import unfinished
 from mdmscale.system.folders import published_folder
 
 if TYPE_CHECKING:
-    from mdmscale.analysis.variance.measure import Budget
+    from mdmscale.analysis.variance.collect import Budget
     from mdmscale.analysis.variance.methods import Method
     from mdmscale.analysis.variance.report import Report
     from mdmscale.data.collate import Collator
@@ -34,21 +34,23 @@ EPILOG = """examples:
     --checkpoint runs/quickstart --output runs/variance --samples 240
 """
 FILES = {"report.json", "report.md", "ratios.png", "curves.png"}
-FIRST_PROBED = 1 << 40  # samples far from those that are measured
+FIRST_PROBED = 1 << 40  # index of the first probed sample, far from those that are measured
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="variance_report.py",
-        description="Measure where the variance of training on a checkpoint comes from, and how many times "
-        "less of it each method has at equal forward rows.",
+        description="Measure the sources of training variance on a checkpoint, and by which factor each "
+        "method reduces it at equal forward rows.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="YAML file of a run: data, p_pots, clip"
+        "--config", required=True, metavar="FILE", help="YAML file of a run, for its data, p_pots and clip"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="as for training")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values that override those of the file"
+    )
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -56,10 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="run folder or Hugging Face model folder",
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder that is made")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report there")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to create")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report in that folder")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--minutes", type=float, metavar="M", help="measure so long (default: 5)")
+    budget.add_argument("--minutes", type=float, metavar="M", help="minutes to measure (default: 5)")
     budget.add_argument("--samples", type=int, metavar="N", help="measure at least N samples")
     parser.add_argument(
         "--parameters",
@@ -67,9 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="parameters whose gradients are measured (default: all of a small model, norms of a large one)",
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="B", help="samples of a batch (default: train.global_batch_size)"
+        "--batch-size", type=int, metavar="B", help="samples in a batch (default: train.global_batch_size)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of t and masks (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of t and masks (default: 0)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser
 
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and write the report.
 
     Raises:
-        UserError: for options, data or a checkpoint that do not do.
+        UserError: for invalid options, data or checkpoint.
     """
     arguments = build_parser().parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
@@ -86,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from mdmscale.parallel.ranks import finalise, initialise
 
-    # The group is left only where all ranks get here: after a crash of one, leaving would wait for ever.
+    # Ranks leave the process group together. If one has crashed, the others would wait for it without end.
     ranks = initialise()
     try:
         run_report(arguments, config, ranks)
@@ -100,7 +102,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_options(arguments: argparse.Namespace) -> None:
-    """Refuse numbers out of range, and an output that is something else."""
+    """Refuse numbers out of range, and an output folder with other contents.
+
+    Raises:
+        UserError: with all problems found.
+    """
     problems = [
         f"--{name.replace('_', '-')} {value}: must be above 0"
         for name in ("minutes", "samples", "batch_size")
@@ -123,33 +129,33 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def run_report(arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks") -> None:
-    """The whole pass on this rank; rank 0 writes and prints."""
+    """Collect statistics on this rank. Rank 0 writes and prints the report."""
     from rich.console import Console
 
     from mdmscale.analysis.variance import report as reporting
+    from mdmscale.analysis.variance.collect import choose_parameters, collect_statistics
     from mdmscale.analysis.variance.draws import Drawer
-    from mdmscale.analysis.variance.measure import choose_parameters, measure
-    from mdmscale.analysis.variance.methods import coefficients, methods
+    from mdmscale.analysis.variance.methods import coefficients, compared_methods
     from mdmscale.diffusion.p_pots import TABLE_EDGES
     from mdmscale.parallel.collectives import on_every_rank, on_first_rank
 
     started = time.monotonic()
     model, collate, source = open_parts(arguments, config, ranks)
     options = config.diffusion
-    # A target's density is fitted before parameters are frozen for the gradients that are measured.
+    # Densities come first, because collecting gradients freezes parameters.
     densities = probe_densities(model, source, options, collate, config.run.seed, ranks)
     pattern, parameters = on_every_rank(ranks, lambda: choose_parameters(model, arguments.parameters))
     drawer = Drawer(model, parameters, options, TABLE_EDGES, collate, ranks.device)
     with bar(ranks) as progress:
-        measured = measure(drawer, source, arguments.seed, budget(arguments), ranks, progress)
+        measured = collect_statistics(drawer, source, arguments.seed, budget(arguments), ranks, progress)
 
     batch_size = arguments.batch_size or config.train.global_batch_size
     low, high = options.clip or DiffusionSection(t_sampler="clipped").t_range
     chosen = {}
-    for method in methods((low, high)):
+    for method in compared_methods((low, high)):
         density = density_of(method, densities)
         chosen[method.name] = method, coefficients(method, density, TABLE_EDGES, batch_size)
-    facts = {
+    provenance = {
         "config": str(arguments.config),
         "checkpoint": str(arguments.checkpoint),
         "data": source.description,
@@ -161,14 +167,15 @@ def run_report(arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks")
         "num_parameters": sum(parameter.numel() for parameter in parameters),
         "batch_size": batch_size,
     }
-    report = reporting.make_report(facts, measured, TABLE_EDGES, chosen, densities)
+    report = reporting.make_report(provenance, measured, TABLE_EDGES, chosen, densities)
     on_first_rank(ranks, lambda: publish(report, arguments.output))
     if ranks.is_first:
         console = Console()
         console.print(reporting.decomposition_line(report), highlight=False)
-        console.print(reporting.table(report))
+        console.print(reporting.ratio_table(report))
         console.print(
-            f"{measured.num_samples:,} samples in {facts['seconds']:.0f} s; {arguments.output}/report.md",
+            f"{measured.num_samples:,} samples in {report.provenance['seconds']:.0f} s; "
+            f"{arguments.output}/report.md",
             highlight=False,
         )
 
@@ -176,7 +183,7 @@ def run_report(arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks")
 def open_parts(
     arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks"
 ) -> "tuple[MaskedDiffusionModel, Collator, SampleSource]":
-    """The checkpoint's model in eval mode, what lays out its rows, and the config's data."""
+    """The checkpoint's model in eval mode, its collator, and the config's data."""
     from transformers.utils import logging as hf_logging
 
     from mdmscale.data.collate import Collator
@@ -208,16 +215,16 @@ def probe_densities(
     seed: int,
     ranks: "Ranks",
 ) -> "dict[str, DensityTable]":
-    """p(t) of every target, for single draws and pairs, as a training run's probe would fit it."""
+    """p(t) by masking and target, as the probe of a training run would fit it."""
+    from mdmscale.analysis.variance.maskings import MASKINGS, noise_of
     from mdmscale.diffusion.density import DensityTable
-    from mdmscale.diffusion.noise import Noise
     from mdmscale.diffusion.p_pots import fit_density
     from mdmscale.parallel.collectives import on_first_rank
     from mdmscale.training.p_pots_probe import measure_p_pots
 
     densities = {}
-    for masking in ("bernoulli", "mirror", "complement"):
-        noise = Noise(options.model_copy(update={"masking": masking, "isad": None, "syrm": None}))
+    for masking in MASKINGS:
+        noise = noise_of(masking, options)
         statistics = measure_p_pots(model, source, noise, options.p_pots, collate, FIRST_PROBED, seed, ranks)
         for target in ("paper", "loss", "gradient"):
             moment = statistics.second_moment(target)
@@ -228,7 +235,7 @@ def probe_densities(
 
 
 def density_of(method: "Method", densities: "dict[str, DensityTable]") -> "DensityTable":
-    """The density that a method draws t from."""
+    """The density from which a method draws t."""
     from mdmscale.diffusion.density import DensityTable
 
     if method.target is None:
@@ -237,8 +244,8 @@ def density_of(method: "Method", densities: "dict[str, DensityTable]") -> "Densi
 
 
 def budget(arguments: argparse.Namespace) -> "Budget":
-    """--samples, or --minutes."""
-    from mdmscale.analysis.variance.measure import Budget
+    """The budget that --samples or --minutes gives."""
+    from mdmscale.analysis.variance.collect import Budget
 
     if arguments.samples is not None:
         return Budget(arguments.samples, None)
@@ -247,7 +254,7 @@ def budget(arguments: argparse.Namespace) -> "Budget":
 
 @contextmanager
 def bar(ranks: "Ranks") -> Iterator[Callable[[float, int], None]]:
-    """A progress bar of the budget on rank 0; where there is no terminal, a line now and then."""
+    """A progress bar of the budget on rank 0, or without a terminal a line for each tenth."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

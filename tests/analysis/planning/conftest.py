@@ -1,4 +1,4 @@
-"""Workloads of small models, changed section by section."""
+"""Workloads of small models, with some sections changed."""
 
 from collections.abc import Callable
 from typing import Any

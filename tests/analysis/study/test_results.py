@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from mdmscale.analysis.study.results import Result, measure, rows, verdict, write
+from mdmscale.analysis.study.results import RunResult, result_of_run, rows, verdict, write
 
 RESULTS = [
-    Result("standard", 42, 0.50, 1.0, 0.6),
-    Result("standard", 731, 0.70, 1.1, 0.4),
-    Result("mirror", 42, 0.60, 1.0, 0.3),
-    Result("mirror", 731, 0.65, 1.0, 0.3),
+    RunResult("standard", 42, 0.50, 1.0, 0.6),
+    RunResult("standard", 731, 0.70, 1.1, 0.4),
+    RunResult("mirror", 42, 0.60, 1.0, 0.3),
+    RunResult("mirror", 731, 0.65, 1.0, 0.3),
 ]
 
 
@@ -38,6 +38,6 @@ def test_a_run_is_measured_over_its_second_half(tmp_path: Path) -> None:
         {"loss": 2.0, "grad_norm": 3.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    result = measure(tmp_path, "mirror", 42, 0.5)
+    result = result_of_run(tmp_path, "mirror", 42, 0.5)
     assert result.loss == pytest.approx(1.5)
     assert result.gradient_spread == pytest.approx(0.5)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mdmscale.analysis.variance.decomposition import loss_decomposition, parts
+from mdmscale.analysis.variance.decomposition import decompose, loss_decomposition
 from mdmscale.analysis.variance.draws import PLAIN, Draws
-from mdmscale.analysis.variance.methods import Method, coefficients, methods
-from mdmscale.analysis.variance.moments import Moments, SampleStatistics, moments, sample_statistics
+from mdmscale.analysis.variance.methods import Method, coefficients, compared_methods
+from mdmscale.analysis.variance.moments import Moments, SampleStatistics, compute_moments, sample_statistics
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.p_pots import TABLE_EDGES
 from mdmscale.diffusion.schedule import mask_rate
@@ -43,11 +43,13 @@ def toy_draws(kind: int, rng: np.random.Generator) -> Draws:
     first, other, mirror, complement = low + WIDTHS * rng.random((4, len(low)))
     t = np.stack([first, first, other], axis=1)  # [K, 3]
     single = gradients(np.full(t.shape, kind), t, rng.random((*t.shape, LENGTH)), "bernoulli")
-    norms = [
-        np.sum(gradients(np.full(at.shape, kind), at, rng.random((len(at), LENGTH)), masking) ** 2, axis=-1)
+    norms = {
+        masking: np.sum(
+            gradients(np.full(at.shape, kind), at, rng.random((len(at), LENGTH)), masking) ** 2, axis=-1
+        )
         for masking, at in (("mirror", mirror), ("complement", complement))
-    ]
-    return Draws(torch.from_numpy(single.reshape(-1, 2)), *norms)
+    }
+    return Draws(torch.from_numpy(single.reshape(-1, 2)), norms)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def measured() -> tuple[list[SampleStatistics], np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def estimated(measured: tuple[list[SampleStatistics], np.ndarray, np.ndarray]) -> Moments:
-    return moments(*measured)
+    return compute_moments(*measured)
 
 
 def brute_force(method: Method, density: DensityTable, num_batches: int = 6000) -> float:
@@ -80,7 +82,7 @@ def brute_force(method: Method, density: DensityTable, num_batches: int = 6000) 
     return BATCH * float(means.var(axis=0, ddof=1).sum())
 
 
-@pytest.mark.parametrize("method", methods((0.3, 0.8)), ids=lambda method: method.name)
+@pytest.mark.parametrize("method", compared_methods((0.3, 0.8)), ids=lambda method: method.name)
 def test_a_method_s_variance_is_that_of_whole_batches(method: Method, estimated: Moments) -> None:
     density = DensityTable.uniform() if method.target is None else SKEWED
     predicted = coefficients(method, density, TABLE_EDGES, BATCH).variance(estimated)
@@ -114,7 +116,7 @@ def test_moments_meet_their_closed_forms(estimated: Moments) -> None:
     pair = np.where(rate <= 0.5, (1 - 2 * rate) / (2 * rate), (2 * rate - 1) * (1 - rate) / (2 * rate**2))
     mirror = np.mean(scale * (s * pair + squared), axis=1)
     assert estimated.single == pytest.approx(single, rel=0.08)
-    assert estimated.mirror == pytest.approx(mirror, rel=0.08)
+    assert estimated.paired["mirror"] == pytest.approx(mirror, rel=0.08)
     assert estimated.same_t == pytest.approx(np.mean(scale, axis=1) * squared, rel=0.25)
     overall = means.mean(axis=0)
     at = np.mean(1 + grid, axis=1)
@@ -132,7 +134,7 @@ def test_a_b_and_c_meet_their_closed_forms(estimated: Moments) -> None:
         "B": (7 / 3 - 9 / 4) * np.mean(np.sum(means**2, axis=1)),
         "C": 9 / 4 * np.sum(means.var(axis=0)),
     }
-    found = parts(estimated, WIDTHS)
+    found = decompose(estimated, WIDTHS)
     assert found["A"] == pytest.approx(expected["A"], rel=0.1)
     assert found["C"] == pytest.approx(expected["C"], rel=0.25)
     assert found["B"] == pytest.approx(expected["B"], abs=0.03 * expected["A"])
@@ -144,7 +146,7 @@ def test_decomposition_of_the_loss_has_intervals_that_hold_the_truth() -> None:
     for _ in range(1500):
         kind = int(rng.integers(len(SLOPES)))
         draws = toy_draws(kind, rng)
-        loss = Draws(draws.single[:, :1], draws.mirror, draws.complement)  # the first number as the loss
+        loss = Draws(draws.single[:, :1], draws.paired)  # the first number as the loss
         samples.append(sample_statistics(loss))
         means.append(loss.single.reshape(16, 3).mean(dim=1).numpy())
         t = rng.random(PLAIN)
@@ -169,9 +171,9 @@ def test_leaving_a_group_out_is_measuring_without_it(
     measured: tuple[list[SampleStatistics], np.ndarray, np.ndarray],
 ) -> None:
     samples, groups, products = measured
-    without = moments(samples, groups, products, left_out=5)
+    without = compute_moments(samples, groups, products, left_out=5)
     kept = [sample for sample, group in zip(samples, groups, strict=True) if group != 5]
     places = [place for place in range(12) if place != 5]
-    again = moments(kept, groups[groups != 5], products[places][:, :, places])
+    again = compute_moments(kept, groups[groups != 5], products[places][:, :, places])
     assert without.mean == pytest.approx(again.mean)
     assert without.single == pytest.approx(again.single)

@@ -1,4 +1,7 @@
-"""Seconds and memory of several paths, taken in turn so that a machine's moods meet all of them alike."""
+"""Seconds and memory of loss paths.
+
+The caller runs the paths in turn, so that fluctuations of the machine affect all paths alike.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +13,7 @@ from typing import Literal
 
 import torch
 
-from mdmscale.analysis.bench.paths import Path as LossPath
-from mdmscale.analysis.bench.paths import prepare
+from mdmscale.analysis.bench.paths import LossPath, set_attention
 from mdmscale.analysis.bench.work import Sizes
 from mdmscale.data.batch import Batch
 from mdmscale.models.mdm import MaskedDiffusionModel
@@ -21,16 +23,16 @@ FreedMemory = Literal["own", "kept", "returned"]
 
 
 @dataclass
-class Result:
-    """What was seen of a path: forward and backward, in each round."""
+class PathResult:
+    """Measurements of a path: forward and backward, in each round."""
 
     path: LossPath
-    num_tokens: int  # clean ones of a step; those of a pair count once
-    num_masked: int  # positions in all rows
-    num_row_tokens: int  # in all rows, without padding
-    num_row_pairs: int  # what attention takes
+    num_tokens: int  # clean tokens of a step; the two rows of a pair count once
+    num_masked: int  # masked positions in all rows
+    num_row_tokens: int  # tokens in all rows, without padding
+    num_position_pairs: int  # pairs of positions that attention computes
     loss: float = 0.0
-    memory: int | None = None  # bytes above what was there before: the most of a step; None: not known here
+    memory: int | None = None  # peak bytes of a step above those before it; None: cannot be measured here
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -38,8 +40,8 @@ class Result:
         return self.num_tokens / median(self.seconds)
 
 
-class Bench:
-    """A path's batches on the device, and its step."""
+class PathBench:
+    """Runs and measures the steps of one path."""
 
     def __init__(self, model: MaskedDiffusionModel, path: LossPath, sizes: Sizes) -> None:
         self.model = model
@@ -49,25 +51,25 @@ class Bench:
         first = self.batches[0]
         rows = sum(rows_of(batch) for batch in self.batches)
         num_row_tokens = sum(batch.num_tokens for batch in self.batches)
-        self.result = Result(
+        self.result = PathResult(
             path,
             num_tokens=num_row_tokens * first.num_draws // rows,
             num_masked=sum(len(batch.positions) for batch in self.batches),
             num_row_tokens=num_row_tokens,
-            num_row_pairs=sum(batch.num_token_pairs for batch in self.batches),
+            num_position_pairs=sum(batch.num_token_pairs for batch in self.batches),
         )
 
     def step(self) -> torch.Tensor:
-        """One forward and backward; gradients end up in the parameters, those of before are dropped."""
-        prepare(self.model, self.path)
+        """One forward and backward. Replaces the gradients in the parameters."""
+        set_attention(self.model, self.path)
         self.model.zero_grad(set_to_none=True)
         loss = self.path.loss(self.model, self.batches)
         loss.backward()
         return loss.detach()
 
     def warm_up(self) -> None:
-        """The first step, which allocates, compiles and chooses kernels; its memory and loss are kept."""
-        return_freed_memory()  # before the first step, or blocks that it leaves apart would count as taken
+        """Run a step that allocates, compiles and selects kernels, then record memory and loss of another."""
+        return_freed_memory()  # before the first step: blocks that it leaves fragmented would count as used
         self.step()
         self.model.zero_grad(set_to_none=True)
         with peak_above(self.device) as peak:
@@ -77,7 +79,10 @@ class Bench:
         self.result.loss = float(loss)
 
     def time(self, freed_memory: FreedMemory) -> None:
-        """One more round, after a step that finds memory as the path before it left it."""
+        """Time one round.
+
+        On the CPU an untimed step comes first, because other paths have changed the allocator.
+        """
         if self.device.type == "cpu":
             is_kept = freed_memory == "kept" or (freed_memory == "own" and self.path.ours)
             if is_kept:
@@ -93,7 +98,7 @@ def rows_of(batch: Batch) -> int:
 
 
 def seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    """The time that `step` takes, the device's work included."""
+    """The duration of `step`, including its work on the device."""
     synchronise(device)
     started = time.perf_counter()
     step()
@@ -113,9 +118,10 @@ class Peak:
 
 @contextmanager
 def peak_above(device: torch.device) -> Iterator[Peak]:
-    """The most memory that is taken meanwhile, above what was taken before.
+    """The peak of memory inside the `with` block, above the memory in use before it.
 
-    On CUDA tensors'; on Linux this process's resident memory, whose high-water mark can be reset.
+    On CUDA this counts tensors. On Linux it counts the resident memory of the process, whose high-water mark
+    can be reset.
     """
     peak = Peak()
     if device.type == "cuda":
@@ -124,7 +130,7 @@ def peak_above(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
-    return_freed_memory()  # or what is free would be taken again unseen
+    return_freed_memory()  # memory that is free but still resident would be reused without being counted
     resident = None
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS
@@ -135,6 +141,6 @@ def peak_above(device: torch.device) -> Iterator[Peak]:
 
 
 def _status(name: str) -> int:
-    """A line of /proc/self/status in bytes."""
+    """A value of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

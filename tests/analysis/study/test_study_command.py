@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import run_script, tiny_values
 
-from mdmscale.analysis.study.methods import METHODS, overrides
+from mdmscale.analysis.study.methods import METHODS, method_overrides
 from mdmscale.config.loading import load_config
 from mdmscale.config.run import RunConfig
 from mdmscale.data.preparation.arithmetic import problems
@@ -35,7 +35,7 @@ def study(corpus: Path, tmp_path: Path) -> list[str]:
 def test_methods_have_equal_rows(tiny: dict[str, Any], method: str, tmp_path: Path) -> None:
     base = RunConfig.model_validate(copy.deepcopy(tiny))
     (tmp_path / "config.yaml").write_text(json.dumps(tiny))
-    config = load_config(tmp_path / "config.yaml", overrides(base, method))
+    config = load_config(tmp_path / "config.yaml", method_overrides(base, method))
     assert config.diffusion.copies * config.train.global_batch_size == 2 * base.train.global_batch_size
     assert config.diffusion.copies * config.train.micro_batch_size == 2 * base.train.micro_batch_size
     assert config.diffusion.t_sampler == METHODS[method]["t_sampler"]

@@ -1,4 +1,4 @@
-"""The measuring pass of the report: samples in rounds, shared out over the ranks, within a budget."""
+"""Collect the statistics of the report: samples in rounds, distributed over the ranks, within a budget."""
 
 import re
 import time
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mdmscale.analysis.variance.draws import PLAIN, SINGLES, Drawer, SampleDraws
+from mdmscale.analysis.variance.maskings import PAIRED
 from mdmscale.analysis.variance.moments import GroupSums, SampleStatistics, sample_statistics
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.uniforms import Stream, generator
@@ -19,21 +20,21 @@ from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 
 MIN_GROUPS = 12
-# Above it a rank's sums of gradients (groups x cells x parameters) take more memory than most have to spare.
+# More would need more memory than most machines have: a rank sums groups x cells x parameters.
 MAX_PARAMETERS = 4_000_000
-# Norm weights: few, at every depth, and their gradients see all of a layer's activations.
+# Norm weights are few, exist at every depth, and their gradients depend on all activations of a layer.
 LARGE_MODEL_PATTERN = r"norm\.weight$"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When to stop: after so many samples, or so many seconds; one of them is None."""
+    """When to stop: after a number of samples or of seconds. The other one is None."""
 
     num_samples: int | None
     seconds: float | None
 
     def share_spent(self, num_samples: int, seconds: float) -> float:
-        """How much of the budget is spent; 1 or more ends the pass."""
+        """The share of the budget that is used; 1 or more ends the collection."""
         if self.num_samples is not None:
             return num_samples / self.num_samples
         assert self.seconds is not None
@@ -41,8 +42,8 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """What the pass gives, the same on every rank.
+class CollectedStatistics:
+    """The collected statistics, the same on every rank.
 
     plain: float64 [samples, PLAIN]. mean_losses, proxy (squared logit-gradient norms): float64 [samples, K].
     loss_products, gradient_products: float64 [groups, K, groups, K].
@@ -63,18 +64,18 @@ class Measured:
 
     @property
     def num_rows(self) -> int:
-        """Forward rows of the pass: single draws, two pairs of two, and the plain draws."""
+        """Forward rows that were computed: single draws, pairs of two rows, and plain draws."""
         cells = self.proxy.shape[1]
-        return self.num_samples * (cells * (SINGLES + 4) + PLAIN)
+        return self.num_samples * (cells * (SINGLES + 2 * len(PAIRED)) + PLAIN)
 
 
 def choose_parameters(model: torch.nn.Module, pattern: str | None) -> tuple[str, list[torch.nn.Parameter]]:
-    """The parameters whose gradients are measured, and the pattern that names them ("" for all).
+    """The parameters whose gradients are measured, and the pattern that selects them ("" for all).
 
-    The others are frozen, so that backward does not compute theirs.
+    All others are frozen, so that backward does not compute their gradients.
 
     Raises:
-        UserError: where the pattern matches none, or too many.
+        UserError: if the pattern matches no parameters or too many.
     """
     named = dict(model.named_parameters())
     if pattern is None:
@@ -97,17 +98,17 @@ def choose_parameters(model: torch.nn.Module, pattern: str | None) -> tuple[str,
     return pattern, list(chosen.values())
 
 
-def measure(
+def collect_statistics(
     drawer: Drawer,
     source: SampleSource,
     seed: int,
     budget: Budget,
     ranks: Ranks,
     progress: Callable[[float, int], None],
-) -> Measured:
-    """Draw samples in rounds of one a group until the budget is spent.
+) -> CollectedStatistics:
+    """Draw samples, in rounds of one for each group, until the budget is spent.
 
-    `progress` is told the share of the budget that is spent, and the samples so far.
+    progress: called with the share of the budget that is used and the number of samples so far.
     """
     num_groups = -(-max(MIN_GROUPS, ranks.world_size) // ranks.world_size) * ranks.world_size
     cells = len(drawer.edges) - 1
@@ -116,7 +117,7 @@ def measure(
     loss_sums = GroupSums(num_groups, cells, 1, ranks)
     mine: list[tuple[int, SampleStatistics, SampleStatistics, np.ndarray, np.ndarray, np.ndarray]] = []
     started, spent, rounds = time.monotonic(), 0.0, 0
-    while spent < 1 or rounds < 2:  # U-statistics need two samples even without one group
+    while spent < 1 or rounds < 2:  # leaving out a group must leave two samples for U-statistics
         for group in gradient_sums.mine:
             index = rounds * num_groups + group
             draws = drawer.draw(source.train_sample(index), generator(seed, Stream.VARIANCE, index))
@@ -125,13 +126,13 @@ def measure(
             mine.append((index, *_statistics(draws)))
         rounds += 1
         share = budget.share_spent(rounds * num_groups, time.monotonic() - started)
-        spent = on_first_rank(ranks, partial(float, share))  # by rank 0's clock
+        spent = on_first_rank(ranks, partial(float, share))  # rank 0's clock decides for all
         progress(spent, rounds * num_groups)
     parts: list[list] = [[] for _ in range(ranks.world_size)]
     dist.all_gather_object(parts, mine)
     rows = sorted((row for part in parts for row in part), key=lambda row: row[0])
     indices, loss, gradient, plain, mean_losses, proxy = zip(*rows, strict=True)
-    return Measured(
+    return CollectedStatistics(
         list(loss),
         list(gradient),
         np.array(indices) % num_groups,

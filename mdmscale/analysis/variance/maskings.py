@@ -1,0 +1,26 @@
+"""What the report must know of each `diffusion.masking`: its name, its noise and the t of its rows.
+
+This is the only module of the report that names maskings.
+"""
+
+import numpy as np
+
+from mdmscale.config.diffusion import DiffusionSection
+from mdmscale.diffusion.noise import Noise
+
+SINGLE = "bernoulli"  # one row a sample
+MIRROR, COMPLEMENT = "mirror", "complement"
+PAIRED = (MIRROR, COMPLEMENT)  # two rows a sample
+MASKINGS = (SINGLE, *PAIRED)
+
+
+def noise_of(masking: str, options: DiffusionSection) -> Noise:
+    """The noise of `masking` under the config's other options, without ISAD and SyRM."""
+    return Noise(options.model_copy(update={"masking": masking, "isad": None, "syrm": None}))
+
+
+def row_times(masking: str, t: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The t of each row of a sample at `t`."""
+    if masking == SINGLE:
+        return (t,)
+    return (t, 1 - t) if masking == COMPLEMENT else (t, t)
