@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from analysis.planning.conftest import SMALL
-from conftest import ROOT, run_ranks, tiny_values
+from conftest import ROOT, launch_ranks, tiny_values
 from data.measure import fitted_sampler, make_config, make_loader, open_corpus, write_documents
 from transformers import AutoModelForCausalLM
 
@@ -75,7 +75,9 @@ def test_a_bf16_run_trains_and_exports(corpus: Path, tmp_path: Path, stage: int)
     values["parallel"] = {"zero_stage": stage}
     values["train"]["steps"] = 60
     (tmp_path / "config.yaml").write_text(json.dumps(values))
-    run_ranks(1, ROOT / "launchers" / "train.py", "--config", str(tmp_path / "config.yaml"))
+    process = launch_ranks(1, ROOT / "launchers" / "train.py", "--config", str(tmp_path / "config.yaml"))
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
     losses = [record["loss"] for record in read_metrics(tmp_path / "tiny")]
     assert sum(losses[-10:]) < sum(losses[:10])
     assert (tmp_path / "tiny" / "hf" / "model.safetensors").is_file()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mdmscale.data import tokenizer as tokenizer_module
+from mdmscale.models import tokenizer as tokenizer_module
 from mdmscale.models.tokenizer import load_tokenizer, train_tokenizer
 from mdmscale.system.errors import UserError
 

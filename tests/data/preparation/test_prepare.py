@@ -1,14 +1,13 @@
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_script
 
-from mdmscale.data import prepare
 from mdmscale.data.indexed import IndexedShard
+from mdmscale.data.preparation import prepare
 from mdmscale.data.preparation.prepare_command import main
 from mdmscale.data.preparation.shard_set import unigram_entropy
 from mdmscale.models.tokenizer import load_tokenizer
@@ -58,7 +57,7 @@ def test_unigram_entropy():
 
 
 def test_any_number_of_workers_writes_the_same_bytes(corpus, tokenizer_folder, tmp_path, monkeypatch):
-    from mdmscale.data import encode
+    from mdmscale.data.preparation import encode
 
     monkeypatch.setattr(encode, "_BATCH_CHARACTERS", 40_000)
     for workers in (1, 2):
@@ -140,14 +139,7 @@ def test_prompts_and_responses(tokenizer_folder, tmp_path):
 
 
 def test_the_command_reports_mistakes_in_one_line_at_once(tmp_path):
-    command = [
-        sys.executable,
-        "tools/prepare_data.py",
-        "nowhere.txt",
-        "--tokenizer",
-        "x",
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = run_script(
+        "tools/prepare_data.py", "nowhere.txt", "--tokenizer", "x", "--output", str(tmp_path / "o")
+    )
     assert (done.returncode, done.stderr) == (2, "error: input 'nowhere.txt': no such file or folder\n")
