@@ -25,11 +25,14 @@ train: $(VENV)/.train data/quickstart/dataset.json
 data/quickstart/dataset.json: | $(VENV)/.train
 	python tools/prepare_data.py stdlib --train-tokenizer 1024 --output data/quickstart
 
+# Two workers share out the files, each file's fixtures being made once; a core for each.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.dev
-	python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.dev
-	python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(VENV)/.dev
 	ruff format --check .

@@ -7,7 +7,6 @@ import pytest
 import torch
 from analysis.planning.conftest import SMALL
 from conftest import ROOT, launch_ranks, tiny_values
-from data.measure import fitted_sampler, make_config, make_loader, open_corpus, write_documents
 from transformers import AutoModelForCausalLM
 
 from mdmscale.analysis.planning.job import make_job
@@ -22,6 +21,7 @@ from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.packed_attention import PackedRows, packed_attention
 from mdmscale.models.recomputation import recompute_activations
 from mdmscale.training.metrics import read_metrics
+from tools.measure_data import fitted_sampler, make_config, make_loader, open_corpus, write_documents
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ import pytest
 from conftest import run_script
 
 from mdmscale.data.indexed import IndexedShard
-from mdmscale.data.preparation import prepare
+from mdmscale.data.preparation import prepare_command as prepare
 from mdmscale.data.preparation.prepare_command import main
 from mdmscale.data.preparation.shard_set import unigram_entropy
 from mdmscale.models.tokenizer import load_tokenizer
