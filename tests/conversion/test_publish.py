@@ -108,7 +108,7 @@ def test_a_disk_that_fills_up_midway(source: Path, tmp_path: Path) -> None:
 SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
-from mdmscale.conversion import weight_writer
+from mdmscale.weights import weight_writer
 from mdmscale.conversion.importing import ImportOptions, import_model
 
 def save_slowly(*arguments, **options):
@@ -125,7 +125,7 @@ def test_killed_midway_nothing_loads_and_the_next_try_cleans_up(source: Path, tm
     job = start_script(str(source / "slowly.py"), str(source), str(tmp_path / "ours"))
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob(".unfinished-ours/*.safetensors"))) < 2:
-        assert job.poll() is None and time.monotonic() < deadline
+        assert job.poll() is None and time.monotonic() < deadline, job.stderr
         time.sleep(0.01)
     job.kill()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-ours", "llada"]
