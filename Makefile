@@ -25,8 +25,9 @@ train: $(VENV)/.train data/quickstart/dataset.json
 data/quickstart/dataset.json: | $(VENV)/.train
 	python tools/prepare_data.py stdlib --train-tokenizer 1024 --output data/quickstart
 
-# Two workers share out the files, each file's fixtures being made once; a core for each.
-PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+# Two workers share the files, one core each. A file stays with one worker, which makes its fixtures once.
+# tests/conftest.py orders the files, the longest first.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev
 	$(PYTEST) -m "not slow"

@@ -23,6 +23,22 @@ ROOT = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
 
 
+@pytest.hookimpl(trylast=True)  # when `-m` has deselected tests
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files by length, so that no worker of pytest-xdist is left with a long one at the end.
+
+    First the files with a test that has a longer timeout, then those that start ranks, then the rest.
+    """
+
+    def key(item: pytest.Item) -> int:
+        return 0 if item.get_closest_marker("timeout") else 1 if item.get_closest_marker("distributed") else 2
+
+    longest: dict[Path, int] = {}
+    for item in items:
+        longest[item.path] = min(key(item), longest.get(item.path, 2))
+    items.sort(key=lambda item: longest[item.path])
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a 512-token tokenizer and one shard: a few files of the standard library."""

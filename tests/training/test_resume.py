@@ -190,9 +190,9 @@ def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) ->
 def test_a_signal_to_all_processes_stops_with_a_checkpoint(
     tiny: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:
-    """As by Ctrl-C or scancel, which the workers that make batches get too. None of them is left."""
+    """As by Ctrl-C or scancel, which the worker that makes batches gets too. No process is left."""
     tiny["train"]["steps"] = 100_000
-    tiny["data"]["num_workers"] = 2
+    tiny["data"]["num_workers"] = 1
     tiny["diffusion"] = {"masking": "mirror"}
     tiny["logging"]["every"] = 1
     job = start_script(str(LAUNCHER), "--config", write(tmp_path / "config.yaml", tiny))
