@@ -25,11 +25,15 @@ train: $(VENV)/.train data/quickstart/dataset.json
 data/quickstart/dataset.json: | $(VENV)/.train
 	python tools/prepare_data.py stdlib --train-tokenizer 1024 --output data/quickstart
 
+# Two workers share the files, one core each. A file stays with one worker, which makes its fixtures once.
+# tests/conftest.py orders the files, the longest first.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev
-	python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.dev
-	python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(VENV)/.dev
 	ruff format --check .

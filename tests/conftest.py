@@ -1,10 +1,12 @@
 """Shared fixtures: a tiny real corpus, configs on it, and real ranks."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from workers.forked import Job
 
 if TYPE_CHECKING:
     from mdmscale.parallel.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
+
+
+@pytest.hookimpl(trylast=True)  # when `-m` has deselected tests
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order files by length, so that no worker of pytest-xdist is left with a long one at the end.
+
+    First the files with a test that has a longer timeout, then those that start ranks, then the rest.
+    """
+
+    def key(item: pytest.Item) -> int:
+        return 0 if item.get_closest_marker("timeout") else 1 if item.get_closest_marker("distributed") else 2
+
+    longest: dict[Path, int] = {}
+    for item in items:
+        longest[item.path] = min(key(item), longest.get(item.path, 2))
+    items.sort(key=lambda item: longest[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -124,21 +143,16 @@ def without_ranks() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
 
 
-def start_ranks(num_ranks: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start `script` on real gloo ranks through torchrun, in a process group of its own, on a free port."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(num_ranks),
-    ]
-    environment = without_ranks()
+def launch_ranks(num_ranks: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start `script` through torchrun, for tests of the launch itself; others use `start_ranks`.
+
+    Its processes are a group of their own, on a free port.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.Popen(
-        [*command, str(script), *arguments],
+        [*command, "--nproc-per-node", str(num_ranks), str(script), *arguments],
         cwd=ROOT,
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env={**without_ranks(), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -146,19 +160,32 @@ def start_ranks(num_ranks: int, script: Path, *arguments: str) -> subprocess.Pop
     )
 
 
+def start_ranks(num_ranks: int, script: Path, *arguments: str) -> Job:
+    """Start `script` on real gloo ranks, which are forks of a warm process. They share one output."""
+    return Job([str(script), *arguments], num_ranks, ROOT, without_ranks())
+
+
 def run_ranks(num_ranks: int, script: Path, *arguments: str, timeout: float = 400) -> str:
     """`start_ranks` to its end. Returns what it printed; fails with that when the status is not 0."""
-    process = start_ranks(num_ranks, script, *arguments)
+    job = start_ranks(num_ranks, script, *arguments)
     try:
-        output, _ = process.communicate(timeout=timeout)
+        status = job.wait(timeout)
     finally:
-        kill_group(process)
-    assert process.returncode == 0, output
-    return output
+        job.kill()
+    assert status == 0, job.stdout
+    return job.stdout
+
+
+def train_all(num_ranks: int, batch: list[dict[str, Any]], timeout: float = 400) -> str:
+    """Train the configs of these values in turn, on ranks of one process group. Returns what they printed."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(batch, file)
+        file.flush()
+        return run_ranks(num_ranks, WORKERS / "train_many.py", file.name, timeout=timeout)
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """SIGKILL a started process and all that it started."""
+    """SIGKILL a launched process and all that it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -166,8 +193,16 @@ def kill_group(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def run_script(*command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run a Python script of the repository as a user would, from its root."""
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
-    )
+def start_script(*command: str) -> Job:
+    """Start a Python script of the repository from its root as a user would, in a fork of a warm process."""
+    return Job(list(command), 0, ROOT, without_ranks(), join_output=False)
+
+
+def run_script(*command: str, timeout: float = 300) -> Job:
+    """`start_script` to its end, whatever its status."""
+    job = start_script(*command)
+    try:
+        job.wait(timeout)
+    finally:
+        job.kill()
+    return job

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from analysis.planning.conftest import SMALL
-from conftest import ROOT, run_ranks, tiny_values
-from data.measure import fitted_sampler, make_config, make_loader, open_corpus, write_documents
+from conftest import ROOT, launch_ranks, tiny_values
 from transformers import AutoModelForCausalLM
 
 from mdmscale.analysis.planning.memory import memory_of
@@ -22,6 +21,7 @@ from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.packed_attention import PackedRows, packed_attention
 from mdmscale.models.recomputation import recompute_activations
 from mdmscale.training.metrics import read_metrics
+from tools.measure_data import fitted_sampler, make_config, make_loader, open_corpus, write_documents
 
 pytestmark = [
     pytest.mark.gpu,
@@ -75,7 +75,9 @@ def test_a_bf16_run_trains_and_exports(corpus: Path, tmp_path: Path, stage: int)
     values["parallel"] = {"zero_stage": stage}
     values["train"]["steps"] = 60
     (tmp_path / "config.yaml").write_text(json.dumps(values))
-    run_ranks(1, ROOT / "launchers" / "train.py", "--config", str(tmp_path / "config.yaml"))
+    process = launch_ranks(1, ROOT / "launchers" / "train.py", "--config", str(tmp_path / "config.yaml"))
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
     losses = [record["loss"] for record in read_metrics(tmp_path / "tiny")]
     assert sum(losses[-10:]) < sum(losses[:10])
     assert (tmp_path / "tiny" / "hf" / "model.safetensors").is_file()
@@ -88,7 +90,7 @@ def test_batches_made_ahead_are_pinned_and_the_same(tmp_path: Path) -> None:
     with Prefetcher(loader, None, torch.device("cuda")) as prefetcher:
         for step in range(6):
             pinned, plain = (each.micro_batches(step, sampler) for each in (prefetcher, loader))
-            for (batch,), (other,) in zip(pinned, plain, strict=True):
+            for batch, other in zip(pinned, plain, strict=True):
                 assert batch.input_ids.is_pinned() and batch.weights.is_pinned()
                 for name, value in batch.to(torch.device("cuda")).model_inputs.items():
                     expected = other.model_inputs[name]

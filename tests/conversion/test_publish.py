@@ -1,17 +1,12 @@
 """Interrupted conversions: nothing under the final name, nothing lost that was there."""
 
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import run_script, start_script
 from conversion.folders import (
     LLADA,
     assert_same_bytes,
@@ -49,23 +44,22 @@ def test_destinations_that_would_destroy_something(tmp_path: Path, source: Path)
         check_destination(source, tmp_path / "photos", overwrite=True)
 
 
-CONVERT = [sys.executable, str(ROOT / "tools" / "convert.py")]
+CONVERT = "tools/convert.py"
+# The system's own refusal of a write, as a full disk gives, once a file has 40,000 bytes.
+LIMITED = """
+import resource, signal, sys
+from mdmscale.conversion.convert_command import main
+from mdmscale.system.errors import run_command
 
-
-def limit_files() -> None:
-    """The system's own refusal of a write, as a full disk gives, once a file has 40,000 bytes."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+sys.exit(run_command(lambda: main(sys.argv[1:])))
+"""
 
 
 def test_a_disk_that_fills_up_midway(source: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [*CONVERT, "import", str(source), str(tmp_path / "ours")],
-        preexec_fn=limit_files,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (source / "limited.py").write_text(LIMITED)
+    done = run_script(str(source / "limited.py"), "import", str(source), str(tmp_path / "ours"))
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert "model.safetensors: cannot be written: " in line and "File too large" in line
@@ -89,17 +83,15 @@ import_folder(Path(sys.argv[1]), Path(sys.argv[2]), ImportOptions(max_shard_byte
 
 
 def test_killed_midway_nothing_loads_and_the_next_try_cleans_up(source: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_IMPORT, str(source), str(tmp_path / "ours")], stderr=subprocess.DEVNULL
-    )
+    (source / "slowly.py").write_text(SLOW_IMPORT)
+    job = start_script(str(source / "slowly.py"), str(source), str(tmp_path / "ours"))
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob(".unfinished-ours/*.safetensors"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert job.poll() is None and time.monotonic() < deadline, job.stderr
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    job.kill()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-ours", "llada"]
-    done = subprocess.run([*CONVERT, "import", str(source), str(tmp_path / "ours")], check=False)
+    done = run_script(CONVERT, "import", str(source), str(tmp_path / "ours"))
     assert done.returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llada", "ours"]
     assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == ["config.json", "model.safetensors"]

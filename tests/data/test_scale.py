@@ -11,7 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.measure import (
+
+from mdmscale.data import shards, token_source
+from mdmscale.data.indexed import CHECKED_SEQUENCES, IndexedShard, bin_path
+from mdmscale.data.sft_shard import SFTShard
+from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint
+from tools.measure_data import (
     BATCH,
     Writer,
     fitted_sampler,
@@ -24,11 +29,6 @@ from data.measure import (
     write_sequences,
     write_shards,
 )
-
-from mdmscale.data import shards, token_source
-from mdmscale.data.indexed import CHECKED_SEQUENCES, IndexedShard, bin_path
-from mdmscale.data.sft_shard import SFTShard
-from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint
 
 LENGTH = 16
 

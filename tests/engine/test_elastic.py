@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORKERS, run_ranks, tiny_values
+from conftest import tiny_values, train_all
 from transformers import AutoModelForCausalLM
 
 from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
@@ -59,7 +59,7 @@ def run_values(corpus: Path, folder: Path, name: str, dtype: str, stage: int) ->
 
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sources and what goes on from them: launches on 1, 2 and 1 ranks, each finding what it starts from."""
+    """Sources and what goes on from them: jobs on 1, 2 and 1 ranks, each finding what it starts from."""
     folder = tmp_path_factory.mktemp("runs")
 
     def source(dtype: str, ranks: int, stage: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return values | {"checkpoint": values["checkpoint"] | {"resume": str(start)}}
 
     targets = SAME_STAGE + OTHER_STAGE
-    launches = [
+    jobs = [
         (1, [source(dtype, 1, stage) for dtype, stage in SOURCES]),
         (
             2,
@@ -82,9 +82,8 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (1, [target(*each) for each in targets if each[3] == 1]),
     ]
-    for number, (ranks, batch) in enumerate(launches):
-        (folder / f"{number}.json").write_text(json.dumps(batch))
-        run_ranks(ranks, WORKERS / "train_many.py", str(folder / f"{number}.json"))
+    for ranks, batch in jobs:
+        train_all(ranks, batch)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORKERS, run_ranks, tiny_values
+from conftest import tiny_values, train_all
 from safetensors.torch import load_file
 
 from mdmscale.config.run import RunConfig
@@ -43,12 +42,6 @@ def values_of(corpus: Path, folder: Path, name: str, dtype: str, layout: str) ->
     return values
 
 
-def train(folder: Path, batch: list[dict[str, Any]]) -> None:
-    file = folder / "batch.json"
-    file.write_text(json.dumps(batch))
-    run_ranks(2, WORKERS / "train_many.py", str(file))
-
-
 def losses(run: Path) -> np.ndarray:
     return np.array([record["loss"] for record in read_metrics(run)])
 
@@ -75,14 +68,14 @@ RESUMED = [
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every layout uninterrupted, and every pair of them with the second going on from half of the first."""
     folder = tmp_path_factory.mktemp("nvme")
-    train(folder, [values_of(corpus, folder, f"{dtype}-{layout}", dtype, layout) for dtype, layout in WHOLE])
+    train_all(2, [values_of(corpus, folder, f"{dtype}-{layout}", dtype, layout) for dtype, layout in WHOLE])
     second_halves = []
     for dtype, first, second in RESUMED:
         name = f"{dtype}-{first}-{second}"
         shutil.copytree(folder / f"{dtype}-{first}", folder / name)
         shutil.rmtree(folder / name / "checkpoints" / "step-00000020")
         second_halves.append(values_of(corpus, folder, name, dtype, second))
-    train(folder, second_halves)
+    train_all(2, second_halves)
     return folder
 
 

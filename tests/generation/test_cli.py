@@ -2,14 +2,15 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import run_ranks, run_script, start_script
 from rich.console import Console
+from workers.forked import Job
 
 from mdmscale.generation import (
     GenerationOptions,
@@ -26,9 +27,8 @@ from mdmscale.system.errors import UserError
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
 
 
-def run_tool(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *launcher, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+def run_tool(*arguments: object) -> Job:
+    return run_script(str(TOOL), *map(str, arguments))
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -142,20 +142,18 @@ def test_ranks_share_a_file_and_an_interrupted_command_continues(model_folder: P
 
     shared = tmp_path / "shared.jsonl"
     half = tmp_path / "shared.jsonl.partial-0"
-    command = [str(part) for part in (TOOL, model_folder, *options, "--output", shared)]
-    killed = subprocess.Popen([sys.executable, "-c", SLOWLY, *command], stderr=subprocess.PIPE, text=True)
+    (tmp_path / "slowly.py").write_text(SLOWLY)
+    arguments = [str(part) for part in (model_folder, *options, "--output", shared)]
+    killed = start_script(str(tmp_path / "slowly.py"), *arguments)
     deadline = time.monotonic() + 120
     while not (half.exists() and half.read_bytes().count(b"\n") >= 3):
-        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[1]
+        assert killed.poll() is None and time.monotonic() < deadline, killed.stderr
         time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
     assert not shared.exists()
 
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    result = run_tool(model_folder, *options, "--output", shared, launcher=launcher)
-    assert result.returncode == 0, result.stderr
-    assert "continuing after" in result.stderr and "shared.jsonl: 7 lines" in result.stderr
+    output = run_ranks(2, TOOL, *arguments)
+    assert "continuing after" in output and "shared.jsonl: 7 lines" in output
     assert shared.read_bytes() == alone.read_bytes()
     assert not list(tmp_path.glob("*.partial-*"))
 
@@ -170,7 +168,7 @@ def append_and_wait(self, lines):
     append(self, lines)
     time.sleep(2)
 PartialOutput.append = append_and_wait
-main(sys.argv[2:])
+main(sys.argv[1:])
 """
 
 

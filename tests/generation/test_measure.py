@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from generation.measure import WIDTH, make_tests, measure, open_model, train_model
 
 from mdmscale.generation import GenerationOptions
+from tools.measure_generation import WIDTH, make_tests, measure, open_model, train_model
 
 
 @pytest.mark.slow

@@ -1,14 +1,13 @@
 """One rank's run on ranks that share models and sequences, or with state kept elsewhere: the same numbers."""
 
 import copy
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORKERS, run_ranks, tiny_values
+from conftest import tiny_values, train_all
 from safetensors.torch import load_file
 
 from mdmscale.config.run import RunConfig
@@ -78,18 +77,12 @@ def run_values(corpus: Path, folder: Path, kind: str, ranks: int, parallel: dict
     return values
 
 
-def train_all(folder: Path, ranks: int, batch: list[dict[str, Any]]) -> None:
-    file = folder / f"{batch[0]['run']['name']}.json"
-    file.write_text(json.dumps(batch))
-    run_ranks(ranks, WORKERS / "train_many.py", str(file))
-
-
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder: every kind on one rank, and the quick layouts on two."""
     folder = tmp_path_factory.mktemp("runs")
-    train_all(folder, 1, [run_values(corpus, folder, kind, 1, {"zero_stage": 0}) for kind in KINDS])
-    train_all(folder, 2, [run_values(corpus, folder, kind, 2, parallel) for kind, parallel in QUICK])
+    train_all(1, [run_values(corpus, folder, kind, 1, {"zero_stage": 0}) for kind in KINDS])
+    train_all(2, [run_values(corpus, folder, kind, 2, parallel) for kind, parallel in QUICK])
     return folder
 
 
@@ -97,9 +90,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slow_runs(runs: Path, corpus: Path) -> Path:
     """The same folder with the slow layouts too."""
     for ranks, layouts in SLOW.items():
-        train_all(
-            runs, ranks, [run_values(corpus, runs, kind, ranks, parallel) for kind, parallel in layouts]
-        )
+        train_all(ranks, [run_values(corpus, runs, kind, ranks, parallel) for kind, parallel in layouts])
     return runs
 
 
@@ -180,9 +171,9 @@ def test_runs_go_on_with_other_sharing(runs: Path, corpus: Path, tmp_path: Path)
         values = run_values(corpus, tmp_path, "plain", ranks, parallel)
         values["run"]["name"] = f"resumed-{number}"
         values["checkpoint"] = {"every": 10, "keep": 0}
-        train_all(tmp_path, ranks, [values])
+        train_all(ranks, [values])
         shutil.rmtree(tmp_path / f"resumed-{number}" / "checkpoints" / "step-00000020")
-        train_all(tmp_path, other_ranks, [{**values, "parallel": other}])
+        train_all(other_ranks, [{**values, "parallel": other}])
         np.testing.assert_allclose(series(tmp_path / f"resumed-{number}", "loss"), expected, rtol=1e-5)
 
 

@@ -1,14 +1,13 @@
 """The same run on other ranks, micro-batches and ZeRO stages: one objective, one noise, one result."""
 
 import copy
-import json
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORKERS, run_ranks, tiny_values
+from conftest import tiny_values, train_all
 
 from mdmscale.training.metrics import read_metrics
 
@@ -51,15 +50,14 @@ def run_values(corpus: Path, folder: Path, kind: str, ranks: int, micro: int, st
 
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of all runs of this module: one launch on 1 rank and one on 2."""
+    """The output folder of all runs of this module: one job on 1 rank and one on 2."""
     folder = tmp_path_factory.mktemp("runs")
     for ranks in (1, 2):
         batch = [run_values(corpus, folder, "plain", *layout) for layout in LAYOUTS if layout[0] == ranks]
         for kind in VARIANTS:
             layouts = [(1, 4, 0)] if ranks == 1 else [(2, 2, 1), (2, 1, 3)]
             batch += [run_values(corpus, folder, kind, *layout) for layout in layouts]
-        (folder / f"{ranks}.json").write_text(json.dumps(batch))
-        run_ranks(ranks, WORKERS / "train_many.py", str(folder / f"{ranks}.json"))
+        train_all(ranks, batch)
     return folder
 
 

@@ -1,13 +1,12 @@
 """The exported folder: opened by plain transformers, the same for every ZeRO stage, whole or not there."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import WORKERS, run_ranks, tiny_values
+from conftest import tiny_values, train_all
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -27,7 +26,7 @@ STAGES = (0, 3)
 
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs <model>-<stage> of a few steps on 2 ranks, all in one launch."""
+    """Runs <model>-<stage> of a few steps on 2 ranks, all in one job."""
     folder = tmp_path_factory.mktemp("runs")
     batch = []
     for kind, model in MODELS.items():
@@ -39,8 +38,7 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             values["train"]["steps"] = STEPS
             values["parallel"] = {"zero_stage": stage}
             batch.append(values)
-    (folder / "batch.json").write_text(json.dumps(batch))
-    run_ranks(2, WORKERS / "train_many.py", str(folder / "batch.json"))
+    train_all(2, batch)
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORKERS, run_ranks, run_script, tiny_values
+from conftest import run_script, tiny_values, train_all
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -53,9 +53,8 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         start = folder / f"stage-{3 - stage}" / "checkpoints" / f"step-{SAVED:08d}"
         resumed = lora_values(corpus, folder, f"resumed-{stage}", stage)
         two.append(resumed | {"checkpoint": {"resume": str(start), "every": SAVED}})
-    for ranks, batch in ((1, [base, alone]), (2, two)):
-        (folder / f"{ranks}.json").write_text(json.dumps(batch))
-        run_ranks(ranks, WORKERS / "train_many.py", str(folder / f"{ranks}.json"))
+    train_all(1, [base, alone])
+    train_all(2, two)
     return folder
 
 

@@ -4,22 +4,30 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, WORKERS, kill_group, run_ranks, run_script, start_ranks, tiny_values
+from conftest import (
+    ROOT,
+    WORKERS,
+    kill_group,
+    launch_ranks,
+    run_ranks,
+    run_script,
+    start_ranks,
+    start_script,
+    tiny_values,
+)
 
 from mdmscale.training.metrics import read_metrics
 
 pytestmark = pytest.mark.distributed
 
 LAUNCHER = ROOT / "launchers" / "train.py"
-STEPS = 60
+STEPS = 30
 
 
 def write(path: Path, values: dict[str, Any]) -> str:
@@ -62,11 +70,11 @@ def test_killed_run_ends_bitwise_like_the_uninterrupted_one(
     config = write(
         tmp_path / "config.yaml", {**values, "run": {**values["run"], "output_dir": str(tmp_path)}}
     )
-    process = start_ranks(2, LAUNCHER, "--config", config)
+    job = start_ranks(2, LAUNCHER, "--config", config)
     try:
-        wait_for(tmp_path / "tiny" / "checkpoints" / "step-00000010", process)
+        wait_for(tmp_path / "tiny" / "checkpoints" / "step-00000010", job)
     finally:
-        kill_group(process)
+        job.kill()
     assert not (tmp_path / "tiny" / "hf").exists(), "the run ended before it was killed"
 
     output = run_ranks(2, LAUNCHER, "--config", config)
@@ -80,10 +88,15 @@ def test_killed_run_ends_bitwise_like_the_uninterrupted_one(
 
 def wait_for(path: Path, process: Any, seconds: float = 120) -> None:
     def is_there() -> bool:
-        assert path.exists() or process.poll() is None, process.stdout.read()
+        assert path.exists() or process.poll() is None, output_of(process)
         return path.exists()
 
     wait_until(is_there, str(path), seconds)
+
+
+def output_of(process: Any) -> str:
+    """What a forked job has printed, or a launched process that has ended."""
+    return process.stdout if isinstance(process.stdout, str) else process.stdout.read()
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
@@ -97,11 +110,11 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -
 def copied(
     whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path
 ) -> tuple[dict[str, Any], Path]:
-    """A ZeRO-1 run cut back to its checkpoints of steps 50 and 55, to be damaged at will."""
+    """A ZeRO-1 run cut back to its checkpoints of steps 20 and 25, to be damaged at will."""
     values, reference = whole(1)
     folder = tmp_path / "tiny"
-    shutil.copytree(reference, folder, ignore=shutil.ignore_patterns("hf", "step-00000060", "step-0000000*"))
-    for step in (10, 15, 20, 25, 30, 35, 40, 45):
+    shutil.copytree(reference, folder, ignore=shutil.ignore_patterns("hf", "step-00000030", "step-0000000*"))
+    for step in (10, 15):
         shutil.rmtree(folder / "checkpoints" / f"step-{step:08d}")
     return {**values, "run": {**values["run"], "output_dir": str(tmp_path)}}, folder
 
@@ -128,12 +141,12 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     copied: tuple[dict[str, Any], Path], tmp_path: Path, kind: str, whole: Any
 ) -> None:
     values, folder = copied
-    damaged = damage(kind, folder / "checkpoints" / "step-00000055")
-    (folder / "checkpoints" / ".unfinished-step-00000060").mkdir()
+    damaged = damage(kind, folder / "checkpoints" / "step-00000025")
+    (folder / "checkpoints" / ".unfinished-step-00000030").mkdir()
     output = run_ranks(2, LAUNCHER, "--config", write(tmp_path / "config.yaml", values))
     assert "is passed over" in output
     assert damaged.name in output
-    assert "continuing from" in output and "step-00000050" in output
+    assert "continuing from" in output and "step-00000020" in output
     assert losses(folder) == losses(whole(1)[1])
     assert not list((folder / "checkpoints").glob(".unfinished*"))
 
@@ -145,15 +158,14 @@ def test_stop_is_a_checkpoint_and_the_same_command_goes_on(
     values = {**values, "run": {**values["run"], "output_dir": str(tmp_path)}, "checkpoint": {"every": 0}}
     values["data"] = {**values["data"], "num_workers": 1}  # which the reference did without
     config = write(tmp_path / "config.yaml", values)
-    process = start_ranks(2, LAUNCHER, "--config", config)
+    job = start_ranks(2, LAUNCHER, "--config", config)
     try:
-        wait_for(tmp_path / "tiny" / "metrics.jsonl", process)
+        wait_for(tmp_path / "tiny" / "metrics.jsonl", job)
         (tmp_path / "tiny" / "stop").touch()
-        output, _ = process.communicate(timeout=120)
+        status = job.wait(120)
     finally:
-        kill_group(process)
-    assert process.returncode != 0, output  # torchrun's own, for the ranks' 75
-    assert "stopped on request at step" in output and "exitcode  : 75" in output
+        job.kill()
+    assert status == 75 and "stopped on request at step" in job.stdout, job.stdout
     assert len(losses(tmp_path / "tiny")) < STEPS
     run_ranks(2, LAUNCHER, "--config", config)
     assert losses(tmp_path / "tiny") == losses(reference)
@@ -162,7 +174,7 @@ def test_stop_is_a_checkpoint_and_the_same_command_goes_on(
 def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["train"]["steps"] = 100_000
     config = write(tmp_path / "config.yaml", tiny)
-    process = start_ranks(1, LAUNCHER, "--config", config)
+    process = launch_ranks(1, LAUNCHER, "--config", config)
     folder = tmp_path / "runs" / "tiny"
     try:
         wait_for(folder / "metrics.jsonl", process)
@@ -178,25 +190,23 @@ def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) ->
 def test_a_signal_to_all_processes_stops_with_a_checkpoint(
     tiny: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:
-    """As by Ctrl-C or scancel, which the workers that make batches get too. None of them is left."""
+    """As by Ctrl-C or scancel, which the worker that makes batches gets too. No process is left."""
     tiny["train"]["steps"] = 100_000
-    tiny["data"]["num_workers"] = 2
+    tiny["data"]["num_workers"] = 1
     tiny["diffusion"] = {"masking": "mirror"}
     tiny["logging"]["every"] = 1
-    command = [sys.executable, str(LAUNCHER), "--config", write(tmp_path / "config.yaml", tiny)]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    job = start_script(str(LAUNCHER), "--config", write(tmp_path / "config.yaml", tiny))
     folder = tmp_path / "runs" / "tiny"
     try:
-        wait_for(folder / "metrics.jsonl", process)
+        wait_for(folder / "metrics.jsonl", job)
         wait_until(lambda: (folder / "metrics.jsonl").stat().st_size > 0, "a step")
-        os.killpg(process.pid, number)
-        output, errors = process.communicate(timeout=120)
-        wait_until(lambda: not is_alive(process.pid), "the end of all processes")
+        os.killpg(job.pid, number)
+        status = job.wait(120)
+        wait_until(lambda: not is_alive(job.pid), "the end of all processes")
     finally:
-        kill_group(process)
-    assert process.returncode == 75, errors
-    assert "stopped on request at step" in output
+        job.kill()
+    assert status == 75, job.stderr
+    assert "stopped on request at step" in job.stdout
     assert len(list((folder / "checkpoints").glob("step-*"))) == 1
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORKERS, run_ranks, tiny_values
+from conftest import tiny_values, train_all
 from transformers import AutoModelForCausalLM
 
 from mdmscale.config.model import ModelSection
@@ -90,8 +90,7 @@ def write_pairs(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "batch.json").write_text(json.dumps(batch_of_runs(corpus, folder)))
-    run_ranks(2, WORKERS / "train_many.py", str(folder / "batch.json"))
+    train_all(2, batch_of_runs(corpus, folder))
     return folder
 
 

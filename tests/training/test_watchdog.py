@@ -3,15 +3,14 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, WORKERS, kill_group, start_ranks
+from conftest import ROOT, WORKERS, kill_group, launch_ranks, run_script, start_ranks
 
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.training.watchdog import STALLED, Watchdog
@@ -27,15 +26,12 @@ def endless_config(tiny: dict[str, Any], tmp_path: Path) -> str:
     return str(tmp_path / "config.yaml")
 
 
-def start_run(tiny: dict[str, Any], tmp_path: Path) -> subprocess.Popen[str]:
-    """A run of two ranks, past its first steps, as the heartbeats of both say."""
-    process = start_ranks(2, LAUNCHER, "--config", endless_config(tiny, tmp_path))
+def wait_for_steps(is_running: Callable[[], bool], tmp_path: Path) -> None:
+    """Until both ranks are past their first steps, as their heartbeats say."""
     deadline = time.monotonic() + 120
     while any(heartbeat(rank, tmp_path).get("step", 0) < 5 for rank in range(2)):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
+        assert is_running() and time.monotonic() < deadline
         time.sleep(0.1)
-    return process
 
 
 def heartbeat(rank: int, tmp_path: Path) -> dict[str, Any]:
@@ -46,13 +42,14 @@ def heartbeat(rank: int, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_stopped_rank_ends_the_job(tiny: dict[str, Any], tmp_path: Path, rank: int) -> None:
-    process = start_run(tiny, tmp_path)
+    job = start_ranks(2, LAUNCHER, "--config", endless_config(tiny, tmp_path))
     try:
+        wait_for_steps(lambda: job.poll() is None, tmp_path)
         os.kill(heartbeat(rank, tmp_path)["pid"], signal.SIGSTOP)
-        output, _ = process.communicate(timeout=TIMEOUT + 90)
+        status, output = job.wait(TIMEOUT + 90), job.stdout
     finally:
-        kill_group(process)
-    assert process.returncode != 0
+        job.kill()
+    assert status == STALLED, output
     logs = tmp_path / "runs" / "tiny" / "logs"
     report = json.loads((logs / "stall.json").read_text())
     assert report["rank"] == rank and report["step"] >= 5
@@ -63,8 +60,9 @@ def test_a_stopped_rank_ends_the_job(tiny: dict[str, Any], tmp_path: Path, rank:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_killed_rank_ends_the_job(tiny: dict[str, Any], tmp_path: Path) -> None:
-    process = start_run(tiny, tmp_path)
+    process = launch_ranks(2, LAUNCHER, "--config", endless_config(tiny, tmp_path))
     try:
+        wait_for_steps(lambda: process.poll() is None, tmp_path)
         os.kill(heartbeat(1, tmp_path)["pid"], signal.SIGKILL)
         output, _ = process.communicate(timeout=TIMEOUT + 90)
     finally:
@@ -77,11 +75,12 @@ def test_a_killed_rank_ends_the_job(tiny: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.distributed
 def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Both processes are alive; the one whose main thread moved least is named."""
-    process = start_ranks(2, WORKERS / "train_and_hang.py", "--config", endless_config(tiny, tmp_path))
+    job = start_ranks(2, WORKERS / "train_and_hang.py", "--config", endless_config(tiny, tmp_path))
     try:
-        output, _ = process.communicate(timeout=TIMEOUT + 120)
+        job.wait(TIMEOUT + 120)
     finally:
-        kill_group(process)
+        job.kill()
+    output = job.stdout
     report = json.loads((tmp_path / "runs" / "tiny" / "logs" / "stall.json").read_text())
     assert (report["rank"], report["step"]) == (1, 8), output
     assert "has not moved for" in output
@@ -137,9 +136,8 @@ def test_a_still_process_ends_itself(tmp_path: Path) -> None:
         "    watchdog.beat(7)\n"
         "    time.sleep(60)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
-    )
+    (tmp_path / "still.py").write_text(code)
+    done = run_script(str(tmp_path / "still.py"), str(tmp_path))
     assert done.returncode == STALLED, done.stderr
     assert "has not moved for" in done.stderr and "last in step 7" in done.stderr
     assert "time.sleep" not in done.stdout and "Thread" in (tmp_path / "logs" / "stacks-0.txt").read_text()

@@ -1,11 +1,10 @@
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_script
 
 from mdmscale.data.indexed import IndexedShard
 from mdmscale.data.preparation import encode, prepare_command
@@ -122,14 +121,7 @@ def test_prompts_and_responses(tokenizer_folder, tmp_path):
 
 
 def test_the_command_reports_mistakes_in_one_line_at_once(tmp_path):
-    command = [
-        sys.executable,
-        "tools/prepare_data.py",
-        "nowhere.txt",
-        "--tokenizer",
-        "x",
-        "--output",
-        str(tmp_path / "o"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    done = run_script(
+        "tools/prepare_data.py", "nowhere.txt", "--tokenizer", "x", "--output", str(tmp_path / "o")
+    )
     assert (done.returncode, done.stderr) == (2, "error: input 'nowhere.txt': no such file or folder\n")

@@ -1,6 +1,7 @@
+#!/usr/bin/env python
 """Write a large LLaDA-named checkpoint of random bf16 weights, to measure conversions with.
 
-python tests/conversion/make_synthetic.py FOLDER --layers 7 --width 4096
+python tools/make_synthetic.py FOLDER --layers 7 --width 4096
 """
 
 import argparse
@@ -15,11 +16,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=7)
-    parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--mlp", type=int, default=12288)
-    parser.add_argument("--vocab", type=int, default=32768)
+    parser.add_argument("folder", type=Path, help="folder to make")
+    parser.add_argument("--layers", type=int, default=7, help="decoder layers (default: 7)")
+    parser.add_argument("--width", type=int, default=4096, help="hidden size (default: 4096)")
+    parser.add_argument("--mlp", type=int, default=12288, help="intermediate size (default: 12288)")
+    parser.add_argument("--vocab", type=int, default=32768, help="vocabulary (default: 32768)")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True)
     write_config(arguments)
@@ -31,7 +32,7 @@ def main() -> None:
         block |= {"ff_proj": (mlp, width), "up_proj": (mlp, width), "ff_out": (width, mlp)}
         shards.append({f"{root}.blocks.{layer}.{name}.weight": shape for name, shape in block.items()})
     shards.append({f"{root}.ln_f.weight": (width,), f"{root}.ff_out.weight": (arguments.vocab, width)})
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shapes in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weights = {

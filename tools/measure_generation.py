@@ -1,11 +1,12 @@
+#!/usr/bin/env python
 """Measure what blocks, thresholds and the prefix cache cost and save, on a task with one right answer.
 
-    python tests/generation/measure.py [--steps 1500] [--json FILE]
+    python tools/measure_generation.py [--steps 1500] [--json FILE]
 
-A small model learns running sums: response digit i is the sum of the prompt's first i digits, modulo 4. It is
-hard to say at once and easy with its neighbour at hand. The model is then sampled in several ways on the same
-prompts, and the share of wholly right responses is set beside the passes that they took. The figures of
-docs/generation.md are this script's.
+A small model learns running sums: response digit i is the sum of the prompt's first i digits, modulo 4. A
+digit is hard to predict alone and easy to predict from its neighbour. The script then samples the model in
+several ways on the same prompts. It reports the share of fully correct responses and the passes they took.
+The figures of docs/generation.md come from this script.
 """
 
 import argparse
@@ -160,7 +161,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=1500, help="training steps of the model (default: 1500)")
     parser.add_argument("--num", type=int, default=1000, help="prompts (default: 1000)")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     model = train_model(arguments.steps)
     with tempfile.TemporaryDirectory() as folder:

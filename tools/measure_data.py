@@ -1,11 +1,11 @@
-"""Measure what the loader makes a second on one core, how long data take to open, and how both scale.
+#!/usr/bin/env python
+"""Measure the loader's speed on one core and the time to open data, and how both scale.
 
-    python tests/data/measure.py [--length 128] [--seconds 2] [--json FILE]
+    python tools/measure_data.py [--length 128] [--seconds 2] [--json FILE]
 
-The files are nearly all hole: their tokens take no room. 10^9 documents or SFT samples are 10^8 under ten
-names, whose index takes 2.4 GB of disk, and 5 GB of memory to write. Files are opened from the page cache.
-Batches are those of MIRROR, P-POTS and strata.
-The figures of docs/data.md are this script's.
+The files are sparse: their tokens take no disk space. 10^9 documents or SFT samples are 10^8 under ten names.
+Their index takes 2.4 GB of disk, and writing it takes 5 GB of memory. Files are opened from the page cache.
+Batches are those of MIRROR, P-POTS and strata. The figures of docs/data.md come from this script.
 """
 
 import argparse
@@ -140,11 +140,11 @@ def measure(config: RunConfig, seconds: float) -> dict[str, float]:
     started, step, num_tokens = time.process_time(), 0, 0
     while (spent := time.process_time() - started) < seconds:
         step += 1
-        num_tokens += sum(batch.num_tokens for (batch,) in loader.micro_batches(step, sampler))
+        num_tokens += sum(batch.num_tokens for batch in loader.micro_batches(step, sampler))
     return {
         "seconds to open": opened,
         "microseconds a sample": 1e6 * spent / (step * BATCH),
-        "tokens a second": num_tokens / spent,
+        "tokens a second": num_tokens / loader.layout.rows_per_sample / spent,
     }
 
 
@@ -154,7 +154,7 @@ def main() -> None:
     )
     parser.add_argument("--length", type=int, default=128, help="tokens of a sequence (default: 128)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: 2)")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     figures = []
     for name, write, count in CORPORA:
