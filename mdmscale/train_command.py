@@ -4,6 +4,7 @@ import argparse
 import glob
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 from mdmscale.config.keys import describe_keys
@@ -150,4 +151,5 @@ def print_keys() -> None:
     """Every config key with its choices or type, its default and its meaning."""
     for key in describe_keys():
         default = "required" if key.default is None else f"default: {key.default}"
-        print(f"{key.name}: {key.values} ({default})\n    {key.meaning}")
+        print(f"{key.name}: {key.values} ({default})")
+        print(textwrap.indent(textwrap.fill(key.meaning, 100), "    "))

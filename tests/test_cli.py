@@ -178,9 +178,10 @@ def test_help_keys_and_a_missing_config(outcomes: dict[str, tuple[Values, Path]]
     assert help_["status"] == keys["status"] == 0
     for word in ("--config", "--dry-run", "--ranks", "--keys", "section.key=value", "deepspeed --num_gpus 2"):
         assert word in help_["stdout"]
+    listed = " ".join(keys["stdout"].split())  # long meanings are wrapped
     for key in describe_keys():
         default = "required" if key.default is None else f"default: {key.default}"
-        assert f"{key.name}: {key.values} ({default})\n    {key.meaning}\n" in keys["stdout"]
+        assert f"{key.name}: {key.values} ({default}) {key.meaning}" in listed
     assert "t_sampler: uniform | stratified | low_discrepancy | clipped | p_pots (" in keys["stdout"]
     assert no_config["status"] == 2
     assert "--config FILE is required" in the_error(no_config["stderr"])

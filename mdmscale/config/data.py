@@ -19,7 +19,7 @@ class DataSection(Section):
         ..., "most tokens in a sample; `too_long` says what happens to longer SFT samples", ge=2
     )
     held_out: float = key(
-        0.01, "share of documents (sft: of samples) held out for evaluation, at most a million", ge=0, lt=1
+        0.01, "share of documents (sft: of samples), at most a million, held out for evaluation", ge=0, lt=1
     )
     random_length_fraction: float = key(
         0.01,

@@ -4,7 +4,6 @@ Y is the gradient of a draw, or its loss as a gradient with one element. g(x, t)
 mean over x and over t in cell k. All estimates are linear in samples or U-statistics, and so unbiased.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,16 +104,17 @@ def compute_moments(
     """
     kept = [sample for sample, group in zip(samples, groups, strict=True) if group != left_out]
     count = len(kept)
-
-    def average(value: Callable[[SampleStatistics], np.ndarray]) -> np.ndarray:
-        return sum(map(value, kept), start=np.zeros(())) / count
-
     places = [group for group in range(len(products)) if group != left_out]
     total = products[places][:, :, places].sum(axis=(0, 2))  # [K, K]
+    own = _average([sample.own for sample in kept])
     return Moments(
-        single=average(lambda sample: sample.single),
-        paired={name: average(lambda sample, name=name: sample.paired[name]) for name in kept[0].paired},  # type: ignore[misc]
-        same_t=average(lambda sample: sample.same_t),
-        within=average(lambda sample: sample.within),
-        mean=(total - count * average(lambda sample: sample.own)) / (count * (count - 1)),
+        single=_average([sample.single for sample in kept]),
+        paired={name: _average([sample.paired[name] for sample in kept]) for name in kept[0].paired},
+        same_t=_average([sample.same_t for sample in kept]),
+        within=_average([sample.within for sample in kept]),
+        mean=(total - count * own) / (count * (count - 1)),
     )
+
+
+def _average(values: list[np.ndarray]) -> np.ndarray:
+    return sum(values, start=np.zeros(())) / len(values)

@@ -1,4 +1,4 @@
-"""Configuration: what is read, what is refused, and in which words."""
+"""Loading a config: what is read, what is refused, and in which words."""
 
 import ast
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from config.conftest import COMPLETE, problems
 
 from mdmscale.config.keys import describe_keys
 from mdmscale.config.loading import dump_config, load_config, validate
@@ -15,28 +16,6 @@ from mdmscale.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
-COMPLETE = """\
-run: {name: test}
-model: {tokenizer: tok, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 4}
-data: {kind: tokens, path: data/x, sequence_length: 64}
-train: {steps: 10, global_batch_size: 8, micro_batch_size: 2}
-optimizer: {lr: 1e-4}
-"""
-
-
-@pytest.fixture
-def config_file(tmp_path: Path) -> Path:
-    path = tmp_path / "run.yaml"
-    path.write_text(COMPLETE)
-    return path
-
-
-def problems(path: Path, *overrides: str) -> list[str]:
-    """The lines of the error that loading must raise, without the file's name."""
-    with pytest.raises(UserError) as caught:
-        load_config(path, list(overrides))
-    assert all(problem.startswith((f"{path}: ", "override ")) for problem in caught.value.problems)
-    return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
 
 
 @pytest.mark.parametrize(
@@ -180,72 +159,6 @@ def test_malformed_overrides(config_file: Path, override: str, expected: str) ->
     assert problem.startswith(expected)
 
 
-P_POTS = "diffusion.t_sampler=p_pots"
-REFUSED = {
-    "strata is set but t_sampler is uniform; strata go with": ["diffusion.strata=2"],
-    "strata is set but t_sampler is low_discrepancy": [
-        "diffusion.strata=2",
-        "diffusion.t_sampler=low_discrepancy",
-    ],
-    "clip is set but t_sampler is uniform; only clipped reads it": ["diffusion.clip=[0.1, 0.9]"],
-    "clip = [0.9, 0.1] is empty; give [low, high]": [
-        "diffusion.clip=[0.9, 0.1]",
-        "diffusion.t_sampler=clipped",
-    ],
-    "pair_forward is sequential but masking is bernoulli": ["diffusion.pair_forward=sequential"],
-    "masking is complement but clip = [0.3, 0.8] is not symmetric": [
-        "diffusion.masking=complement",
-        "diffusion.t_sampler=clipped",
-    ],
-    "refit_every is set but target is paper": [
-        P_POTS,
-        "diffusion.p_pots.target=paper",
-        "diffusion.p_pots.refit_every=5",
-    ],
-    "so p(t) would never be measured": [P_POTS, "diffusion.p_pots.probe_steps=[]"],
-    "diffusion.syrm is set but data.kind is tokens": ["diffusion.syrm.extra=0.5"],
-    "names nothing to mask in prompts": ["diffusion.syrm={}", "data.kind=sft"],
-    "not a regular expression": ["diffusion.syrm.pattern='['", "data.kind=sft"],
-    "diffusion.isad.tokens: required": ["diffusion.isad.delta=0.5"],
-    "model.compile = true with parallel.zero_stage = 3: DeepSpeed gathers parameters by hooks": [
-        "model.compile=true",
-        "parallel.zero_stage=3",
-    ],
-    "model.compile = true with parallel.tensor = 2": ["model.compile=true", "parallel.tensor=2"],
-    "model.compile = true with parallel.sequence = 4": ["model.compile=true", "parallel.sequence=4"],
-    "model.compile = true with model.activation_checkpointing = selective": [
-        "model.compile=true",
-        "model.activation_checkpointing=selective",
-    ],
-    "model.compile = true with model.attention = flash_attention_2": [
-        "model.compile=true",
-        "model.attention=flash_attention_2",
-    ],
-    "diffusion.isad.delta = 1.5": ["diffusion.isad={tokens: [1], delta: 1.5}"],
-}
-
-
-@pytest.mark.parametrize("expected", REFUSED)
-def test_senseless_combinations_are_refused_with_the_reason(config_file: Path, expected: str) -> None:
-    (problem,) = problems(config_file, *REFUSED[expected])
-    assert expected in problem
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["diffusion.masking=complement", "diffusion.t_sampler=clipped", "diffusion.clip=[0.1, 0.9]"],
-        ["diffusion.masking=complement", P_POTS, "diffusion.strata=1"],
-        ["diffusion.isad={tokens: ['####', 5]}", "diffusion.masking=mirror"],
-        [P_POTS, "diffusion.p_pots.probe_steps=[]", "diffusion.p_pots.refit_every=5"],
-        ["model.compile=true", "parallel.zero_stage=2", "train.packing=true"],
-        ["data.kind=sft", "diffusion.syrm={pattern: '[{}]', extra: 0.1}", "diffusion.masking=mirror", P_POTS],
-    ],
-)
-def test_sensible_combinations_are_taken(config_file: Path, overrides: list[str]) -> None:
-    load_config(config_file, overrides)
-
-
 @pytest.mark.parametrize(
     "text, expected",
     [
@@ -296,58 +209,6 @@ def test_recomputation_is_a_choice_or_a_switch(config_file: Path, text: str, mea
 def test_configs_cannot_be_changed(config_file: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config(config_file).train.steps = 5
-
-
-@pytest.mark.parametrize(
-    "overrides, expected",
-    [
-        (["model.hidden_size=null"], "model: a model from scratch (model.path: null) also needs hidden_size"),
-        (["model.tokenizer=null"], "model: a model from scratch (model.path: null) also needs tokenizer"),
-        (
-            ["model.num_key_value_heads=3"],
-            "model: num_attention_heads = 4 is not a multiple of num_key_value_heads = 3",
-        ),
-        (["model.hidden_size=66"], "model: hidden_size = 66 is not a multiple of num_attention_heads = 4"),
-        (["diffusion.strata=4"], "diffusion: strata is set but t_sampler is uniform"),
-        (
-            ["diffusion.strata=3", "diffusion.t_sampler=stratified"],
-            "train.global_batch_size = 8 is not a multiple of diffusion.strata = 3",
-        ),
-        (
-            ["train.micro_batch_size=3"],
-            "train: global_batch_size = 8 is not a multiple of micro_batch_size = 3",
-        ),
-        (["eval.every=5", "data.held_out=0"], "eval.every is set but data.held_out = 0"),
-        (["optimizer.warmup_steps=11"], "optimizer.warmup_steps = 11 exceeds train.steps = 10"),
-        (
-            ["data.sequence_length=5000"],
-            "data.sequence_length = 5000 exceeds model.max_position_embeddings = 4096",
-        ),
-    ],
-)
-def test_combinations_that_cannot_be(config_file: Path, overrides: list[str], expected: str) -> None:
-    (problem,) = problems(config_file, *overrides)
-    assert problem.startswith(expected)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["model.path=m", "model.hidden_size=null", "model.tokenizer=null"],
-        ["model.hidden_size=66", "model.head_dim=32"],
-        ["model.num_key_value_heads=2"],
-        ["diffusion.strata=4", "diffusion.t_sampler=p_pots"],
-        ["optimizer.warmup_steps=10"],
-        ["data.held_out=0"],
-        ["data.sequence_length=5000", "model.path=m"],
-    ],
-)
-def test_combinations_next_to_these_are_fine(config_file: Path, overrides: list[str]) -> None:
-    load_config(config_file, overrides)
-
-
-def test_section_problems_are_reported_together(config_file: Path) -> None:
-    assert len(problems(config_file, "optimizer.warmup_steps=11", "eval.every=5", "data.held_out=0")) == 2
 
 
 def test_a_mirror_pair_is_two_rows(config_file: Path) -> None:
