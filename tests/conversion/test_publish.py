@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_midway(source: Path, tmp_path: Path) -> None:
 SLOW_IMPORT = """
 import sys, time
 from pathlib import Path
-from mdmscale.conversion import weight_writer
+from mdmscale.weights import weight_writer
 from mdmscale.conversion.importing import ImportOptions, import_folder
 
 def save_slowly(*arguments, **options):
