@@ -10,7 +10,7 @@ as many as the length unless the corruption says otherwise.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -76,11 +76,14 @@ class Corruption(Protocol):
         ...
 
 
-def same(t: float) -> float:
+Level = TypeVar("Level", float, np.ndarray)
+
+
+def same(t: Level) -> Level:
     return t
 
 
-def reflected(t: float) -> float:
+def reflected(t: Level) -> Level:
     return 1 - t
 
 
@@ -91,7 +94,7 @@ class BernoulliMasks:
     levels: for each row, the t that it is masked at, as a function of the sample's t.
     """
 
-    levels: tuple[Callable[[float], float], ...]
+    levels: tuple[Callable[[Any], Any], ...]
 
     takes_extra_rates = True
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mdmscale.config.run import RunConfig
+from mdmscale.diffusion.corruption import CORRUPTIONS
 
 METHODS: dict[str, dict[str, Any]] = {
     "standard": {"t_sampler": "uniform", "masking": "bernoulli"},
@@ -22,9 +23,9 @@ def method_overrides(config: RunConfig, method: str) -> list[str]:
     samples.
     """
     options = METHODS[method]
-    rows = 2 if options["masking"] == "bernoulli" else 1
+    times = 2 // CORRUPTIONS[options["masking"]].num_rows
     return [
         *(f"diffusion.{name}={value}" for name, value in options.items()),
-        f"train.global_batch_size={config.train.global_batch_size * rows}",
-        f"train.micro_batch_size={config.train.micro_batch_size * rows}",
+        f"train.global_batch_size={config.train.global_batch_size * times}",
+        f"train.micro_batch_size={config.train.micro_batch_size * times}",
     ]

@@ -6,6 +6,7 @@ This is the only module of the report that names maskings.
 import numpy as np
 
 from mdmscale.config.diffusion import DiffusionSection
+from mdmscale.diffusion.corruption import CORRUPTIONS, BernoulliMasks
 from mdmscale.diffusion.noise import Noise
 
 SINGLE = "bernoulli"  # one row a sample
@@ -21,6 +22,6 @@ def noise_of(masking: str, options: DiffusionSection) -> Noise:
 
 def row_times(masking: str, t: np.ndarray) -> tuple[np.ndarray, ...]:
     """The t of each row of a sample at `t`."""
-    if masking == SINGLE:
-        return (t,)
-    return (t, 1 - t) if masking == COMPLEMENT else (t, t)
+    corruption = CORRUPTIONS[masking]
+    assert isinstance(corruption, BernoulliMasks)
+    return tuple(level(t) for level in corruption.levels)
