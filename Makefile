@@ -1,18 +1,22 @@
-# Each target is enough by itself on a fresh clone: it makes $(VENV) and installs what it needs.
+# Each target works on a fresh clone: it creates $(VENV) and installs what it needs.
 #   make train        prepare data, train configs/quickstart.yaml on $(RANKS) ranks, print samples
-#   make test         the test suite          make test-slow   the tests that take minutes
-#   make check        formatting, lint, types make format      mend what can be mended
+#   make test         run the tests without the slow ones
+#   make test-slow    run the slow tests, which take minutes
+#   make check        check formatting, lint and types
+#   make format       format the code and fix what ruff can fix
+#   make clean        remove $(VENV), data/ and runs/
 
 VENV   ?= .venv
 PYTHON ?= python3
 GPUS   := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 RANKS  ?= $(if $(filter 1,$(GPUS)),1,2)
-# What pip installs for torch, before anything else can pull in another build. Without a GPU this release has a
-# CPU build on some indexes; choose your own with, say, make train TORCH="torch==2.11.0".
+# The torch requirement that pip installs first, so that no other package pulls in another build. The release
+# for machines without a GPU has a CPU build on some indexes. To use another one:
+#   make train TORCH="torch==2.11.0"
 TORCH  ?= $(if $(filter-out 0,$(GPUS)),torch>=2.10,torch==2.13.0)
 
 BIN := $(VENV)/bin
-# Tools that DeepSpeed's first run builds its CPU communication op with are looked for on PATH.
+# DeepSpeed's first run builds its CPU communication op. It looks for the build tools on PATH.
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: train test test-slow check format clean
@@ -25,8 +29,8 @@ train: $(VENV)/.train data/quickstart/dataset.json
 data/quickstart/dataset.json: | $(VENV)/.train
 	python tools/prepare_data.py stdlib --train-tokenizer 1024 --output data/quickstart
 
-# Two workers share the files, one core each. A file stays with one worker, which makes its fixtures once.
-# tests/conftest.py orders the files, the longest first.
+# Two workers share the test files, with one core each. A file stays with one worker, so its fixtures are made
+# once. tests/conftest.py puts the longest files first.
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""`train`: check a config without importing torch, then print what it needs, or train."""
+"""The `train` command: checks the config without importing torch, then prints its plan or trains."""
 
 import argparse
 import glob
@@ -14,16 +14,16 @@ from mdmscale.data.source import path_list
 from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.system.errors import UserError
 
-STOPPED = 75  # exit status of a run that stopped on request; sysexits.h calls it a temporary failure
+STOPPED = 75  # exit status of a run that stopped on request; in sysexits.h it is a temporary failure
 
 EPILOG = """examples:
   deepspeed --num_gpus 2 launchers/train.py --config configs/quickstart.yaml
   deepspeed launchers/train.py --config configs/8b_mirror.yaml run.seed=731 optimizer.lr=1e-5
   python launchers/train.py --config configs/8b_mirror.yaml --dry-run --ranks 8
 
-Precedence: defaults < the YAML file < section.key=value. To continue an interrupted run, give the same
-command again (checkpoint.resume: auto). To stop a run, touch <run folder>/stop or send a rank SIGTERM, SIGINT
-or SIGUSR1: it finishes the current step, saves a checkpoint and exits.
+Precedence: defaults < the YAML file < section.key=value. To continue an interrupted run, repeat the same
+command (checkpoint.resume: auto). To stop a run, touch <run folder>/stop or send SIGTERM, SIGINT or SIGUSR1
+to a rank: the run finishes the current step, saves a checkpoint and exits.
 
 Exit status: 0 all steps are done; 75 stopped on request, after saving a checkpoint; 2 a mistake in the
 command or config; 70 ended by the watchdog (run.stall_timeout); 1 any other failure.
@@ -37,14 +37,14 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of the run")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the run's config")
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="values that override those of the file"
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved config, the batch arithmetic and the memory of a rank, and exit",
+        help="print the resolved config, the batch arithmetic and the memory per rank, and exit",
     )
     parser.add_argument("--folder", action="store_true", help="print the run's folder, and exit")
     parser.add_argument(
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.config is None:
         parser.error("--config FILE is required")
     if arguments.ranks is not None and not (arguments.dry_run and arguments.ranks > 0):
-        parser.error("--ranks N (at least 1) goes with --dry-run; a run's ranks come from its launcher")
+        parser.error("--ranks N (at least 1) needs --dry-run; the launcher sets the ranks of a training run")
 
     config = load_config(arguments.config, arguments.overrides)
     if arguments.folder:
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dry_run(config: RunConfig, num_ranks: int | None) -> int:
-    """Print the plan on the first rank; all ranks refuse what does not divide."""
+    """Print the plan on rank 0. Every rank refuses a batch that does not divide."""
     from mdmscale.analysis.planning.dry_run import print_dry_run, smallest_num_ranks
 
     make_layout(config, num_ranks or smallest_num_ranks(config))
@@ -106,7 +106,7 @@ def run_training(config: RunConfig) -> int:
     from mdmscale.parallel.ranks import finalise
     from mdmscale.training.trainer import train
 
-    # Ranks leave the process group together. If one has crashed, the others would wait for it without end.
+    # Ranks leave the process group together. After an error they do not wait: a crashed rank never arrives.
     try:
         outcome = train(config)
     except UserError:
@@ -129,7 +129,7 @@ def check_paths(config: RunConfig) -> None:
     """Refuse local paths that do not exist, before anything slow starts.
 
     Raises:
-        UserError: with all problems found.
+        UserError: with every problem.
     """
     problems = []
     for path in path_list(config.data):
@@ -148,7 +148,7 @@ def check_paths(config: RunConfig) -> None:
 
 
 def print_keys() -> None:
-    """Every config key with its choices or type, its default and its meaning."""
+    """Print every config key with its choices or type, its default and its meaning."""
     for key in describe_keys():
         default = "required" if key.default is None else f"default: {key.default}"
         print(f"{key.name}: {key.values} ({default})")

@@ -107,7 +107,7 @@ NEEDS_NO_TORCH: dict[Mistake, list[str]] = {
     path_without_config_json: ["model.path = '{folder}/bare'", "config.json"],
     missing_config_file: ["--config {folder}/nowhere.yaml: no such file"],
     bad_override: ["override 'train.steps': write section.key=value"],
-    ranks_of_a_run: ["--ranks N", "goes with --dry-run"],
+    ranks_of_a_run: ["--ranks N", "needs --dry-run"],
 }
 NEEDS_TORCH: dict[Mistake, list[str]] = {
     folder_without_shards: ["data.path = '{folder}/empty': no .idx in this folder"],

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Everything that docs/performance.md has to say of a GPU, measured on the first one of this machine.
+# Measures all GPU numbers of docs/performance.md, on the first GPU of this machine.
 set -euo pipefail
 
 usage() {
     cat <<'END'
 usage: tools/bench_gpu.sh [FOLDER] [--quick]
 
-Measures on one GPU and writes FOLDER/gpu.md (default: runs/bench_gpu) with, in turn,
-  1. the paths to the loss on a 1B-class model, bf16, length 4096, and the head's kernels at vocabulary 126,464
-     (cut-cross-entropy and liger-kernel take part where they are installed);
+Runs benchmarks on one GPU and writes the results to FOLDER/gpu.md (default FOLDER: runs/bench_gpu):
+  1. the loss paths of a 1B-class model in bf16 at length 4096, and the head's kernels at vocabulary size 126,464
+     (cut-cross-entropy and liger-kernel are included if they are installed);
   2. whole training runs of that model: MFU, tokens/s and peak memory with and without MIRROR, the head's kernels,
      model.compile and model.activation_checkpointing;
-  3. the LLaDA-8B shape at 1 x 4096 tokens: LoRA on a random model of that shape, and a full fine-tune with the
-     optimizer in host memory where there are 180 GB of it, or on MDMSCALE_NVME where that names a folder.
-Part 3 takes 20 GB of disk for LoRA and 150 GB for the full fine-tune's last checkpoint; --quick leaves it out. Needs no
-download: data is Python's standard library.
+  3. the LLaDA-8B shape at 1 x 4096 tokens: LoRA on a random model of that shape, and full fine-tuning. Full
+     fine-tuning needs 180 GB of free host memory for the optimizer, or a folder in MDMSCALE_NVME to offload to.
+Part 3 needs 20 GB of disk for LoRA and 150 GB for the last checkpoint of full fine-tuning. --quick skips part 3.
+Nothing is downloaded: the training data is Python's standard library.
 END
 }
 
@@ -42,7 +42,7 @@ model=(model.vocab_size=126464 model.hidden_size=2048 model.intermediate_size=56
     model.num_attention_heads=16 model.num_key_value_heads=16 model.max_position_embeddings=4096)
 steps=12
 
-# A run's last steps, the first ones of which warm up: train NAME OVERRIDES...
+# train NAME OVERRIDES...: trains $steps steps and prints a table row. The first four steps, a warm-up, do not count.
 train() {
     local name=$1
     shift

@@ -1,4 +1,4 @@
-"""The `diffusion` section: how t and masks are drawn, and which positions they may fall on."""
+"""The `diffusion` section: how t and masks are drawn, and which positions may be masked."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -12,37 +12,37 @@ from mdmscale.diffusion.corruption import CORRUPTIONS
 class PPotsSection(Section):
     target: Literal["paper", "loss", "gradient"] = key(
         "gradient",
-        "second moment that p(t) follows: E[g]^2+E[v] (paper), E[l^2] (loss), E||grad||^2 (gradient)",
+        "second moment that p(t) is fitted to: E[g]^2+E[v] (paper), E[l^2] (loss), E||grad||^2 (gradient)",
     )
     fit: Literal["epr", "table"] = key(
         "table", "epr: the paper's parametric family; table: piecewise constant"
     )
     probe_steps: list[Annotated[int, Field(ge=0)]] = key(
-        [0], "steps before which statistics are measured and p(t) fitted anew; t is uniform before the first"
+        [0], "steps before which a probe measures statistics and p(t) is fitted; until then t is uniform"
     )
-    num_x0: int = key(10, "samples measured in a probe", ge=2)
-    num_t: int = key(29, "epr: midpoints of t measured in a probe (table has its own bins)", ge=8)
-    num_masks: int = key(10, "masks drawn for each sample and t in a probe", ge=2)
+    num_x0: int = key(10, "number of samples in a probe", ge=2)
+    num_t: int = key(29, "epr: t in a probe, midpoints of equal cells (table has fixed cells)", ge=8)
+    num_masks: int = key(10, "masks per sample and t in a probe", ge=2)
     refit_every: int = key(
-        0, "steps between refits from the losses and gradient norms that training sees anyway; 0: none", ge=0
+        0, "steps between refits of p(t) to the losses and gradient norms of training; 0: never", ge=0
     )
     defensive: float = key(
-        0.05, "share of the uniform density mixed in: no weight exceeds 1/defensive", gt=0, le=1
+        0.05, "share of the uniform density in p(t), so that no weight exceeds 1/defensive", gt=0, le=1
     )
 
     @model_validator(mode="after")
     def _training_shows_the_target(self) -> Self:
         if self.refit_every and self.target == "paper":
             raise ValueError(
-                "refit_every is set but target is paper: training draws one mask a sample, which cannot tell "
-                "E[g]^2 from E[v]; set target to loss or gradient, or give probe_steps instead"
+                "refit_every is set but target is paper: training draws one mask per sample, which does not "
+                "separate E[g]^2 from E[v]; set target to loss or gradient, or use probe_steps instead"
             )
         return self
 
 
 class ISADSection(Section):
     tokens: list[int | str] = key(
-        ..., "delimiters: token ids, or texts whose tokens all count, such as '####'", min_length=1
+        ..., "delimiters: token ids, or texts of which every token counts, such as '####'", min_length=1
     )
     delta: float = key(0.1, "added to the mask rate of delimiters", gt=0, le=1)
 
@@ -50,7 +50,7 @@ class ISADSection(Section):
 class SyRMSection(Section):
     tokens: list[int] = key([], "ids of structural tokens")
     pattern: str | None = key(None, "regular expression that finds structural tokens by their text")
-    extra: float = key(0.0, "share of the prompt's other tokens that may be masked too", ge=0, le=1)
+    extra: float = key(0.0, "share of the prompt's other tokens that may also be masked", ge=0, le=1)
 
     @field_validator("pattern")
     @classmethod
@@ -64,53 +64,53 @@ class SyRMSection(Section):
     @model_validator(mode="after")
     def _names_something(self) -> Self:
         if not self.tokens and self.pattern is None and not self.extra:
-            raise ValueError("names nothing to mask in prompts; give tokens, pattern or extra")
+            raise ValueError("no prompt tokens to mask; give tokens, pattern or extra")
         return self
 
 
 class DiffusionSection(Section):
     t_sampler: Literal["uniform", "stratified", "low_discrepancy", "clipped", "p_pots"] = key(
-        "uniform", "how t is drawn; clipped changes the objective: it leaves out t outside `clip`"
+        "uniform", "how t is drawn; clipped changes the objective, because it never draws t outside `clip`"
     )
     strata: int | None = key(
-        None, "strata of t over the global batch; null: one a sample for stratified, else none", ge=1
+        None, "strata of t over the global batch; null: one per sample for stratified, else none", ge=1
     )
     clip: list[Annotated[float, Field(ge=0, le=1)]] | None = key(
         None, "clipped: the range of t; null means [0.3, 0.8]", min_length=2, max_length=2
     )
     masking: str = key(
         "bernoulli",
-        "bernoulli: one mask a sample; mirror: an antithetic pair at t; complement: a pair at t and 1 - t",
+        "bernoulli: one mask per sample; mirror: an antithetic pair at t; complement: a pair at t and 1 - t",
         choices=CORRUPTIONS,
     )
     pair_forward: Literal["joint", "sequential"] = key(
         "joint",
-        "joint: the rows of a pair in one forward; sequential: one after the other, as gradient accumulation "
-        "(half the activations, the same numbers)",
+        "joint: both rows of a pair in one forward; sequential: one forward each, with gradient accumulation "
+        "(half the activation memory, the same numbers)",
     )
     eps: float = key(1e-3, "smallest mask rate: r(t) = (1 - eps) t + eps", gt=0, lt=1)
     normalization: Literal["sample", "token"] = key(
-        "sample", "sample: every sample weighs the same; token: by its number of eligible tokens"
+        "sample", "sample: every sample has the same weight; token: every eligible token has the same weight"
     )
     ema_decay: float = key(
         0.99,
-        "a sample's weight in the EMA baseline that steadies the logged loss (loss_controlled); 0: none",
+        "decay per sample of the EMA baseline; the baseline gives loss_controlled, a less noisy log; 0: none",
         ge=0,
         lt=1,
     )
     p_pots: PPotsSection = key(PPotsSection(), "options of t_sampler: p_pots")
     isad: ISADSection | None = key(
-        None, "mask answer delimiters more often, weighed down for it; shifts the contexts that are seen"
+        None, "mask answer delimiters more often, with less weight; changes which contexts are trained on"
     )
     syrm: SyRMSection | None = key(
-        None, "sft: mask structural prompt tokens too; trains another objective than LLaDA's"
+        None, "sft: also mask structural prompt tokens; changes the objective from LLaDA's"
     )
 
     @field_validator("masking")
     @classmethod
     def _is_a_corruption(cls, masking: str) -> str:
         if masking not in CORRUPTIONS:
-            raise ValueError(f"{masking!r} is none of {', '.join(CORRUPTIONS)}")
+            raise ValueError(f"{masking!r} is unknown; choose one of {', '.join(CORRUPTIONS)}")
         return masking
 
     @model_validator(mode="after")
@@ -120,22 +120,20 @@ class DiffusionSection(Section):
         if self.strata is not None and self.t_sampler in ("uniform", "low_discrepancy"):
             problems.append(
                 f"strata is set but t_sampler is {self.t_sampler}; "
-                "strata go with stratified, clipped and p_pots"
+                "strata need t_sampler stratified, clipped or p_pots"
             )
         if self.clip is not None and self.t_sampler != "clipped":
-            problems.append(f"clip is set but t_sampler is {self.t_sampler}; only clipped reads it")
+            problems.append(f"clip is set but t_sampler is {self.t_sampler}; only clipped uses it")
         if self.clip is not None and self.clip[0] >= self.clip[1]:
             problems.append(f"clip = {self.clip} is empty; give [low, high] with low < high")
         if self.pair_forward == "sequential" and corruption.num_rows == 1:
-            problems.append(f"pair_forward is sequential but masking is {self.masking}, which makes no pairs")
+            problems.append(f"pair_forward is sequential but masking is {self.masking}, which has no pairs")
         if self.isad is not None and not corruption.takes_extra_rates:
-            problems.append(
-                f"isad is set but masking is {self.masking}, whose positions have no rates of their own"
-            )
+            problems.append(f"isad is set but masking is {self.masking}, which has no mask rate per position")
         if corruption.needs_symmetric_t and abs(sum(self.t_range) - 1) > 1e-9:
             problems.append(
-                f"masking is {self.masking} but clip = {list(self.t_range)} is not symmetric: 1 - t would "
-                "leave it; give [low, 1 - low], or mask with mirror"
+                f"masking is {self.masking} but clip = {list(self.t_range)} is not symmetric: 1 - t may be "
+                "outside; give [low, 1 - low], or choose masking mirror"
             )
         if problems:
             raise ValueError("\n".join(problems))
@@ -143,7 +141,7 @@ class DiffusionSection(Section):
 
     @property
     def t_range(self) -> tuple[float, float]:
-        """The values of t that training sees."""
+        """The range of t in training."""
         if self.t_sampler != "clipped":
             return 0.0, 1.0
         low, high = self.clip or (0.3, 0.8)
@@ -151,5 +149,5 @@ class DiffusionSection(Section):
 
     @property
     def rows_per_sample(self) -> int:
-        """Forward rows a sample takes: 2 for a pair."""
+        """Forward rows per sample: 2 for a pair."""
         return CORRUPTIONS[self.masking].num_rows

@@ -1,4 +1,4 @@
-"""Noised samples to a Batch."""
+"""Turns noised samples into a Batch."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from mdmscale.models.annealing import annealed_mask
 
 @dataclass(frozen=True)
 class Collator:
-    """Lays samples out as a run's model and ranks take them; copies of a sample stay adjacent.
+    """Lays out samples as the run's model and ranks need them. The rows of a sample stay adjacent.
 
-    logit_shift: a position is predicted from the hidden state before it, the first from its own (Dream).
-    packs: rows of different lengths lie end to end in one, none padded; else each is padded to the longest.
-    slicer: cuts out what of the rows is this rank's.
+    logit_shift: a position is predicted from the previous hidden state, the first one from its own (Dream).
+    packs: rows of different lengths are concatenated into one row without padding. Otherwise each row is
+    padded to the longest. slicer: cuts out this rank's part of the rows.
     """
 
     mask_token_id: int
@@ -28,11 +28,11 @@ class Collator:
     def __call__(
         self, samples: list[NoisedSample], open_mask: np.ndarray | None = None, first_draw: int = 0
     ) -> Batch:
-        """The rows of samples with equal numbers of rows.
+        """The batch of samples that all have the same number of rows.
 
         Args:
-            open_mask: bool [longest, longest], which position sees which within a row; None: every one sees
-                all.
+            open_mask: bool [longest, longest], True at [i, j] if position i of a row attends to position j;
+                None if every position attends to all.
             first_draw: see Batch.
         """
         return self.slicer(self._whole(samples, open_mask, first_draw))
@@ -41,10 +41,10 @@ class Collator:
         num_rows = samples[0].masks.shape[0]
         lengths = np.repeat([len(sample.token_ids) for sample in samples], num_rows)  # [rows]
         width = int(lengths.max())
-        rows, columns = places(lengths)  # [tokens] each; tokens = all rows' without padding
+        rows, columns = places(lengths)  # [tokens] each; tokens of all rows, without padding
         packs = self.packs and lengths.min() < width and samples[0].attention is None
         shape = (1, len(rows)) if packs else (len(lengths), width)
-        at = np.arange(len(rows)) if packs else rows * width + columns  # [tokens], where a token lies
+        at = np.arange(len(rows)) if packs else rows * width + columns  # [tokens], index in the batch
         tokens = np.concatenate([np.tile(sample.token_ids, num_rows) for sample in samples])
         masked = np.concatenate([sample.masks.ravel() for sample in samples])
         weights = np.concatenate([sample.weights.ravel() for sample in samples])
@@ -82,14 +82,14 @@ class Collator:
 
 
 def places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The row and the column of each token of rows of these lengths, int64 [sum of lengths] each."""
+    """The row and the column of each token, for rows of these lengths. Two int64 [sum of lengths]."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
     first = np.cumsum(lengths) - lengths  # [rows]
     return rows, np.arange(len(rows)) - first[rows]
 
 
 def draws_of(samples: list[NoisedSample], num_rows: int) -> np.ndarray:
-    """Which draw of the batch each token of the rows belongs to, int64 [tokens]."""
+    """The index of each token's draw among the batch's draws, int64 [tokens]."""
     parts, first = [], 0
     for sample in samples:
         t_of = np.zeros(len(sample.token_ids), dtype=np.int64) if sample.t_of is None else sample.t_of
@@ -101,7 +101,7 @@ def draws_of(samples: list[NoisedSample], num_rows: int) -> np.ndarray:
 def position_ids(
     samples: list[NoisedSample], columns: np.ndarray, at: np.ndarray, shape: tuple[int, int]
 ) -> torch.Tensor:
-    """The position in its sample of each token, int64 of the batch's shape; 0 at padding."""
+    """The position of each token in its sample, int64 with the batch's shape; 0 at padding."""
     ids = np.zeros(shape, dtype=np.int64)
     ids.ravel()[at] = columns
     if _repeats(samples):
@@ -112,16 +112,16 @@ def position_ids(
 
 
 def _repeats(samples: list[NoisedSample]) -> bool:
-    """Whether rows show positions of their sample more than once."""
+    """Whether rows show some positions of their sample more than once."""
     return samples[0].position_ids is not None
 
 
 def row_patterns(
     samples: list[NoisedSample], open_mask: np.ndarray | None, num_rows: int, width: int
 ) -> torch.Tensor:
-    """Which column sees which where the corruption says so: bool [rows, 1, width, width].
+    """The attention masks of a corruption that has its own: bool [rows, 1, width, width], queries first.
 
-    A padded column sees itself, because a softmax over nothing is not a number.
+    A padded column attends to itself, because a softmax over nothing is NaN.
     """
     patterns = np.broadcast_to(np.eye(width, dtype=bool), (len(samples), width, width)).copy()
     for pattern, sample in zip(patterns, samples, strict=True):

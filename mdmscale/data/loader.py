@@ -1,4 +1,4 @@
-"""Samples and their noise for each step, made into this rank's micro-batches."""
+"""Makes this rank's micro-batches of each step from samples and noise."""
 
 from mdmscale.config.run import RunConfig
 from mdmscale.data.batch import Batch
@@ -12,7 +12,7 @@ from mdmscale.parallel.batch_layout import BatchLayout
 
 
 class TrainLoader:
-    """Micro-batches as a pure function of step and t-sampler: there is no position to save."""
+    """Micro-batches as a pure function of step and t-sampler, so a checkpoint needs no data position."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class TrainLoader:
         self.longest = config.data.sequence_length
 
     def micro_batches(self, step: int, t_sampler: TSampler) -> list[Batch]:
-        """This rank's forwards of `step` in their order, on the CPU.
+        """The batches of this rank's forwards in `step`, in order, on the CPU.
 
-        Where the layout splits rows, the rows of the same samples are micro-batches that follow each other.
+        If the layout splits rows, each row of the same samples is a batch of its own; these are consecutive.
         """
         open_mask = None
         if step < self.annealing_steps:
@@ -49,7 +49,7 @@ class TrainLoader:
         return batches
 
     def rows_of(self, samples: list[NoisedSample]) -> list[list[NoisedSample]]:
-        """The samples with the rows that each forward takes: all of them, or one after the other."""
+        """The samples of each forward: once with all their rows, or once for each row."""
         if not self.layout.splits_rows:
             return [samples]
         return [[sample.row(number) for sample in samples] for number in range(self.layout.rows_per_sample)]
@@ -65,7 +65,7 @@ class TrainLoader:
 
 
 def make_t_sampler(config: RunConfig) -> TSampler:
-    """The t-sampler of a run. P-POTS starts from the uniform density; a measurement replaces it."""
+    """The t-sampler of a run. P-POTS starts from the uniform density and replaces it after a measurement."""
     batch, diffusion = config.train.global_batch_size, config.diffusion
     return TSampler(
         config.run.seed,

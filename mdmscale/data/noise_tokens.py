@@ -1,4 +1,4 @@
-"""The tokens that ISAD and SyRM name, looked up in a run's tokenizer."""
+"""Looks up the tokens of ISAD and SyRM in a run's tokenizer."""
 
 import re
 from typing import TYPE_CHECKING
@@ -9,15 +9,15 @@ from mdmscale.config.diffusion import DiffusionSection, ISADSection, SyRMSection
 from mdmscale.diffusion.noise import Noise
 from mdmscale.system.errors import UserError
 
-if TYPE_CHECKING:  # workers that make batches start a second earlier without it
+if TYPE_CHECKING:  # without this import, workers that make batches start one second earlier
     from transformers import PreTrainedTokenizerBase
 
 
 def make_noise(options: DiffusionSection, tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> Noise:
-    """Find the tokens that ISAD and SyRM name.
+    """The noise of a run, with the tokens that ISAD and SyRM name.
 
     Raises:
-        UserError: for ids beyond the vocabulary, texts without tokens, patterns that match none.
+        UserError: for ids outside the vocabulary, texts without tokens, or a pattern that matches no token.
     """
     delimiters = structural = None
     if options.isad is not None:
@@ -32,7 +32,7 @@ def _delimiter_ids(isad: ISADSection, tokenizer: "PreTrainedTokenizerBase") -> l
     for token in isad.tokens:
         found = [token] if isinstance(token, int) else tokenizer.encode(token, add_special_tokens=False)
         if not found:
-            raise UserError(f"diffusion.isad.tokens: {token!r} has no token in this tokenizer")
+            raise UserError(f"diffusion.isad.tokens: this tokenizer makes no token from {token!r}")
         ids += found
     return ids
 
@@ -48,7 +48,7 @@ def _structural_ids(syrm: SyRMSection, tokenizer: "PreTrainedTokenizerBase") -> 
         if token_id not in special and pattern.search(str(tokenizer.decode([token_id])))
     ]
     if not matching:
-        raise UserError(f"diffusion.syrm.pattern = {syrm.pattern!r} matches none of the tokenizer's tokens")
+        raise UserError(f"diffusion.syrm.pattern = {syrm.pattern!r} matches no token of the tokenizer")
     return syrm.tokens + matching
 
 

@@ -1,4 +1,4 @@
-"""The choice between kinds of data."""
+"""Opens the data source of the configured kind."""
 
 from mdmscale.config.data import DataSection
 from mdmscale.data.sft_source import SFTSource
@@ -9,10 +9,10 @@ from mdmscale.data.token_source import TokenSource
 def open_source(data: DataSection, seed: int, vocab_size: int, eos_token_id: int | None) -> SampleSource:
     """Open the shards that `data.path` names.
 
-    For kind sft the paths name prepared shards: .jsonl files are encoded first (training/run_data.py).
+    For kind sft the paths must name encoded shards. training/run_data.py encodes .jsonl files before this.
 
     Raises:
-        UserError: for missing, damaged or empty shards, ids outside the vocabulary, and data too small.
+        UserError: for missing, damaged or empty shards, ids outside the vocabulary, or too little data.
     """
     match data.kind:
         case "tokens":

@@ -1,4 +1,4 @@
-"""A batch's rows cut into slices, one for each rank that shares the sequences."""
+"""Cuts the rows of a batch into slices, one for each rank that shares the sequences."""
 
 from dataclasses import dataclass, replace
 
@@ -10,16 +10,16 @@ from mdmscale.data.batch import Batch
 
 @dataclass(frozen=True)
 class Slicer:
-    """Cuts slice `place` of `ranks` out of each row; packed rows are one.
+    """Cuts slice `place` of `ranks` slices out of each row. Packed rows count as one row.
 
-    A masked position belongs to the slice that holds the hidden state it is predicted from.
+    A masked position belongs to the slice with the hidden state that predicts it.
     """
 
     place: int
     ranks: int
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch of this slice; the numbers of samples and tokens stay those of the whole."""
+        """The batch of this slice. Its numbers of draws and tokens remain those of the whole batch."""
         if self.ranks == 1:
             return batch
         rows, length = batch.input_ids.shape
@@ -53,10 +53,10 @@ WHOLE = Slicer(0, 1)
 def whole_mask(
     attention_mask: torch.Tensor | None, rows: int, length: int, padding: int
 ) -> torch.Tensor | None:
-    """What the rows' whole positions may attend to: bool [rows, 1, 1, length + padding], or by pairs.
+    """The attention mask of whole rows with `padding` added: bool [rows, 1, 1, length + padding].
 
-    A mask of pairs stays one, in which added positions see themselves, as a softmax over nothing is not a
-    number. None where all positions attend to all.
+    A mask of pairs [..., length, length] remains a mask of pairs. In it added positions attend to themselves,
+    because a softmax over nothing is NaN. None if all positions attend to all.
     """
     if attention_mask is None:
         if not padding:

@@ -1,4 +1,4 @@
-"""Sample n as clean tokens: what every kind of data offers."""
+"""The interface of every kind of data: sample n as clean tokens."""
 
 from typing import Protocol
 
@@ -7,18 +7,18 @@ from mdmscale.diffusion.sample import Sample
 
 
 class SampleSource(Protocol):
-    """Training samples without end and a fixed held-out set, each a pure function of its index."""
+    """Endless training samples and a fixed held-out set. Each sample is a pure function of its index."""
 
     num_train: int  # sequences (tokens) or samples (sft) in one epoch
     num_held_out: int
-    fingerprint: str  # identity of the content and of the options that shape samples; no path enters
-    description: str  # where the data lie, for messages
+    fingerprint: str  # identifies the content and the options that shape samples, independent of paths
+    description: str  # paths and identity of the data, for messages
 
     def train_sample(self, index: int) -> Sample:
-        """Global sample `index` >= 0, which runs on over epochs."""
+        """Global sample `index` >= 0. The index keeps counting over epochs."""
 
     def held_out_sample(self, index: int) -> Sample:
-        """Held-out sample `index`, 0 <= index < num_held_out; the same in every run."""
+        """Held-out sample `index`, 0 <= index < num_held_out. It is the same in every run."""
 
 
 def path_list(data: DataSection) -> list[str]:
@@ -27,5 +27,5 @@ def path_list(data: DataSection) -> list[str]:
 
 
 def describe(data: DataSection, identity: str) -> str:
-    """One line that names the data in messages."""
+    """One line that describes the data in messages."""
     return f"{', '.join(path_list(data))} ({identity})"

@@ -1,12 +1,12 @@
-"""The EMA control variate of the logged loss (arXiv 2511.18159): what t alone explains of a batch's loss.
+"""The EMA control variate of the logged loss (arXiv 2511.18159).
 
-The loss of a step is high or low with the t that happened to be drawn. b(t), an exponential average of the
-losses seen near t, foretells by how much, and its mean over t is known, so
+The loss of a step depends strongly on the t that it happens to draw. b(t), an exponential moving average of
+the losses seen near t, predicts this part of the loss, and the mean of b over t is known. So
 
     controlled = loss - c (mean over the batch of b(t) / p(t)  -  int b(t) dt)
 
-has the same expectation and less variance. b and c come from earlier steps alone, which keeps that exact.
-Training never sees it: subtracting a constant changes no gradient.
+has the same expectation as the loss and less variance. b and c come from earlier steps only, so the
+expectation is exactly the same. Training does not use it: subtracting a constant changes no gradient.
 """
 
 from dataclasses import dataclass, field
@@ -14,23 +14,23 @@ from typing import Any
 
 import numpy as np
 
-# Steps before c is used: from fewer it is noise.
+# Steps before c is used. An estimate of c from fewer steps is mostly noise.
 WARM_UP = 16
 
 
 @dataclass(eq=False)
 class EmaBaseline:
-    """b(t), linear between the midpoints of cells of t, and the coefficient c.
+    """b(t), which is linear between the midpoints of cells of t, and the coefficient c.
 
-    edges: float64 [cells + 1]. decay: what one more sample in a cell leaves of its average.
+    edges: float64 [cells + 1], of the cells. decay: the factor of a cell's old average per new sample.
     """
 
     edges: np.ndarray
     t_range: tuple[float, float]
     decay: float
     sums: np.ndarray = field(init=False)  # float64 [cells], decayed sums of losses
-    weights: np.ndarray = field(init=False)  # float64 [cells], of the samples in them
-    moments: np.ndarray = field(init=False)  # decayed: 1, loss, loss deviation x variate, variate^2
+    weights: np.ndarray = field(init=False)  # float64 [cells], decayed numbers of samples
+    moments: np.ndarray = field(init=False)  # decayed sums of 1, loss, loss deviation x variate, variate^2
     num_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -39,17 +39,17 @@ class EmaBaseline:
 
     @property
     def averages(self) -> np.ndarray:
-        """The average loss in each cell, float64 [cells]; that of all cells where one has seen no sample."""
+        """The average loss in each cell, float64 [cells]. A cell without samples gets the overall average."""
         overall = self.sums.sum() / self.weights.sum() if self.weights.any() else 0.0
         seen = self.weights > 0
         return np.where(seen, self.sums / np.where(seen, self.weights, 1.0), overall)
 
     def values(self, t: np.ndarray) -> np.ndarray:
-        """b(t), float64 of the shape of t."""
+        """b(t), float64 with the shape of t."""
         return np.interp(t, (self.edges[:-1] + self.edges[1:]) / 2, self.averages)
 
     def integral(self, low: float, high: float) -> float:
-        """The mean of b over t in [low, high], exactly: b is linear between its knots."""
+        """The mean of b over t in [low, high]. It is exact because b is linear between its knots."""
         middles = (self.edges[:-1] + self.edges[1:]) / 2
         knots = np.array([low, *middles[(middles > low) & (middles < high)], high])
         return float(np.trapezoid(self.values(knots), knots) / (high - low))
@@ -61,16 +61,16 @@ class EmaBaseline:
         return float(covariance / variance) if self.num_steps >= WARM_UP and variance > 0 else 0.0
 
     def control(self, loss: float, mean_value: float) -> float:
-        """A loss over t uniform in [0, 1], whose draws of t had `mean_value` as their mean of b(t) / p(t)."""
+        """The controlled loss for t uniform in [0, 1]. `mean_value`: mean of b(t) / p(t) over drawn t."""
         return loss - self.coefficient * (mean_value - self.integral(0.0, 1.0))
 
     def observe(self, loss: float, mean_value: float, counts: np.ndarray, cell_losses: np.ndarray) -> float:
-        """The controlled loss of a training step; then the step's samples enter b and c.
+        """Return the controlled loss of a training step, then update b and c with the step's samples.
 
         Args:
-            loss: the step's.
-            mean_value: mean over its samples of b(t) / p(t).
-            counts, cell_losses: float64 [cells], its samples in each cell and the sum of their losses.
+            loss: loss of the step.
+            mean_value: mean of b(t) / p(t) over the step's samples.
+            counts, cell_losses: float64 [cells], the step's samples in each cell and the sum of their losses.
         """
         variate = mean_value - self.integral(*self.t_range)
         controlled = loss - self.coefficient * variate
@@ -85,12 +85,12 @@ class EmaBaseline:
         return controlled
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON form; floats survive it bit for bit."""
+        """The state as JSON values. Floats keep every bit."""
         names = ("edges", "sums", "weights", "moments")
         return {name: getattr(self, name).tolist() for name in names} | {"num_steps": self.num_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state; one of other cells is left alone, and b begins anew."""
+        """Load a state. A state with other cells is ignored: b then starts from scratch."""
         if state["edges"] != self.edges.tolist():
             return
         for name in ("sums", "weights", "moments"):

@@ -1,11 +1,11 @@
 """Corruption: how a clean sample becomes noised rows with weights.
 
-A corruption decides how many forward rows a sample takes, which positions are masked in each, and what each
-masked position weighs. It is a pure function of uniforms and t. `CORRUPTIONS` names the ones that
-`diffusion.masking` chooses from; a new one is a new entry, and nothing else in the project asks which it is.
+A corruption decides how many forward rows a sample takes, which positions are masked in each row, and the
+weight of each masked position. It is a pure function of uniforms and t. `CORRUPTIONS` lists the choices of
+`diffusion.masking`. A new corruption is a new entry there; no other code depends on which one is chosen.
 
-Legend: length = tokens of the sample; rows = forward rows of the sample; columns = positions of such a row,
-as many as the length unless the corruption says otherwise.
+Legend: length = tokens of the sample; rows = forward rows of the sample; columns = positions of a row, equal
+to the length unless the corruption says otherwise.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from mdmscale.diffusion.schedule import mask_rate
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What a corruption draws a sample's rows from.
+    """The inputs from which a corruption makes a sample's rows.
 
-    t, importance_weights: float64 [num_t], as many as `Corruption.num_t` asks for, with their 1 / p(t).
-    uniforms: float64 [length] in [0, 1), one a position. eligible: bool [length], what may be masked.
-    share: what one eligible token counts, see objective.token_share. eps: the smallest mask rate.
-    extra_rates: float64 [length], added to the mask rates (ISAD's delimiters), 0 elsewhere.
+    t, importance_weights: float64 [num_t], the t and their 1 / p(t); num_t is `Corruption.num_t`.
+    uniforms: float64 [length] in [0, 1), one per position. eligible: bool [length], positions that may be
+    masked. share: the weight of one eligible token, see objective.token_share. eps: the smallest mask rate.
+    extra_rates: float64 [length], added to the mask rates of ISAD's delimiters, 0 elsewhere.
     """
 
     t: np.ndarray
@@ -39,13 +39,13 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class NoisedRows:
-    """A sample's rows.
+    """The noised rows of one sample.
 
-    masks: bool [rows, columns]. weights: float64 [rows, columns], a masked position's whole weight (see
-    objective.position_weight), 0 elsewhere. t_of: int64 [columns], which of the sample's t a column belongs
-    to; None: there is one. source: int64 [columns], the sample's position that a column shows, for rows that
-    show a position more than once; None: column i shows position i. attention: bool [columns, columns], which
-    column may look at which; None: all at all.
+    masks: bool [rows, columns]. weights: float64 [rows, columns], the weight of a masked position (see
+    objective.position_weight), 0 elsewhere. t_of: int64 [columns], the index of each column's t; None if the
+    sample has only one t. source: int64 [columns], the sample position that each column shows, for rows that
+    show a position more than once; None if column i shows position i. attention: bool [columns, columns],
+    True at [i, j] if column i may attend to column j; None if all columns attend to all.
     """
 
     masks: np.ndarray
@@ -56,7 +56,11 @@ class NoisedRows:
 
 
 class Corruption(Protocol):
-    """One way to corrupt. `needs_symmetric_t`: it also uses 1 - t, so t must be as likely as 1 - t."""
+    """A way to corrupt samples.
+
+    needs_symmetric_t: the corruption also uses 1 - t, so t and 1 - t must be equally likely.
+    takes_extra_rates: the corruption adds `Draw.extra_rates` to its mask rates, as ISAD needs.
+    """
 
     @property
     def num_rows(self) -> int: ...
@@ -68,11 +72,11 @@ class Corruption(Protocol):
     def takes_extra_rates(self) -> bool: ...
 
     def num_t(self, length: int) -> int:
-        """How many t are drawn for a sample of `length` tokens."""
+        """The number of t to draw for a sample of `length` tokens."""
         ...
 
     def corrupt(self, draw: Draw) -> NoisedRows:
-        """The rows of one sample. Their summed weighted cross-entropies have the objective as expectation."""
+        """The rows of one sample. The expected sum of their weighted cross-entropies is the objective."""
         ...
 
 
@@ -89,9 +93,9 @@ def reflected(t: Level) -> Level:
 
 @dataclass(frozen=True)
 class BernoulliMasks:
-    """Rows whose positions are masked independently; the rows of a pair are antithetic.
+    """Rows whose positions are masked independently of each other. The two rows of a pair are antithetic.
 
-    levels: for each row, the t that it is masked at, as a function of the sample's t.
+    levels: for each row, the t at which it is masked, as a function of the sample's t.
     """
 
     levels: tuple[Callable[[Any], Any], ...]
@@ -110,9 +114,9 @@ class BernoulliMasks:
         return 1
 
     def rates(self, draw: Draw) -> np.ndarray:
-        """The probability that each position is masked, float64 [rows, length]; 0 where it is not eligible.
+        """The mask probability of each position, float64 [rows, length]; 0 where it is not eligible.
 
-        With ISAD (arXiv 2511.18159) a delimiter's is min(r + delta, 1); its weight divides by that.
+        With ISAD (arXiv 2511.18159) it is min(r + delta, 1) for a delimiter, whose weight is divided by it.
         """
         t = float(draw.t[0])
         rates = np.array([mask_rate(level(t), draw.eps) for level in self.levels])
@@ -129,11 +133,12 @@ class BernoulliMasks:
 
 
 def antithetic_masks(uniforms: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Masks that are marginally Bernoulli(rates), those of a pair antithetic.
+    """Masks whose marginals are Bernoulli(rates). The two masks of a pair are antithetic.
 
-    The first row is m = [U < r], the second m' = [U >= 1 - r'] of the same uniforms, so a position that is
-    masked in one tends to be open in the other. With r' = r that is MIRROR (arXiv 2511.18159): Cov(m, m') =
-    max(2r - 1, 0) - r^2 <= 0. With r' = r(1 - t) the two are each other's complement, up to eps.
+    The first row is m = [U < r]. The second is m' = [U >= 1 - r'] with the same uniforms U. So a position
+    that is masked in one row tends to be unmasked in the other. With r' = r this is MIRROR (arXiv
+    2511.18159): Cov(m, m') = max(2r - 1, 0) - r^2 <= 0. With r' = r(1 - t) the masks are complements, up to
+    eps.
 
     Args:
         uniforms: float64 [length] in [0, 1).

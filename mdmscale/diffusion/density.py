@@ -1,4 +1,4 @@
-"""A density over t in [0, 1] as a table of cells, with the exact inverse of its distribution function."""
+"""A piecewise-constant density over t in [0, 1], with the exact inverse of its distribution function."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +9,12 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class DensityTable:
-    """A piecewise-constant density. This one object both samples and weighs, so l / p(t) is unbiased.
+    """A piecewise-constant density p(t).
 
-    edges: float64 [cells + 1], rising from 0 to 1.
-    density: float64 [cells], positive, integrating to 1.
+    The same table gives both t and its weight 1 / p(t), so the estimator l / p(t) is unbiased.
+
+    edges: float64 [cells + 1], increasing from 0 to 1.
+    density: float64 [cells], positive, with integral 1.
     """
 
     edges: np.ndarray
@@ -20,9 +22,9 @@ class DensityTable:
 
     @classmethod
     def from_weights(cls, edges: np.ndarray, weights: np.ndarray, defensive: float) -> Self:
-        """Normalise `weights` [cells] to a density and mix in a share `defensive` of the uniform one.
+        """Normalise `weights` [cells] to a density and mix in a share `defensive` of the uniform density.
 
-        After the mixture no importance weight 1 / p exceeds 1 / defensive.
+        The mixture keeps every importance weight 1 / p at or below 1 / defensive.
         """
         density = weights / np.sum(weights * np.diff(edges))
         return cls(edges, (1 - defensive) * density + defensive)
@@ -38,21 +40,21 @@ class DensityTable:
         return at_edges / at_edges[-1]
 
     def draw(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """t = F^-1(u) for u in [0, 1), and its importance weight 1 / p(t), both of the shape of u."""
+        """t = F^-1(u) for u in [0, 1), and its importance weight 1 / p(t), both with the shape of u."""
         cell = np.searchsorted(self.cumulative, u, side="right") - 1
         share = (u - self.cumulative[cell]) / (self.cumulative[cell + 1] - self.cumulative[cell])
         t = self.edges[cell] + share * (self.edges[cell + 1] - self.edges[cell])
         return t, 1.0 / self.density[cell]
 
     def mean_weights(self, edges: np.ndarray) -> np.ndarray:
-        """The mean of 1 / p over each of the cells between `edges` [cells + 1], float64 [cells]."""
+        """The mean of 1 / p in each of the cells that `edges` [cells + 1] bound, float64 [cells]."""
         integral = np.concatenate(
             [[0.0], np.cumsum(np.diff(self.edges) / self.density)]
-        )  # of 1 / p up to an edge
+        )  # integral of 1 / p from 0 to each edge
         return np.diff(np.interp(edges, self.edges, integral)) / np.diff(edges)
 
     def to_state(self) -> dict[str, Any]:
-        """JSON form; floats survive it bit for bit."""
+        """The density as JSON values. Floats keep every bit."""
         return {"edges": self.edges.tolist(), "density": self.density.tolist()}
 
     @classmethod

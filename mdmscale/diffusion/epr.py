@@ -1,7 +1,7 @@
-"""The parametric family that P-POTS fits p(t) in: the paper's EPR, exponential and power functions of t.
+"""EPR, the parametric family of p(t) in the P-POTS paper: exponential and power functions of t.
 
-Legend: parameters = A, k, m, a, r, b, q of the family, float64 [7]; raw = the same without constraints;
-    t: float64 [num_t].
+Legend: parameters = A, k, m, a, r, b, q of the family, float64 [7]; raw = the parameters before `constrain`,
+    which may have any value; t: float64 [num_t].
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from mdmscale.diffusion.uniforms import Stream, generator
 
 NUM_STARTS = 20
-LOWEST = np.array([0.0, 0, 1, 0, 1, 0, 1])  # of each parameter
+LOWEST = np.array([0.0, 0, 1, 0, 1, 0, 1])  # lower bound of each parameter
 
 
 def epr_weight(parameters: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -20,7 +20,7 @@ def epr_weight(parameters: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def log_weight_gradient(parameters: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """The derivatives of log w by each parameter, [7, num_t]."""
+    """The derivatives of log w with respect to each parameter, [7, num_t]."""
     A, k, m, a, r, b, q = parameters
     tiny = np.finfo(float).tiny
     log_t, log_rest = np.log(np.maximum(t, tiny)), np.log(np.maximum(1 - t, tiny))
@@ -40,7 +40,7 @@ def log_weight_gradient(parameters: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def divergence(raw: np.ndarray, t: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    """KL(target || epr) on the grid, both normalised, and its gradient by `raw`, [7].
+    """KL(target || epr) on the grid, both normalised, and its gradient with respect to `raw`, [7].
 
     The gradient of KL is sum_t (p - target) d log w, where p = w / sum w.
 
@@ -50,13 +50,13 @@ def divergence(raw: np.ndarray, t: np.ndarray, target: np.ndarray) -> tuple[floa
     parameters = constrain(raw)
     w = epr_weight(parameters, t)
     p = w / w.sum()
-    slope = 1 / (1 + np.exp(-raw))  # of the softplus
+    slope = 1 / (1 + np.exp(-raw))  # derivative of the softplus
     gradient = log_weight_gradient(parameters, t) @ (p - target) * slope
     return float(np.sum(target * np.log(target / p))), gradient
 
 
 def fit_epr(t: np.ndarray, w: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The parameters of least KL(w || epr) on the grid: L-BFGS-B from seeded starts, the best result kept."""
+    """The parameters of least KL(w || epr) on the grid: the best result of L-BFGS-B from seeded starts."""
     from scipy.optimize import minimize
 
     target = w / w.sum()
@@ -72,5 +72,5 @@ def fit_epr(t: np.ndarray, w: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def constrain(raw: np.ndarray) -> np.ndarray:
-    """The parameters: a softplus keeps A, k, a, b above 0 and m, r, q above 1."""
+    """The parameters from `raw`. A softplus keeps A, k, a, b above 0 and m, r, q above 1."""
     return np.logaddexp(0, raw) + LOWEST

@@ -1,4 +1,4 @@
-"""From a clean sample to a noised one, as the options of a run say."""
+"""Turns a clean sample into a noised sample, according to the options of a run."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 
 
 class NoiseOptions(Protocol):
-    """What noise needs of the config's `diffusion` section."""
+    """The options of the config's `diffusion` section that noise uses."""
 
     @property
     def masking(self) -> str: ...
@@ -21,16 +21,16 @@ class NoiseOptions(Protocol):
     @property
     def normalization(self) -> Normalization: ...
     @property
-    def isad(self) -> Any: ...  # delta
+    def isad(self) -> Any: ...  # uses delta
     @property
-    def syrm(self) -> Any: ...  # extra
+    def syrm(self) -> Any: ...  # uses extra
 
 
 @dataclass(frozen=True, eq=False)
 class Noise:
     """How samples are masked: the config's options, and the tokens that ISAD and SyRM look for.
 
-    delimiters, structural: bool [vocab], True at ISAD's and SyRM's tokens; None where the method is off.
+    delimiters, structural: bool [vocab], True at ISAD's and SyRM's tokens; None if the method is off.
     """
 
     options: NoiseOptions
@@ -42,7 +42,7 @@ class Noise:
         return CORRUPTIONS[self.options.masking]
 
     def widened(self, sample: Sample, seed: int, index: int) -> Sample:
-        """Training sample `index` with SyRM's prompt tokens eligible; unchanged where SyRM is off."""
+        """Training sample `index` with SyRM's prompt tokens also eligible. Unchanged if SyRM is off."""
         if self.options.syrm is None or self.structural is None:
             return sample
         uniforms = mask_uniforms(seed, index, len(sample.token_ids), Stream.SYRM)
@@ -51,7 +51,7 @@ class Noise:
         return Sample(sample.token_ids, eligible)
 
     def extra_rates(self, sample: Sample) -> np.ndarray:
-        """What ISAD adds to the mask rate of each position, float64 [length]."""
+        """The amount that ISAD adds to the mask rate of each position, float64 [length]."""
         if self.options.isad is None or self.delimiters is None:
             return np.zeros(len(sample.token_ids))
         return np.where(self.delimiters[sample.token_ids], self.options.isad.delta, 0.0)
@@ -59,12 +59,13 @@ class Noise:
 
 @dataclass(frozen=True, eq=False)
 class NoisedSample:
-    """A sample with its masks drawn.
+    """A sample with its masks.
 
-    token_ids: int64 [columns], clean. masks: bool [rows, columns]. weights: float64 [rows, columns], what a
-    masked position's cross-entropy adds to the sample's loss, 0 elsewhere. num_eligible: tokens that could
-    have been masked. t and importance_weights: float64 [num_t], as drawn. t_of, position_ids, attention: see
-    corruption.NoisedRows (position_ids is its source); None in rows that are the sample itself.
+    token_ids: int64 [columns], clean. masks: bool [rows, columns]. weights: float64 [rows, columns], the
+    weight of a masked position's cross-entropy in the sample's loss, 0 elsewhere. num_eligible: number of
+    tokens that may be masked. t and importance_weights: float64 [num_t], as drawn. t_of, position_ids,
+    attention: see corruption.NoisedRows, where position_ids is called source; None if column i shows position
+    i with full attention.
     """
 
     token_ids: np.ndarray
@@ -78,7 +79,7 @@ class NoisedSample:
     attention: np.ndarray | None = None
 
     def row(self, number: int) -> "NoisedSample":
-        """One of the rows; the losses of the rows add up to the sample's."""
+        """Row `number` as a sample of its own. The losses of all rows add up to the sample's loss."""
         at = slice(number, number + 1)
         return replace(self, masks=self.masks[at], weights=self.weights[at])
 
@@ -90,9 +91,9 @@ def noise_sample(
     uniforms: np.ndarray,
     noise: Noise,
 ) -> NoisedSample:
-    """Mask a sample at t by uniforms [length], as `noise` says.
+    """Mask a sample at t with uniforms [length], according to `noise`.
 
-    t and its importance weight are [num_t], or one number where the corruption draws one t.
+    t and its importance weight are arrays [num_t], or numbers if the corruption draws one t.
     """
     options = noise.options
     num_eligible = int(sample.eligible.sum())
@@ -123,11 +124,11 @@ def noise_sample(
 def syrm_eligible(
     eligible: np.ndarray, is_structural: np.ndarray, extra: float, uniforms: np.ndarray
 ) -> np.ndarray:
-    """SyRM's eligible positions: also the prompt's structural tokens and a share `extra` of its others.
+    """SyRM's eligible positions. It adds the prompt's structural tokens and a share of its other tokens.
 
     Args:
-        eligible, is_structural: bool [length]; what is not eligible is the prompt.
-        uniforms: float64 [length] in [0, 1); they choose the others.
+        eligible, is_structural: bool [length]. The positions that are not eligible are the prompt.
+        uniforms: float64 [length] in [0, 1). They choose the share `extra` of the prompt's other tokens.
 
     Returns:
         bool [length].

@@ -1,11 +1,11 @@
-"""The MDM objective, as the weight of each masked position's cross-entropy.
+"""The MDM objective, as a weight for the cross-entropy of each masked position.
 
-The loss of a sample with clean tokens x, eligible positions E, n = |E|, at mask rate r = r(t) under mask m is
+For clean tokens x, eligible positions E with n = |E|, mask rate r = r(t) and mask m, the loss of a sample is
 
     l(x, t, m) = (1 / n) sum_{i in E} m_i CE_i / r(t)                     (LLaDA, arXiv 2502.09992)
 
-in nats a token. With t ~ p, the unbiased estimator of its mean over uniform t is l / p(t). With several rows
-of a sample, it is the mean over the rows.
+in nats per token. With t ~ p, l / p(t) is an unbiased estimator of the mean of l over uniform t. If a sample
+has several rows, the estimator is the mean over its rows.
 """
 
 from typing import Literal
@@ -16,11 +16,11 @@ Normalization = Literal["sample", "token"]
 
 
 def token_share(num_eligible: int, normalization: Normalization) -> float:
-    """What one eligible token counts in its sample's loss.
+    """The weight of one eligible token in its sample's loss.
 
-    `sample` divides by the sample's number of eligible tokens, so every sample weighs the same. `token`
-    divides by nothing here: the training step divides the batch by the mean number of eligible tokens over
-    the global batch, so every eligible token weighs the same.
+    `sample` divides by the sample's number of eligible tokens, so all samples have the same weight. `token`
+    does not divide here. Instead the training step divides the batch's loss by the mean number of eligible
+    tokens per sample of the global batch, so all eligible tokens have the same weight.
     """
     return 1 / num_eligible if normalization == "sample" else 1.0
 
@@ -28,13 +28,13 @@ def token_share(num_eligible: int, normalization: Normalization) -> float:
 def position_weight(
     share: float, importance_weight: float | np.ndarray, rates: np.ndarray, num_rows: int
 ) -> np.ndarray:
-    """The whole weight of a masked position's cross-entropy in its sample's loss.
+    """The weight of a masked position's cross-entropy in its sample's loss, with all factors included.
 
     Args:
         share: see `token_share`.
-        importance_weight: 1 / p(t) of the t that the position is masked at.
+        importance_weight: 1 / p(t) at the t of the position.
         rates: float64 [masked], the probability that the position is masked.
-        num_rows: forward rows of the sample, whose losses are averaged.
+        num_rows: number of forward rows of the sample; the loss is the mean over them.
 
     Returns:
         float64 [masked].

@@ -1,8 +1,8 @@
-"""P-POTS: the t-sampler of least variance among the unbiased ones (arXiv 2511.18159).
+"""P-POTS: the unbiased t-sampler with the least variance (arXiv 2511.18159).
 
-With t ~ p the estimator l / p(t) stays unbiased, and its variance is int h(t) / p(t) dt - const for h(t) =
-E[l^2 | t]. By Cauchy-Schwarz p*(t) is proportional to sqrt(h(t)). A probe measures h on a grid of t, or
-training shows it; a fit turns it into a density.
+With t ~ p the estimator l / p(t) is unbiased. Its variance is int h(t) / p(t) dt - const, where h(t) =
+E[l^2 | t]. By Cauchy-Schwarz the best density p*(t) is proportional to sqrt(h(t)). h is measured by a probe
+on a grid of t, or from the losses of training. A fit then turns it into a density.
 """
 
 import logging
@@ -16,14 +16,14 @@ from mdmscale.diffusion.epr import epr_weight, fit_epr
 
 logger = logging.getLogger(__name__)
 
-# Fine near 0, where E||grad||^2 rises like 1/t.
+# The cells are fine near 0, where E||grad||^2 grows like 1/t.
 TABLE_EDGES = np.array([0, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, *np.arange(0.2, 1.05, 0.1)]).round(3)
 EPR_CELLS = 1024
-FADING = 0.5  # what the sums that training shows keep at each refit, as the model moves on
+FADING = 0.5  # factor of the sums from training after each refit, because the model changes
 
 
 class FitOptions(Protocol):
-    """What a fit needs of the config's `diffusion.p_pots`."""
+    """The options of the config's `diffusion.p_pots` that a fit uses."""
 
     @property
     def fit(self) -> str: ...
@@ -37,7 +37,8 @@ class FitOptions(Protocol):
 class ProbeStatistics:
     """Draws of the estimator on a grid of t.
 
-    t: float64 [num_t]. losses and squared_norms (of the logit gradient): float64 [num_x0, num_t, num_masks].
+    t: float64 [num_t]. losses: float64 [num_x0, num_t, num_masks]. squared_norms: the squared norms of the
+    logit gradient, of the same shape.
     """
 
     t: np.ndarray
@@ -47,9 +48,9 @@ class ProbeStatistics:
     def second_moment(self, target: str) -> np.ndarray:
         """h(t) of the target, float64 [num_t].
 
-        paper: (E_x g)^2 + E_x v, which drops Var_x g.
-        loss: E[l^2 | t], whose p is the exact minimiser of the loss's variance.
-        gradient: E[||grad||^2 | t] through the logit gradient, what the optimizer suffers from.
+        paper: (E_x g)^2 + E_x v, which leaves out Var_x g.
+        loss: E[l^2 | t]. The p(t) fitted to it minimises the variance of the loss exactly.
+        gradient: E[||grad||^2 | t] of the logit gradient. Gradient noise is what disturbs the optimizer.
         """
         match target:
             case "paper":
@@ -65,7 +66,7 @@ class ProbeStatistics:
 
 @dataclass(frozen=True, eq=False)
 class CellSums:
-    """What training shows of the estimator (without 1 / p) in each cell of t, summed over samples.
+    """Sums over training samples of the estimator without its 1 / p, in each cell of t.
 
     values: float64 [4, cells]: number of samples, losses, squared losses, squared logit-gradient norms.
     """
@@ -73,29 +74,32 @@ class CellSums:
     values: np.ndarray
 
     def second_moment(self, target: str) -> np.ndarray:
-        """h(t) of target loss or gradient, float64 [cells]; NaN where no sample fell into the cell."""
+        """h(t) of the target loss or gradient, float64 [cells]; NaN for a cell without samples."""
         count, _, squared_losses, squared_norms = self.values
         with np.errstate(invalid="ignore", divide="ignore"):
             return {"loss": squared_losses, "gradient": squared_norms}[target] / count
 
 
 def probe_edges(options: FitOptions) -> np.ndarray:
-    """Edges of the cells of t that are measured: equal for epr, fine near 0 for table."""
+    """Edges of the cells of t in which h is measured: equal cells for epr, finer near 0 for table."""
     return TABLE_EDGES if options.fit == "table" else np.linspace(0, 1, options.num_t + 1)
 
 
 def fit_density(h: np.ndarray, options: FitOptions) -> DensityTable:
-    """The density that P-POTS samples t from, given h(t) [cells] in the cells of `probe_edges`.
+    """The density from which P-POTS samples t, fitted to h(t) [cells] in the cells of `probe_edges`.
 
-    A value that is zero (nothing was masked in its draws) or not finite is interpolated, with a warning;
-    where half of them or more are, or no finite density comes out, the density is uniform.
+    A value of h is unusable if it is not finite, or zero because none of its draws masked anything. Unusable
+    values are interpolated, with a warning. If half of the values or more are unusable, or the fitted density
+    is not finite, the result is the uniform density.
     """
     edges = probe_edges(options)
     t = (edges[:-1] + edges[1:]) / 2
     usable = np.isfinite(h) & (h > 0)
     if not usable.all():
-        remedy = "are interpolated" if usable.mean() > 0.5 else "leave t uniform"
-        logger.warning("P-POTS: %d of %d statistics, zero or not finite, %s", np.sum(~usable), len(h), remedy)
+        remedy = "they are interpolated" if usable.mean() > 0.5 else "t stays uniform"
+        logger.warning(
+            "P-POTS: %d of %d statistics are zero or not finite; %s", np.sum(~usable), len(h), remedy
+        )
         if usable.mean() <= 0.5:
             return DensityTable.uniform()
         h = np.interp(t, t[usable], h[usable])
@@ -105,13 +109,13 @@ def fit_density(h: np.ndarray, options: FitOptions) -> DensityTable:
         w = epr_weight(fit_epr(t, w), (edges[:-1] + edges[1:]) / 2)
     density = DensityTable.from_weights(edges, w, options.defensive)
     if not np.isfinite(density.density).all():
-        logger.warning("P-POTS: the fit did not end in a density; t stays uniform")
+        logger.warning("P-POTS: the fitted density is not finite; t stays uniform")
         return DensityTable.uniform()
     return density
 
 
 def expected_gain(h: np.ndarray, density: DensityTable, options: FitOptions) -> float:
-    """int h dt / int h / p dt: how many times less second moment than under uniform t, by the statistics."""
+    """The second moment under uniform t divided by that under p: int h dt / int h / p dt, from measured h."""
     edges = probe_edges(options)
     usable = np.isfinite(h)
     widths = np.diff(edges)[usable]
@@ -120,5 +124,8 @@ def expected_gain(h: np.ndarray, density: DensityTable, options: FitOptions) -> 
 
 
 def _five_digits(values: np.ndarray) -> np.ndarray:
-    """Far finer than the statistics' own error, and it hides rounding that depends on the number of ranks."""
+    """Round to five digits, which hides rounding differences between numbers of ranks.
+
+    The error of the statistics is far larger.
+    """
     return np.array([float(f"{value:.4e}") for value in values])

@@ -1,4 +1,4 @@
-"""A sample: clean tokens, before any noise."""
+"""A sample: clean tokens without noise."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Sample:
-    """Clean tokens, and which of them may be masked."""
+    """Clean tokens and a mask of those that training may mask."""
 
     token_ids: np.ndarray  # int64 [length]
-    eligible: np.ndarray  # bool [length]; tokens: all; sft: the response with its EOS and fill
+    eligible: np.ndarray  # bool [length]; kind tokens: all; kind sft: the response with its EOS and fill

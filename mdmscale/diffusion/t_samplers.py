@@ -1,4 +1,4 @@
-"""Mask rates of samples: uniforms, spread over a batch or not, through the inverse of a density over t."""
+"""Draws t for samples: uniforms, which may be spread over a batch, go through the inverse of a density."""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,12 +13,13 @@ from mdmscale.diffusion.uniforms import Stream, generator, uniform_t
 class TSampler:
     """Draws (t, 1 / p(t)) for a sample as a pure function of its index.
 
-    With `strata` = K the samples of a global batch fall into K equal strata of u, each hit equally often
-    (StraTS, arXiv 2511.18159): u_j = (stratum(j) + xi_j) / K with the strata permuted by a draw of the step.
-    With `low_discrepancy` they are one grid at a common random shift (VDM, arXiv 2107.00630):
-    u_j = (u_0 + place(j) / B) mod 1. A sample's step and slot follow from its index: ranks need no message.
+    With `strata` = K the u of a global batch fall into K equal strata, the same number into each (StraTS,
+    arXiv 2511.18159): u_j = (stratum(j) + xi_j) / K, where each step draws a permutation of the strata. With
+    `low_discrepancy` the u form a grid with a common random shift (VDM, arXiv 2107.00630):
+    u_j = (u_0 + place(j) / B) mod 1. A sample's step and slot follow from its index, so ranks need not
+    communicate.
 
-    A `t_range` other than [0, 1] clips t, unweighed: then the mean is another objective's.
+    A `t_range` other than [0, 1] clips t without a correcting weight, which changes the objective.
     """
 
     seed: int
@@ -29,7 +30,7 @@ class TSampler:
     density: DensityTable = field(default_factory=DensityTable.uniform)
 
     def uniform(self, index: int) -> float:
-        """u in [0, 1) of sample `index`; marginally uniform however it is spread."""
+        """u in [0, 1) of sample `index`. Its marginal is uniform, however u is spread over the batch."""
         if self.strata is None and not self.low_discrepancy:
             return uniform_t(self.seed, index)
         step, slot = divmod(index, self.global_batch_size)
@@ -40,16 +41,16 @@ class TSampler:
         return float((stratum + uniform_t(self.seed, index)) / self.strata)
 
     def draw(self, index: int, num_t: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """t in [0, 1) of sample `index` and their importance weights 1 / p(t), float64 [num_t] each.
+        """The t in [0, 1) of sample `index` and their importance weights 1 / p(t), float64 [num_t] each.
 
-        The first is spread over the batch; a corruption that masks parts of a sample at t of their own draws
-        the others independently.
+        The first t is spread over the batch. Some corruptions mask each part of a sample at its own t; the
+        further t for these parts are independent.
         """
         others = generator(self.seed, Stream.T, index).random(num_t)[1:]
         return self.at(np.array([self.uniform(index), *others]))
 
     def at(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """t and importance weights of uniforms in [0, 1), both of the shape of u."""
+        """t and its importance weight for uniforms in [0, 1), both with the shape of u."""
         t, importance_weights = self.density.draw(u)
         low, high = self.t_range
         return low + (high - low) * t, importance_weights
@@ -57,6 +58,6 @@ class TSampler:
 
 @lru_cache(maxsize=4)
 def _step_draws(seed: int, step: int, size: int) -> tuple[np.ndarray, float]:
-    """The order in which a step's samples take their places [size], and the common shift of the places."""
+    """The places of a step's samples in the batch [size], and the common random shift of all places."""
     draws = generator(seed, Stream.STRATA, step)
     return draws.permutation(size), float(draws.random())

@@ -1,8 +1,8 @@
 """Counter-based random draws: the only source of randomness in training.
 
-A draw is a pure function of (seed, stream, index), so every rank, micro-batch layout and resumed run sees the
-same noise, and no rank ever asks another for a random number. `index` is the global sample index, which runs
-on over epochs, or the step where a draw belongs to a step.
+A draw is a pure function of (seed, stream, index). So every rank, micro-batch layout and resumed run sees the
+same noise, and ranks never communicate about random numbers. `index` is the global sample index, which keeps
+counting over epochs. For draws that belong to a step it is the step.
 """
 
 from enum import IntEnum
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What a draw is for. Streams never overlap; their numbers are part of what makes runs reproducible."""
+    """The purpose of a draw. Streams never overlap. Their numbers must not change, or runs change."""
 
     T = 0  # mask rate of a sample
-    MASK = 1  # one uniform a position of a sample
+    MASK = 1  # one uniform per position of a sample
     STRATA = 2  # permutation of the strata over a global batch, by step
     CUT = 3  # random cut of a pretraining sequence
     ORDER = 4  # keys of the epoch permutation, by epoch
@@ -28,10 +28,10 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, index: int, step: int = 0) -> np.random.Generator:
-    """A numpy Generator at its own place of Philox's counter space.
+    """A numpy Generator with its own part of Philox's counter space.
 
-    The key is (seed, stream), the index the counter's highest word and the step the one below it, so that
-    2^128 draws lie between two steps of an index.
+    The key is (seed, stream). The index is the counter's highest word and the step the word below it, so each
+    step of an index has 2^128 draws.
     """
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, step, index]))
 
@@ -42,5 +42,5 @@ def uniform_t(seed: int, index: int) -> float:
 
 
 def mask_uniforms(seed: int, index: int, length: int, stream: Stream = Stream.MASK) -> np.ndarray:
-    """One uniform in [0, 1) a position of sample `index`. Returns float64 [length]."""
+    """One uniform in [0, 1) for each position of sample `index`, float64 [length]."""
     return generator(seed, stream, index).random(length)

@@ -1,6 +1,6 @@
-"""A checkpoint of any ZeRO stage, number of ranks and tensor parallelism, read parameter by parameter.
+"""Reads checkpoints of any ZeRO stage, number of ranks and tensor parallelism, parameter by parameter.
 
-This needs no engine and no process group: it opens DeepSpeed's files and puts the ranks' pieces together.
+It needs no engine and no process group: it opens DeepSpeed's files and joins the pieces of the ranks.
 """
 
 import json
@@ -17,7 +17,7 @@ from mdmscale.system.run_folder import MODEL_FOLDER
 from mdmscale.weights.adapter_names import CONFIG_FILE, public_name
 from mdmscale.weights.tensor_source import TensorInfo
 
-PREFIX = "backbone."  # the backbone's parameters have it in the trained module
+PREFIX = "backbone."  # of the backbone's parameter names in the trained module
 
 
 class DeepSpeedCheckpoint:
@@ -34,7 +34,7 @@ class DeepSpeedCheckpoint:
         self._parts = [DeepSpeedFiles(folder, self.layout, rank) for rank in range(self.layout.tensor)]
 
     def tensors(self) -> dict[str, TensorInfo]:
-        """Every weight once; one that is tied to another is listed under that one's name."""
+        """Every weight once. A pair of tied weights is listed under one of its two names."""
         module = self._parts[0].module
         return {
             public: TensorInfo(self.shape(name), module[name].dtype)
@@ -42,12 +42,12 @@ class DeepSpeedCheckpoint:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """A weight in the precision that the model has."""
+        """A weight in the model's precision."""
         return self.weight(self._by_public_name[name]).contiguous()
 
     @cached_property
     def adapter(self) -> dict[str, Any] | None:
-        """peft's adapter_config.json if the run trains adapters; their tensors have peft's names."""
+        """peft's adapter_config.json, parsed, if the run trains adapters. Their tensors have peft's names."""
         path = self.model_folder / CONFIG_FILE
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -57,7 +57,7 @@ class DeepSpeedCheckpoint:
 
     @cached_property
     def names(self) -> list[str]:
-        """The names of the trained module's parameters, one name for each tied pair."""
+        """The names of the trained module's parameters, with one name for each tied pair."""
         tied = self._parts[0].tied
         config = json.loads((self.model_folder / "config.json").read_text())
         if config.get("tie_word_embeddings"):
@@ -66,7 +66,7 @@ class DeepSpeedCheckpoint:
 
     @property
     def trained(self) -> set[str]:
-        """The parameters that the optimizer has; the others are frozen."""
+        """The parameters that the optimizer trains; the others are frozen."""
         return self._parts[0].trained
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ class DeepSpeedCheckpoint:
         return tuple(shape)
 
     def weight(self, name: str) -> torch.Tensor:
-        """A whole parameter in the model's precision: in bf16 not its fp32 master, but that rounded."""
+        """A whole parameter in the model's precision. In bf16 it is the rounded fp32 master."""
         return self._joined(name, [part.weight(name) for part in self._parts_of(name)])
 
     def optimizer_value(self, name: str, kind: str) -> torch.Tensor:
@@ -93,7 +93,7 @@ class DeepSpeedCheckpoint:
         return split_dimension(name) if len(self._parts) > 1 else None
 
     def _parts_of(self, name: str) -> list[DeepSpeedFiles]:
-        """The tensor ranks to read a parameter from: all, or the first if each has it whole."""
+        """The tensor ranks to read a parameter from: all, or only the first if each has all of it."""
         return self._parts[:1] if self._dimension(name) is None else self._parts
 
     def _joined(self, name: str, parts: list[torch.Tensor]) -> torch.Tensor:

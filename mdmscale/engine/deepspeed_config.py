@@ -1,6 +1,6 @@
-"""RunConfig to DeepSpeed's configuration dict, all of which is made here.
+"""Makes DeepSpeed's configuration dict from a RunConfig.
 
-DeepSpeed accepts misspelled keys in silence, so users never write this dict.
+DeepSpeed silently accepts misspelled keys, so users never write any part of this dict.
 """
 
 from pathlib import Path
@@ -23,17 +23,17 @@ def deepspeed_config(
     """DeepSpeed's configuration for one rank.
 
     Args:
-        swap_folder: where this rank's files lie; None if the config offloads nothing to NVMe.
-        largest_shard: elements of a rank's shard of the largest parameter.
+        swap_folder: folder of this rank's swap files; None if the config offloads nothing to NVMe.
+        largest_shard: number of elements of a rank's shard of the largest parameter.
     """
     stage = config.parallel.zero_stage
     is_bf16 = config.model.dtype == "bf16"
-    # Many micro-batches add up to one gradient; in bf16 small ones would be lost. ZeRO-0 has no such choice.
+    # A gradient sums many micro-batches, and a bf16 sum would lose small ones. ZeRO-0 does not offer fp32.
     grad_accum_dtype = "fp32" if stage > 0 or not is_bf16 else "bf16"
     zero = zero_options(config.parallel, on_cuda)
     if swap_folder is not None:
         zero |= swap_options(config.parallel, swap_folder, largest_shard)
-    # To DeepSpeed ranks that share a sequence are data-parallel ranks, see ModelParallelUnit.
+    # DeepSpeed treats ranks that share a sequence as data-parallel ranks, see ModelParallelUnit.
     num_averaged = layout.dp_size * config.parallel.sequence * layout.forwards_per_step
     values = {
         "train_batch_size": layout.micro_batch_size * num_averaged,
@@ -44,11 +44,11 @@ def deepspeed_config(
         "data_types": {"grad_accum_dtype": grad_accum_dtype},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps offloaded states, too
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also updates offloaded states
         "steps_per_print": 2**31,
     }
     if config.parallel.quantized_gradients:
-        values["communication_data_type"] = "fp16"  # the kernel takes all gradients for fp16
+        values["communication_data_type"] = "fp16"  # the kernel reads all gradients as fp16
     return values
 
 
@@ -58,7 +58,7 @@ def clips_itself(config: RunConfig) -> bool:
 
 
 def zero_options(options: ParallelSection, on_cuda: bool) -> dict[str, Any]:
-    """The zero_optimization section, without NVMe. What the config leaves open, the hardware decides."""
+    """The zero_optimization section, without NVMe. The hardware decides what the config leaves open."""
     values: dict[str, Any] = {"stage": options.zero_stage}
     if options.zero_stage == 0:
         return values
@@ -82,7 +82,7 @@ def zero_options(options: ParallelSection, on_cuda: bool) -> dict[str, Any]:
 
 
 def swap_options(options: ParallelSection, folder: Path, largest_shard: int) -> dict[str, Any]:
-    """What NVMe adds to the zero_optimization section."""
+    """The options that NVMe offload adds to the zero_optimization section."""
     disk = {"device": "nvme", "nvme_path": str(folder)}
     values: dict[str, Any] = {
         "offload_optimizer": {**disk, "buffer_count": SWAPPED_GROUP_BUFFERS},
@@ -95,6 +95,6 @@ def swap_options(options: ParallelSection, folder: Path, largest_shard: int) -> 
             "buffer_size": SWAPPED_GROUP_SIZE + largest_shard,  # one buffer must hold a whole sub-group
             "max_in_cpu": 0,
         }
-        # Prefetching counts a parameter that is used twice, as the head's is, as two parameters, and fails.
+        # Prefetching counts a parameter that is used twice, such as the head's, as two parameters, and fails.
         values["stage3_prefetch_bucket_size"] = 0
     return values

@@ -1,8 +1,9 @@
-"""Loading a checkpoint of other ranks or another ZeRO stage: its values go into this job's engine.
+"""Loads a checkpoint of other ranks or another ZeRO stage into this job's engine.
 
-DeepSpeed loads a checkpoint of the same layout itself, bit for bit. Any other is read parameter by parameter
-(engine/checkpoint_weights.py): weights, fp32 masters and Adam's moments go into the engine's shards. Only the
-order of sums can differ then. Options of parameter groups are not loaded: they always come from the config.
+DeepSpeed itself loads a checkpoint of the same layout, bit for bit. Any other checkpoint is read parameter by
+parameter (engine/checkpoint_weights.py), and its weights, fp32 masters and Adam moments are copied into the
+engine's shards. After that, results can differ only by the order of sums. The options of parameter groups are
+not loaded: they always come from the config.
 """
 
 from pathlib import Path
@@ -21,12 +22,12 @@ from mdmscale.system.errors import UserError
 
 
 def load_other_layout(engine: Any, folder: Path, ranks: Ranks) -> None:
-    """Put a checkpoint of any stage and ranks into DeepSpeed's `engine`.
+    """Load a checkpoint of any ZeRO stage and any ranks into DeepSpeed's `engine`.
 
-    Every rank calls it and reads its own part.
+    Every rank calls this and reads its own part.
 
     Raises:
-        UserError: where the checkpoint is damaged, or is another model's.
+        UserError: if the checkpoint is damaged, or of another model.
     """
     checkpoint = DeepSpeedCheckpoint(folder)
     parameters = dict(engine.module.named_parameters())
@@ -42,13 +43,13 @@ def load_other_layout(engine: Any, folder: Path, ranks: Ranks) -> None:
             if parameter.requires_grad:
                 values = {kind: part(checkpoint.optimizer_value(name, kind)) for kind in (MASTER, *MOMENTS)}
                 _set_optimizer(engine, parameter, values)
-    # A tensor for each state: AdamW counts in place, so states that share one would count too fast.
+    # One tensor per state: AdamW counts in place, so states that shared a tensor would count too fast.
     for shard, state in private.adam(engine.optimizer).state.items():
         state["step"] = torch.tensor(float(checkpoint.optimizer_step), device=shard.device)
 
 
 def _make_moments(optimizer: Any) -> None:
-    """Give ZeRO's flat shards Adam's moments, which the setters need and only a first step would make."""
+    """Create Adam's moments for ZeRO's flat shards. The setters need them before a first step."""
     states = private.adam(optimizer).state
     for shard in private.flat_shards(optimizer):
         states[shard].update({kind: zero_moment(optimizer, shard, kind) for kind in MOMENTS})
@@ -68,7 +69,8 @@ def _check_same_model(
         )
         raise UserError(
             f"{checkpoint.folder}: its weights do not fit this config's model: {different[0]} is "
-            f"{theirs.get(different[0], 'not there')}, and {shapes.get(different[0], 'not there')} here"
+            f"{theirs.get(different[0], 'missing')} in the checkpoint and "
+            f"{shapes.get(different[0], 'missing')} in the model"
         )
 
 
@@ -81,14 +83,14 @@ def _whole_shape(name: str, parameter: torch.nn.Parameter, is_sharded: bool, ran
 
 def _set_weight(engine: Any, parameter: torch.nn.Parameter, weight: torch.Tensor, ranks: Ranks) -> None:
     is_sharded = engine.zero_optimization_stage() == 3
-    is_first = ranks.rank == ranks.tp_rank  # of the ranks with these weights
+    is_first = ranks.rank == ranks.tp_rank  # the first of the ranks that have these weights
     with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=is_sharded):
         if not is_sharded or is_first:
             parameter.copy_(weight)
 
 
 def _set_optimizer(engine: Any, parameter: torch.nn.Parameter, values: dict[str, torch.Tensor]) -> None:
-    """The fp32 master and the moments of one parameter, or of this rank's shard of it."""
+    """Set the fp32 master and the moments of one parameter, or of this rank's shard of it."""
     if engine.zero_optimization():
         private.set_optimizer_values(parameter, values)
         return

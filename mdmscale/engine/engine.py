@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of a run. The rest of the package talks to `Engine` and never to DeepSpeed's own."""
+"""The engine of a run. The rest of the package uses `Engine` and never DeepSpeed's own engine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,35 +24,35 @@ from mdmscale.system.run_folder import ENGINE_FOLDER
 
 @dataclass(frozen=True)
 class Engine:
-    """Model and optimizer of a run. Every ZeRO stage clips, saves and gathers in the same way."""
+    """Model and optimizer of a run. Callers clip, save and gather in the same way at every ZeRO stage."""
 
     deepspeed: Any  # DeepSpeed's engine
     gradient_clipping: float
     clips_itself: bool
     tensor_group: dist.ProcessGroup | None
-    mean_factor: float  # what makes DeepSpeed's mean over micro-batches and ranks a mean over samples
+    mean_factor: float  # turns DeepSpeed's mean over micro-batches and ranks into a mean over samples
 
     def __call__(self, **inputs: Any) -> Any:
-        """The model's forward. Under ZeRO-3 it is a collective: every rank calls it equally often."""
+        """The model's forward. Under ZeRO-3 it is a collective, so every rank must call it equally often."""
         return self.deepspeed(**inputs)
 
     @property
     def module(self) -> nn.Module:
-        """The model. Under ZeRO-3 its parameters are empty outside of forward and backward."""
+        """The model. Under ZeRO-3 its parameters are empty outside forward and backward."""
         return self.deepspeed.module
 
     @property
     def optimizer(self) -> Any:
-        """AdamW, or DeepSpeed's wrapper of it. Its `param_groups` hold the options of each group."""
+        """AdamW, or DeepSpeed's wrapper around it. Its `param_groups` hold the options of each group."""
         return self.deepspeed.optimizer
 
     @property
     def training(self) -> bool:
-        """Whether the model is in training mode. DeepSpeed's own engine always says that it is."""
+        """Whether the model is in training mode. DeepSpeed's own engine always reports training mode."""
         return self.module.training
 
     def train(self, mode: bool = True) -> None:
-        """Put the model into training mode, or with False into evaluation mode."""
+        """Put the model into training mode, or into evaluation mode if `mode` is False."""
         self.deepspeed.train(mode)
 
     def eval(self) -> None:
@@ -60,10 +60,10 @@ class Engine:
         self.deepspeed.eval()
 
     def accumulate(self, loss: torch.Tensor, scale: float | torch.Tensor, is_last: bool) -> None:
-        """Backward of a micro-batch's summed loss times `scale`, as its part of the global batch's mean.
+        """Run backward for a micro-batch's summed loss times `scale`, its part of the global batch's mean.
 
-        DeepSpeed counts a micro-batch when its own `step` is called. That is done here for all but the last
-        micro-batch of a step, whose `step` changes the weights.
+        DeepSpeed counts a micro-batch when its own `step` is called. This method calls it for every
+        micro-batch except the last of a step. For that one `Engine.step` calls it and updates the weights.
         """
         self.deepspeed.backward((loss * (scale * self.mean_factor)).to(loss.dtype))
         if not is_last:
@@ -72,13 +72,13 @@ class Engine:
     def step(self) -> float:
         """Clip and apply the step's gradients. Returns the global gradient norm before clipping.
 
-        If that is not finite, the weights stay as they are.
+        If the norm is not finite, the step is skipped and the weights stay as they are.
         """
         if self.clips_itself:
             parameters = list(self.module.parameters())
             norm = gradient_norm(parameters, self.tensor_group)
             nn.utils.clip_grads_with_norm_(parameters, self.gradient_clipping or float("inf"), norm)
-            if not norm.isfinite():  # at the other stages DeepSpeed skips such a step itself
+            if not norm.isfinite():  # at other stages DeepSpeed itself skips such a step
                 self.module.zero_grad()
             self.deepspeed.step()
         else:
@@ -87,21 +87,21 @@ class Engine:
         return float(norm)
 
     def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls it."""
+        """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls this."""
         with mapped(self.optimizer):
-            # DeepSpeed's `latest` file is left out: it is written without a barrier, so a kill can leave it
-            # naming a damaged checkpoint.
+            # No `latest` file: DeepSpeed writes it without a barrier, so a kill can leave it naming a damaged
+            # checkpoint.
             self.deepspeed.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False)
 
     def load(self, checkpoint: Path) -> None:
-        """Load what `save` wrote on as many ranks, at the same ZeRO stage and without NVMe, bit for bit.
+        """Load what `save` wrote with the same number of ranks and ZeRO stage and without NVMe, bit for bit.
 
         Raises:
-            UserError: where the weights are another model's.
+            UserError: if the weights belong to another model.
         """
         try:
             loaded, _ = self.deepspeed.load_checkpoint(str(checkpoint), tag=ENGINE_FOLDER)
-        except RuntimeError as error:  # from load_state_dict, for other shapes
+        except RuntimeError as error:  # load_state_dict raises it for other shapes
             reason = str(error).strip().split("\n")[-1].strip()
             raise UserError(f"{checkpoint}: its weights do not fit this config's model: {reason}") from None
         assert loaded is not None, "DeepSpeed found no engine folder in a checkpoint that passed its manifest"
@@ -110,14 +110,14 @@ class Engine:
         """Load what `save` wrote on other ranks, at another ZeRO stage, or with or without NVMe.
 
         Raises:
-            UserError: where the checkpoint is damaged, or is another model's.
+            UserError: if the checkpoint is damaged, or of another model.
         """
         load_other_layout(self.deepspeed, checkpoint, ranks)
 
     def gather_weights(self, ranks: Ranks) -> dict[str, torch.Tensor]:
-        """The backbone's whole weights by its own names, on rank 0 in host memory; other ranks get none.
+        """The backbone's whole weights by its own names, in host memory of rank 0. Other ranks get none.
 
-        Every rank calls it. ZeRO-3 gathers one parameter at a time, so no device holds them all.
+        Every rank calls this. ZeRO-3 gathers one parameter at a time, so no device holds all of them.
         """
         is_sharded = self.deepspeed.zero_optimization_stage() == 3
         weights = {}
@@ -131,7 +131,7 @@ class Engine:
 
 
 def gradient_norm(parameters: list[nn.Parameter], tensor_group: dist.ProcessGroup | None) -> torch.Tensor:
-    """The norm of the whole model's gradient. Tensor ranks hold parts of some parameters, all of others."""
+    """The gradient norm of the whole model. Tensor ranks hold parts of some parameters and all of others."""
     parts: list[torch.Tensor] = []
     copies: list[torch.Tensor] = []
     for each in parameters:
@@ -145,7 +145,7 @@ def gradient_norm(parameters: list[nn.Parameter], tensor_group: dist.ProcessGrou
 
 
 def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, ranks: Ranks) -> Engine:
-    """Hand the model (on the CPU) to DeepSpeed, which moves, casts and shards it as the config says."""
+    """Hand the model to DeepSpeed, which moves it from the CPU, casts it and shards it as the config says."""
     private.forget_model_parallel_unit()
     if ranks.tp_size > 1:
         for name, parameter in model.named_parameters():
@@ -171,19 +171,19 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
 
 
 def mean_factor(layout: BatchLayout, ranks: Ranks) -> float:
-    """What a micro-batch's summed loss is multiplied by, so that the step's gradient is that of the mean.
+    """The factor of a micro-batch's summed loss that makes the step's gradient that of the mean over samples.
 
-    DeepSpeed averages over micro-batches and over ranks; ranks that share a sequence, each with a part of its
-    loss, count among these.
+    DeepSpeed averages over micro-batches and over ranks. Ranks that share a sequence count as separate ranks
+    in this average, although each has only a part of the loss.
     """
     num_averaged = layout.forwards_per_step * layout.dp_size * ranks.sp_size
     return num_averaged / layout.global_batch_size
 
 
 class ModelParallelUnit:
-    """The grid of ranks as DeepSpeed asks for it (its `mpu`): only the tensor axis is model parallelism.
+    """The grid of ranks as DeepSpeed takes it (its `mpu`). Only the tensor axis is model parallelism.
 
-    To DeepSpeed the sequence axis is part of data parallelism: ranks along it hold the same weights, each
+    For DeepSpeed the sequence axis is part of data parallelism. Ranks along it hold the same weights, each
     sees a slice of the same rows, and their gradients are averaged like all others.
     """
 

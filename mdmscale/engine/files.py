@@ -1,9 +1,9 @@
-"""DeepSpeed's files of one tensor rank, read parameter by parameter.
+"""Reads DeepSpeed's files of one tensor rank, parameter by parameter.
 
-For each parameter group of the optimizer the files hold one flat vector, cut into as many pieces as ZeRO had
-ranks. ZeRO 1 and 2 concatenate the group's parameters and cut the result. ZeRO 3 pads each parameter to a
-multiple of the ranks, cuts it, and concatenates the pieces. ZeRO 0 keeps whole tensors. Files are mapped into
-memory: only what is asked for is read.
+The files hold one flat vector for each parameter group of the optimizer, cut into one piece per ZeRO rank.
+ZeRO 1 and 2 concatenate the group's parameters and cut the result. ZeRO 3 pads each parameter to a multiple
+of the number of ranks, cuts it, and concatenates the pieces. ZeRO 0 keeps whole tensors. Files are mapped
+into memory, so only the parts that are used are read from disk.
 """
 
 import math
@@ -21,7 +21,7 @@ from mdmscale.system.run_folder import ENGINE_FOLDER
 
 
 class DeepSpeedFiles:
-    """Weights and optimizer values of the ranks that have the same place along the tensor axis.
+    """Weights and optimizer values of the ranks at one place of the tensor axis.
 
     Raises:
         UserError: naming the file that is missing or damaged.
@@ -31,19 +31,19 @@ class DeepSpeedFiles:
         self.folder = folder
         self.layout = layout
         self.tensor_rank = tensor_rank
-        self.num_shards = layout.world_size // layout.tensor  # that ZeRO cuts into
+        self.num_shards = layout.world_size // layout.tensor  # pieces into which ZeRO cuts
         shards: list[int | None] = [*range(self.num_shards)] if layout.zero_stage == 3 else [None]
         self._models = [self._open(private.model_file(tensor_rank, shard)) for shard in shards]
         self.module: dict[str, torch.Tensor] = self._models[0][private.MODULE]
 
     @property
     def tied(self) -> set[str]:
-        """Second names of parameters that have two."""
+        """The second names of parameters that have two names."""
         return set(self._models[0].get(private.TIED) or {})
 
     @cached_property
     def trained(self) -> set[str]:
-        """The parameters that the optimizer has; the others are frozen."""
+        """The parameters that the optimizer trains; the others are frozen."""
         return {name for group in self.layout.parameter_groups for name in group}
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ class DeepSpeedFiles:
         return tuple((shapes | (first[private.FROZEN_SHAPES] or {}))[name])
 
     def weight(self, name: str) -> torch.Tensor:
-        """The parameter in the model's precision: in bf16 not its fp32 master, but that rounded."""
+        """The parameter in the model's precision. In bf16 it is the rounded fp32 master."""
         if self.layout.zero_stage < 3:
             return self.module[name]
         if name in self.trained:
@@ -84,7 +84,7 @@ class DeepSpeedFiles:
         if kind != MASTER:
             return self._adam_states(0)[ordered.index(name)][kind]
         masters = self._models[0][private.OPTIMIZER].get(private.MASTERS)
-        if masters is None:  # trained in fp32
+        if masters is None:  # the run trains in fp32
             return self.module[name]
         return [master for group in masters for master in group][ordered.index(name)]
 
@@ -92,7 +92,7 @@ class DeepSpeedFiles:
         names = self.layout.parameter_groups[group]
         start = sum(math.prod(self.shape(each)) for each in names[: names.index(name)])
         stop, values = start + math.prod(self.shape(name)), []
-        # Every rank's piece is as long as the first's, except that the last may lack padding.
+        # Every rank's piece is as long as the first one, but the last may lack padding.
         length = self._adam_states(0)[group][MOMENTS[0]].numel()
         for rank in range(start // length, (stop - 1) // length + 1):
             piece = self._flat(rank, kind, group)
@@ -110,7 +110,7 @@ class DeepSpeedFiles:
         return _whole(pieces, self.shape(name))
 
     def _sub_groups(self, rank: int, kind: str) -> torch.Tensor:
-        """All that a rank of ZeRO-3 holds, as one vector; DeepSpeed cuts large groups into several."""
+        """All values of a ZeRO-3 rank as one vector. DeepSpeed cuts large groups into several."""
         if kind == MASTER:
             parts = self._optimizers[rank][private.FLAT_MASTERS]
         else:
@@ -124,7 +124,7 @@ class DeepSpeedFiles:
         return self._adam_states(rank)[group][kind]
 
     def _adam_states(self, rank: int) -> dict[int, dict[str, torch.Tensor]]:
-        """torch's AdamW state by the number of the (flat) parameter."""
+        """The state of torch's AdamW, by the index of the (flat) parameter."""
         if self.layout.zero_stage == 0:
             optimizer = self._models[0][private.OPTIMIZER]
             return optimizer.get(private.INNER_STATE, optimizer)["state"]
@@ -143,7 +143,7 @@ class DeepSpeedFiles:
         return [self._open(file.name)[private.INNER_STATE] for file in files if file is not None]
 
     def _open(self, name: str) -> dict[str, Any]:
-        """One of DeepSpeed's files, mapped into memory; only known classes are unpickled."""
+        """Open one of DeepSpeed's files, mapped into memory. Only known classes are unpickled."""
         path = self.folder / ENGINE_FOLDER / name
         known_classes = private.classes_in_files()
         try:
@@ -151,12 +151,12 @@ class DeepSpeedFiles:
                 return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except FileNotFoundError:
             raise UserError(f"{path}: is missing") from None
-        except Exception as error:  # torch raises many kinds for damaged files
+        except Exception as error:  # torch raises many kinds of errors for damaged files
             raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
 class _Joined:
-    """Vectors that are sliced as if they were concatenated. Only the slice is copied."""
+    """Several vectors that can be sliced like one concatenated vector. Only the slice is copied."""
 
     def __init__(self, parts: list[torch.Tensor]) -> None:
         self._parts = parts
@@ -170,5 +170,5 @@ class _Joined:
 
 
 def _whole(pieces: list[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    """One parameter from the ranks' pieces of it, without the padding."""
+    """Join the ranks' pieces of one parameter and drop the padding."""
     return torch.cat(pieces)[: math.prod(shape)].view(shape)

@@ -1,4 +1,4 @@
-"""What a config asks of the machine: CUDA, a compiler, asynchronous I/O."""
+"""Checks that the machine has what a config needs: CUDA, a compiler, asynchronous I/O."""
 
 import torch
 
@@ -12,10 +12,10 @@ def check_hardware(config: RunConfig, device: torch.device) -> None:
     """Refuse options that this machine cannot run.
 
     Raises:
-        UserError: naming the options and what they need.
+        UserError: naming the options and their requirements.
     """
     problems = [
-        f"parallel.{name} = true: DeepSpeed's quantisation kernels need a CUDA device, and there is none here"
+        f"parallel.{name} = true: DeepSpeed's quantisation kernels need a CUDA device; this machine has none"
         for name in ("quantized_weights", "quantized_gradients")
         if getattr(config.parallel, name) and device.type != "cuda"
     ]

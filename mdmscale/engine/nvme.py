@@ -1,9 +1,10 @@
-"""Optimizer state and parameters on a node's NVMe disk: where they lie, and how checkpoints hold them.
+"""Optimizer state and parameters on a node's NVMe disk: their folder, and how checkpoints include them.
 
-DeepSpeed swaps sub-groups of its ZeRO-3 shards between files and host memory as they take their step. It
-cannot load its own checkpoints of such a run: they lack the optimizer's count of steps and the sub-groups too
-small to be swapped. Here the swap files are mapped into memory while a checkpoint is written or read. So the
-checkpoint is the same as any other run's: it resumes bit for bit, on other ranks, and with or without NVMe.
+During the optimizer's step DeepSpeed swaps sub-groups of its ZeRO-3 shards between files and host memory. It
+cannot load its own checkpoints of such a run: they lack the optimizer's step count and the sub-groups that
+are too small to be swapped. Here the swap files are mapped into memory while a checkpoint is written or read.
+So the checkpoint is like that of any other run: it resumes bit for bit, on other ranks, and with or without
+NVMe.
 """
 
 import fcntl
@@ -27,8 +28,8 @@ from mdmscale.system.errors import UserError
 
 
 def swap_folder(config: RunConfig, rank: int) -> Path:
-    """Where a rank's swap files lie. Each run folder and node has its own, so jobs may share a disk."""
-    assert config.parallel.nvme_path is not None  # config/parallel.py checks it
+    """The folder of a rank's swap files. Each run folder and node has its own, so jobs may share a disk."""
+    assert config.parallel.nvme_path is not None  # config/parallel.py checks this
     run = Path(config.run.output_dir, config.run.name).resolve()
     digest = hashlib.sha256(str(run).encode()).hexdigest()[:8]
     return Path(config.parallel.nvme_path) / f"{run.name}-{digest}.{socket.gethostname()}" / f"rank-{rank}"
@@ -36,20 +37,20 @@ def swap_folder(config: RunConfig, rank: int) -> Path:
 
 @contextmanager
 def own_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
-    """Hold this rank's swap folder, which starts empty. Only an empty lock file stays, however the run ends.
+    """Create this rank's swap folder empty, and remove it when the block ends. An empty lock file remains.
 
-    First it removes what a killed run left on this node, also files of ranks that this job does not have.
-    Every rank calls it.
+    First it removes what a killed run left on this node, including files of ranks that this job does not
+    have. Every rank calls this.
 
     Raises:
-        UserError: where the folder cannot be written, or the run already trains on this node.
+        UserError: if the folder cannot be written, or the run already trains on this node.
     """
     if not config.parallel.swaps:
         yield
         return
     folder = swap_folder(config, ranks.rank)
     is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0  # on this node
-    dist.barrier()  # until no rank holds files of what these processes trained before
+    dist.barrier()  # until no rank holds files of an earlier run of these processes
     with ExitStack() as held:
 
         def hold() -> None:
@@ -57,7 +58,7 @@ def own_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
                 held.enter_context(_held(folder, clear=is_first))
             except BlockingIOError:
                 raise UserError(
-                    f"{folder.parent}: this run is training on this node already; stop it, or choose another "
+                    f"{folder.parent}: this run is already training on this node; stop it, or choose another "
                     "run.name"
                 ) from None
             except OSError as error:
@@ -70,10 +71,10 @@ def own_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
 
 @contextmanager
 def _held(folder: Path, clear: bool) -> Iterator[None]:
-    """A new `folder`, removed at the end. With `clear`, everything that the run has on this node goes first.
+    """Create `folder`, and remove it at the end. With `clear`, first remove all the run's files on this node.
 
-    All ranks of a node share a lock, which ends with its last holder: only then may another run clear. The
-    lock file stays: if it were removed, two processes could each lock a file of that name.
+    All ranks of a node share a lock. Another process may clear only after the last rank has released it. The
+    lock file is never removed: otherwise two processes could each lock a different file of that name.
     """
     node = folder.parent
     node.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def _held(folder: Path, clear: bool) -> Iterator[None]:
             yield
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # other ranks of this node have not ended yet
+            with suppress(OSError):  # other ranks of this node still have files in it
                 node.rmdir()
     finally:
         os.close(lock)
@@ -97,16 +98,16 @@ def _held(folder: Path, clear: bool) -> Iterator[None]:
 
 @contextmanager
 def mapped(optimizer: Any) -> Iterator[None]:
-    """Let DeepSpeed's `optimizer` hold its swapped shards as mapped files, as if nothing were swapped.
+    """Within the block, DeepSpeed's `optimizer` holds swapped shards as mapped files, not as swapped ones.
 
-    Does nothing for an optimizer that does not swap.
+    It does nothing for an optimizer that does not swap.
     """
     if not private.is_swapping(optimizer):
         yield
         return
     for each in private.swapped_tensors(optimizer):
         each.tensor.data = _map_file(optimizer, each.path, each.num_elements)
-    private.set_swapping(optimizer, False)  # or DeepSpeed would copy the files, which may be out of date
+    private.set_swapping(optimizer, False)  # otherwise DeepSpeed copies the files, which may be outdated
     try:
         yield
     finally:
@@ -115,15 +116,15 @@ def mapped(optimizer: Any) -> Iterator[None]:
 
 
 def zero_moment(optimizer: Any, shard: torch.Tensor, kind: str) -> torch.Tensor:
-    """Zeros for one of Adam's moments of a `mapped` shard: in a file of its own if the shard is in one."""
+    """Zeros for one of Adam's moments of a `mapped` shard. They are in a file if the shard is in a file."""
     path = private.moment_file(optimizer, shard, kind)
     return torch.zeros_like(shard) if path is None else _map_file(optimizer, path, shard.numel()).zero_()
 
 
 def _map_file(optimizer: Any, path: Path, num_elements: int) -> torch.Tensor:
-    """The values of a file, which is created if need be; as long as DeepSpeed will read of it."""
+    """Map a file into memory, creating it if needed, with the length that DeepSpeed later reads."""
     length, dtype = private.elements_in_file(optimizer, num_elements), private.dtype_in_file(optimizer)
-    with open(path, "ab") as file:  # reserve the space: writing to a map beyond it would kill the process
+    with open(path, "ab") as file:  # reserve the space: writing to a map beyond it kills the process
         try:
             os.posix_fallocate(file.fileno(), 0, length * dtype.itemsize)
         except OSError as error:

@@ -9,10 +9,10 @@ from mdmscale.config.training import OptimizerSection
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices with weight decay, and norms, biases and embeddings without. No group is empty.
+    """Two groups: matrices with weight decay; norms, biases and embeddings without. No group is empty.
 
-    A head tied to the input embedding counts as an embedding. The kind of a parameter is read from its
-    module, since under ZeRO-3 the shape of a parameter says nothing.
+    A head that is tied to the input embedding counts as an embedding. The kind of a parameter follows from
+    its module, because under ZeRO-3 the shape of a parameter says nothing.
     """
     undecayed_ids = {
         id(parameter)
@@ -27,11 +27,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
         {"params": decayed, "is_decayed": True, "weight_decay": weight_decay},
         {"params": undecayed, "is_decayed": False, "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]  # adapters, for one, are all matrices
+    return [group for group in groups if group["params"]]  # for example, all adapters are matrices
 
 
 def named_groups(model: nn.Module) -> list[list[str]]:
-    """The names of the parameters of each of `parameter_groups`."""
+    """The parameter names of each group in `parameter_groups`."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, 0.0)
     return [[names[id(parameter)] for parameter in group["params"]] for group in groups]  # type: ignore[attr-defined]
@@ -40,8 +40,8 @@ def named_groups(model: nn.Module) -> list[list[str]]:
 def make_optimizer(model: nn.Module, options: OptimizerSection) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`. `set_learning_rate` sets its learning rate at each step.
 
-    It is fused: one kernel reads and writes each element once and needs no temporaries. That holds on the
-    device and on the host, where offloaded state steps.
+    The fused kernel reads and writes each element once and needs no temporaries. It is used on the device
+    and, for offloaded state, on the host.
     """
     groups = parameter_groups(model, options.weight_decay)
     return torch.optim.AdamW(
@@ -50,7 +50,7 @@ def make_optimizer(model: nn.Module, options: OptimizerSection) -> torch.optim.A
 
 
 def set_options(optimizer: torch.optim.Optimizer, options: OptimizerSection) -> None:
-    """Give the groups of `optimizer`, or of DeepSpeed's wrapper, this config's options."""
+    """Give this config's options to every group of `optimizer`, which may be DeepSpeed's wrapper."""
     for group in optimizer.param_groups:
         group["betas"] = (options.betas[0], options.betas[1])
         group["eps"] = options.eps
@@ -60,8 +60,8 @@ def set_options(optimizer: torch.optim.Optimizer, options: OptimizerSection) -> 
 def learning_rate(step: int, num_steps: int, options: OptimizerSection) -> float:
     """The learning rate of step `step` (0-based) of `num_steps`.
 
-    A linear warm-up from 0 reaches the peak at step warmup_steps. Then the rate falls to min_lr_ratio times
-    the peak at step num_steps. wsd holds the peak and falls linearly in the last decay_steps.
+    A linear warm-up from 0 reaches the peak at step warmup_steps. Then the rate decays to min_lr_ratio times
+    the peak at step num_steps. The schedule wsd holds the peak and decays linearly in the last decay_steps.
     """
     warmup = options.warmup_steps
     if step < warmup:
@@ -80,7 +80,7 @@ def learning_rate(step: int, num_steps: int, options: OptimizerSection) -> float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group of `optimizer`, or of DeepSpeed's wrapper, the rate."""
+    """Give the rate to every group of `optimizer`, which may be DeepSpeed's wrapper."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 

@@ -1,11 +1,11 @@
-"""Every private name of DeepSpeed that mdmscale depends on. No other module uses one.
+"""Every private name of DeepSpeed that mdmscale uses. No other module uses one.
 
-DeepSpeed does not promise these names, so a new release may rename them. tests/engine/test_private.py looks
-for each of them in the installed release and fails with the name that is gone. Public calls, such as
-`deepspeed.initialize` or `save_checkpoint`, need no function here.
+DeepSpeed does not guarantee these names, so a new release may rename them. tests/engine/test_private.py looks
+up each name in the installed release and fails with the name that is missing. Public functions, such as
+`deepspeed.initialize` or `save_checkpoint`, are called directly.
 
-DeepSpeed takes seconds to import. A command that only reads a checkpoint needs very little of it, so the
-functions here import it themselves.
+DeepSpeed takes seconds to import. A command that only reads a checkpoint needs very little of it, so each
+function here imports what it needs.
 """
 
 from dataclasses import dataclass
@@ -21,30 +21,30 @@ MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 
 
 def forget_model_parallel_unit() -> None:
-    """Drop the `mpu` of an earlier engine in this process, which DeepSpeed would use for the next one."""
+    """Drop the `mpu` of an earlier engine in this process. Otherwise the next engine would use it."""
     from deepspeed.utils import groups
 
     groups.mpu = None
 
 
 def mark_as_part(parameter: nn.Parameter) -> None:
-    """Tell DeepSpeed that tensor ranks hold different parts of `parameter`, so that it sums their norms."""
+    """Mark `parameter` as split over tensor ranks, so that DeepSpeed sums the norms of its parts."""
     parameter.model_parallel = True  # type: ignore[attr-defined]
 
 
 def is_part(parameter: nn.Parameter) -> bool:
-    """Whether `mark_as_part` was called for `parameter`."""
+    """Whether `parameter` is marked by `mark_as_part`."""
     return getattr(parameter, "model_parallel", False)
 
 
 def whole_shape(parameter: nn.Parameter, is_sharded: bool) -> tuple[int, ...]:
-    """The shape of `parameter` on this tensor rank. ZeRO-3 (`is_sharded`) leaves the parameter empty."""
+    """The shape of `parameter` on this tensor rank. Under ZeRO-3 (`is_sharded`) its tensor is empty."""
     return tuple(parameter.ds_shape if is_sharded else parameter.shape)  # type: ignore[attr-defined]
 
 
 # ---- The optimizer, which DeepSpeed wraps in a class for each way of sharding it ----
 
-# The flat fp32 vectors that AdamW steps, one for each parameter group; a rank holds its shard of each.
+# The attribute with the flat fp32 vectors that AdamW updates: this rank's shard of one per parameter group.
 SHARDS_OF = {
     "DeepSpeedZeroOptimizer": "single_partition_of_fp32_groups",  # ZeRO 1 and 2
     "BF16_Optimizer": "fp32_groups_flat_partition",  # ZeRO 1 in bf16, with fp32 gradients
@@ -66,7 +66,7 @@ def flat_shards(optimizer: Any) -> list[torch.Tensor]:
 
 
 def masters(optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
-    """The fp32 master of each parameter at ZeRO-0. In fp32 there are none: AdamW steps the parameters."""
+    """The fp32 master of each parameter at ZeRO-0. In fp32 there are none: AdamW updates the parameters."""
     if isinstance(optimizer, torch.optim.Optimizer):
         return {}
     pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)  # fp16 means bf16 here
@@ -74,9 +74,9 @@ def masters(optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
 
 
 def link_moments(optimizer: Any) -> None:
-    """Let ZeRO's setters find the moments that AdamW's state has by now.
+    """Let ZeRO's setters find the moments in AdamW's state.
 
-    DeepSpeed links them once, at the first step of the first group. So this comes before any step.
+    DeepSpeed links them only once, at the first step of the first group. Call this before any step.
     """
     if type(optimizer).__name__ in _LINKS_MOMENTS:
         optimizer._lazy_init_hp_params_optimizer_state()
@@ -91,12 +91,12 @@ def set_optimizer_values(parameter: nn.Parameter, values: dict[str, torch.Tensor
         safe_set_full_optimizer_state(parameter, values[kind], kind)
 
 
-# ---- NVMe: ZeRO-3's swapper, which holds some of the shards and their moments in files ----
+# ---- NVMe: ZeRO-3's swapper, which keeps some of the shards and their moments in files ----
 
 
 @dataclass(frozen=True)
 class SwappedTensor:
-    """A shard or a moment whose values are in a file; `tensor` is empty between steps."""
+    """A shard or a moment whose values are in a file. `tensor` is empty between steps."""
 
     tensor: torch.Tensor
     path: Path
@@ -104,7 +104,7 @@ class SwappedTensor:
 
 
 def can_swap() -> bool:
-    """Whether libaio and a compiler are there for DeepSpeed's asynchronous I/O."""
+    """Whether this machine has libaio and a compiler for DeepSpeed's asynchronous I/O."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     return AsyncIOBuilder().is_compatible(verbose=False)
@@ -116,12 +116,12 @@ def is_swapping(optimizer: Any) -> bool:
 
 
 def set_swapping(optimizer: Any, is_on: bool) -> None:
-    """Switch swapping off, so that DeepSpeed takes shards for tensors in memory, or on again."""
+    """Turn swapping on or off. While it is off, DeepSpeed treats shards as tensors in memory."""
     optimizer.swap_optimizer = is_on
 
 
 def swapped_tensors(optimizer: Any) -> list[SwappedTensor]:
-    """Every tensor that is in a file, of an optimizer that swaps."""
+    """Every tensor of a swapping optimizer whose values are in a file."""
     return [
         SwappedTensor(each.compute_tensor, Path(each.swap_path), info.numel())
         for info in optimizer.optimizer_swapper.swap_params_info.values()
@@ -130,9 +130,9 @@ def swapped_tensors(optimizer: Any) -> list[SwappedTensor]:
 
 
 def release_swapped(optimizer: Any) -> None:
-    """Let the memory of swapped tensors go; their values stay in the files.
+    """Free the memory of swapped tensors. Their values remain in the files.
 
-    A swapper that is asked for a shard first registers the moments that were made for it meanwhile.
+    First it asks the swapper for each shard: this registers moments that were created in the meantime.
     """
     swapper = optimizer.optimizer_swapper
     for shard in flat_shards(optimizer):
@@ -142,7 +142,7 @@ def release_swapped(optimizer: Any) -> None:
 
 
 def moment_file(optimizer: Any, shard: torch.Tensor, kind: str) -> Path | None:
-    """The file of a moment of `shard`, by DeepSpeed's rule for its name; None for a shard in memory."""
+    """The file of a moment of `shard`, named as DeepSpeed names it. None for a shard in memory."""
     swapper = optimizer.optimizer_swapper if type(optimizer).__name__ == _SWAPS else None
     if swapper is None or shard.ds_id not in swapper.swap_params_info:  # type: ignore[attr-defined]
         return None
@@ -150,7 +150,7 @@ def moment_file(optimizer: Any, shard: torch.Tensor, kind: str) -> Path | None:
 
 
 def elements_in_file(optimizer: Any, num_elements: int) -> int:
-    """How many elements DeepSpeed reads for a tensor of `num_elements`: it reads whole blocks."""
+    """The number of elements that DeepSpeed reads for a tensor of `num_elements`. It reads whole blocks."""
     return optimizer.optimizer_swapper._io_aligned_numel(num_elements)
 
 
@@ -161,8 +161,8 @@ def dtype_in_file(optimizer: Any) -> torch.dtype:
 
 # ---- The files of a checkpoint: names, and keys of the dictionaries in them ----
 
-MODULE = "module"  # parameters by name; under ZeRO-3 empty tensors, which still tell the dtype
-TIED = "shared_params"  # {name without values: name that has them}
+MODULE = "module"  # parameters by name; under ZeRO-3 these are empty but have the dtype
+TIED = "shared_params"  # {name without values: name with the values}
 SHAPES = "param_shapes"  # ZeRO-3: whole shapes by name, a dictionary for each parameter group
 FROZEN_SHAPES = "frozen_param_shapes"  # ZeRO-3
 FROZEN_PIECES = "frozen_param_fragments"  # ZeRO-3: this rank's pieces of frozen parameters
@@ -175,13 +175,13 @@ PARTITIONS = "single_partition_of_fp32_groups"  # ZeRO 1 and 2
 
 
 def model_file(tensor_rank: int, shard: int | None) -> str:
-    """The file of a tensor rank's weights; ZeRO-3 has one for each `shard`, the other stages one for all."""
+    """The file of a tensor rank's weights. ZeRO-3 has one per `shard`; other stages have one for all."""
     of_shard = "" if shard is None else f"zero_pp_rank_{shard}_"
     return f"{of_shard}mp_rank_{tensor_rank:02d}_model_states.pt"
 
 
 def optimizer_file(tensor_rank: int, shard: int) -> str:
-    """A pattern for the file of a shard of the optimizer's state, ZeRO 1 to 3. In bf16 it has a prefix."""
+    """A pattern for the file of a shard of the optimizer's state, ZeRO 1 to 3. bf16 adds a prefix."""
     return f"*zero_pp_rank_{shard}_mp_rank_{tensor_rank:02d}_optim_states.pt"
 
 

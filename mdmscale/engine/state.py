@@ -1,4 +1,4 @@
-"""How the values of a DeepSpeed checkpoint are laid out over its files."""
+"""The layout of a DeepSpeed checkpoint: how its values are distributed over its files."""
 
 import json
 from dataclasses import dataclass, fields
@@ -11,25 +11,25 @@ from mdmscale.system.run_folder import STATE_FILE
 
 @dataclass(frozen=True)
 class EngineLayout:
-    """What must be known to read DeepSpeed's files of a checkpoint."""
+    """The facts needed to read DeepSpeed's files of a checkpoint."""
 
     world_size: int
     zero_stage: int
     tensor: int  # parallel.tensor
     dtype: str  # model.dtype
-    parameter_groups: list[list[str]]  # the optimizer's, by the names of their parameters, in its order
+    parameter_groups: list[list[str]]  # the optimizer's groups in order, as parameter names
 
     def matches(self, other: "EngineLayout") -> bool:
-        """Whether DeepSpeed can load the files of one by itself into an engine of the other."""
+        """Whether DeepSpeed itself can load files of one layout into an engine of the other."""
         names = ("zero_stage", "world_size", "tensor", "dtype")
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "EngineLayout":
-        """The layout that a checkpoint's state.json describes: under `engine`, at its top in old ones.
+        """The layout in a checkpoint's state.json: under `engine`, or at the top level in old checkpoints.
 
         Raises:
-            KeyError: where it lacks something.
+            KeyError: if a key is missing.
         """
         own = values.get("engine", values)
         return cls(**{field.name: own[field.name] for field in fields(cls)})
@@ -39,7 +39,7 @@ def read_layout(checkpoint: Path) -> EngineLayout:
     """The layout of a checkpoint folder.
 
     Raises:
-        UserError: where state.json is missing, damaged, or another version's.
+        UserError: if state.json is missing, damaged or from another version.
     """
     path = checkpoint / STATE_FILE
     try:

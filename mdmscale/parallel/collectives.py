@@ -1,4 +1,4 @@
-"""Small operations of all ranks together: sum, act on rank 0 for all, raise the error of one rank on all."""
+"""Small collective operations: sum over ranks, act on rank 0 for all, raise one rank's error on all."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -22,8 +22,8 @@ def on_first_rank(ranks: Ranks, action: Callable[[], T]) -> T:
     """Run `action` on rank 0 while the others wait. Every rank gets its (picklable) result or its error.
 
     Raises:
-        UserError: on every rank, where `action` raised one.
-        RuntimeError: on the other ranks, where `action` failed otherwise.
+        UserError: on every rank, if `action` raised one.
+        RuntimeError: on the other ranks, if `action` raised any other error.
     """
     message: list[Any] = [None]
     failure: BaseException | None = None
@@ -32,7 +32,7 @@ def on_first_rank(ranks: Ranks, action: Callable[[], T]) -> T:
             message = [("result", action())]
         except UserError as error:
             message = [("user error", error.problems)]
-        except BaseException as error:  # whatever went wrong here, the other ranks must stop waiting
+        except BaseException as error:  # after any error the other ranks must stop waiting
             failure = error
             message = [("failure", repr(error))]
     dist.broadcast_object_list(message, src=0)
@@ -52,7 +52,7 @@ def on_every_rank(ranks: Ranks, action: Callable[[], T]) -> T:
     """Run `action`, which must not communicate, on every rank. If it fails on any rank, all ranks raise.
 
     Raises:
-        UserError: with the problems of all ranks, each problem once.
+        UserError: with the problems of all ranks. The same problem is listed once.
     """
     result, problems = None, []
     try:

@@ -1,4 +1,4 @@
-"""The ranks of a job: joining the process group, and the grid of data x sequence x tensor they form."""
+"""The ranks of a job: they join the process group and form a grid of data x sequence x tensor."""
 
 import os
 import warnings
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-# Rank 0 may tokenise data or write files for a long time while the others wait.
+# Long, because rank 0 may tokenise data or write files for a long time while the others wait.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
 
@@ -25,8 +25,8 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
-    tp_size: int = 1  # ranks that a model is split over
-    sp_size: int = 1  # ranks that a sequence is split over
+    tp_size: int = 1  # ranks over which a model is split
+    sp_size: int = 1  # ranks over which a sequence is split
     mesh: DeviceMesh | None = None  # the axes of more than one rank
     replica_group: dist.ProcessGroup | None = None  # ranks with the same weights, dp x sp; None: all ranks
 
@@ -60,12 +60,12 @@ class Ranks:
 
     @property
     def speaks_for_slice(self) -> bool:
-        """Whether sums over all ranks count this rank's masked positions: its tp neighbours have the same."""
+        """Whether sums over all ranks include this rank's masked positions. Its tp group has the same."""
         return self.tp_rank == 0
 
     @property
     def speaks_for_samples(self) -> bool:
-        """Whether sums over all ranks count this rank's samples: its sp and tp neighbours have the same."""
+        """Whether sums over all ranks include this rank's samples. Its sp and tp groups have the same."""
         return self.tp_rank == 0 and self.sp_rank == 0
 
     def sum_over_sequence(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ class Ranks:
 
 
 def initialise(tp_size: int = 1, sp_size: int = 1) -> Ranks:
-    """Join the process group that the launcher describes, or make one of this process alone.
+    """Join the process group that the launcher describes. Without a launcher, create one of this process.
 
     The backend is NCCL on CUDA devices. On the CPU it is gloo, and the ranks of a node share its cores
     equally. Every rank must call it. `tp_size * sp_size` must divide the number of ranks.
@@ -107,10 +107,10 @@ def initialise(tp_size: int = 1, sp_size: int = 1) -> Ranks:
 
 
 def finalise(wait: bool = True) -> None:
-    """Leave the process group, if this process has joined one; with `wait`, once all ranks have got here.
+    """Leave the process group, if this process has joined one. With `wait`, first wait for all ranks.
 
     gloo may abort a rank whose peers have already left, so ranks wait for each other. After an error `wait`
-    must be False, because the other ranks may never get here.
+    must be False, because the other ranks may never call this.
     """
     if dist.is_initialized():
         if wait:
@@ -124,14 +124,14 @@ def _device(local_rank: int) -> torch.device:
         torch.cuda.set_device(device)
         return device
     if "OMP_NUM_THREADS" not in os.environ:
-        # the number of ranks on this node, as torchrun and the deepspeed launcher name it
+        # the number of ranks on this node, under the names of torchrun and of the deepspeed launcher
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
     return torch.device("cpu")
 
 
 def _arrange(device: torch.device, tp_size: int, sp_size: int) -> Ranks:
-    """The job's ranks as a grid. An axis of one rank gets no groups: to make each would take all ranks."""
+    """The job's ranks as a grid. An axis of one rank gets no groups: creating a group involves all ranks."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     dp_size, rest = divmod(world_size, tp_size * sp_size)
     assert rest == 0, f"{world_size} ranks do not make {tp_size} x {sp_size}"

@@ -1,7 +1,7 @@
-"""What glibc does with the memory that tensors on the CPU have freed.
+"""Controls what glibc does with memory that CPU tensors free.
 
-By default glibc returns large blocks to the system at once. The logits and activations of the next step are
-then new pages, which the system must clear and map. That takes a seventh of a step (docs/performance.md).
+By default glibc returns large blocks to the system at once. The logits and activations of the next step then
+need new pages, which the system must clear and map. That takes a seventh of a step (docs/performance.md).
 With other C libraries these functions do nothing.
 """
 
@@ -10,11 +10,11 @@ from contextlib import suppress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's options, from malloc.h
 _NEVER, _NO_MAPS = -1, 0
-_MAPS, _LARGE = 65536, 32 << 20  # glibc's limit on maps by default, and its highest automatic threshold
+_MAPS, _LARGE = 65536, 32 << 20  # glibc's default limit on maps, and its highest automatic threshold
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that tensors free from now on, for the tensors of the next step."""
+    """Make this process keep memory that tensors free, so the tensors of the next step can reuse it."""
     library = glibc()
     if library is not None:
         library.malloc_trim(0)
@@ -23,9 +23,9 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Go back to glibc's default, and return the memory that is free now.
+    """Restore glibc's default, and return the memory that is free now.
 
-    A kept block that lies between used ones keeps its addresses, and later tensors may use it again.
+    A free block between used blocks keeps its addresses, so later tensors may still reuse it.
     """
     library = glibc()
     if library is not None:
@@ -36,7 +36,7 @@ def return_freed_memory() -> None:
 
 
 def glibc() -> ctypes.CDLL | None:
-    """This process's C library, if it is glibc."""
+    """This process's C library, or None if it is not glibc."""
     with suppress(OSError):
         library = ctypes.CDLL("libc.so.6")
         return library if hasattr(library, "gnu_get_libc_version") else None

@@ -10,7 +10,7 @@ WIDTH_OF_FILES = 110
 
 
 def make_console() -> Console:
-    """A console as wide as the terminal, or wide enough for every column where output goes to a file."""
+    """A console as wide as the terminal. If output goes to a file, it is wide enough for every column."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
 
 

@@ -1,16 +1,16 @@
-"""The error for a user's mistake, and how every command reports it."""
+"""The error for mistakes of the user, and how commands report it."""
 
 import os
 import sys
 import time
 from collections.abc import Callable
 
-# Launchers end every rank as soon as one has failed, so the others give rank 0 time to report.
+# Launchers end all ranks as soon as one has failed, so the other ranks give rank 0 time to report.
 SECONDS_FOR_RANK_0 = 5.0
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. It names the option or file, its value, and how to correct it.
+    """A mistake in the user's input. The message names the option or file, its value, and how to correct it.
 
     Commands print it without a traceback, one line per problem, and exit with status 2.
     """
@@ -24,10 +24,11 @@ class UserError(ValueError):
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run a command's `main`; report a `UserError` on stderr and return status 2.
+    """Run a command's `main`. On a `UserError` report it on stderr and return status 2.
 
-    Rank 0 reports for all ranks. The others wait for the launcher to end them, which it does once rank 0 has
-    failed. A rank that still runs after the wait met the problem alone, so it reports it with its number.
+    Rank 0 reports for all ranks. The other ranks wait, because the launcher ends them once rank 0 has failed.
+    A rank that is still running after the wait is the only one with the problem. It reports the problem
+    itself, with its rank number.
     """
     try:
         return main()

@@ -1,7 +1,7 @@
-"""Files as the project reads and writes them. A file that others may read is whole or not there.
+"""Reads and writes files. A file that others may read is either complete or absent.
 
-It is written beside its place as `.unfinished-NAME`, synced to disk, and renamed. folders.py does the same
-for folders. No other module renames.
+A file is written in its folder as `.unfinished-NAME`, synced to disk, and then renamed. folders.py does the
+same for folders. No other module renames files or folders.
 """
 
 import errno
@@ -18,10 +18,10 @@ from mdmscale.system.locks import locked_file
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object on disk.
+    """Read a JSON object from a file.
 
     Raises:
-        UserError: where the file is missing, damaged or something else.
+        UserError: if the file is missing, is damaged, or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -35,32 +35,32 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def write_object(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object into a folder that nobody reads yet."""
+    """Write a JSON object into an unfinished folder, which no process reads yet."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_file(path: Path, text: str, *, durable: bool = True, writer: str = "") -> None:
-    """Give a file the content `text`, all at once; see `written_file`."""
+    """Replace the content of a file by `text`, atomically; see `written_file`."""
     with written_file(path, durable=durable, writer=writer) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def written_file(path: Path, *, durable: bool = True, writer: str = "") -> Iterator[Path]:
-    """Yield the unfinished file to write; it replaces `path` when the block ends.
+    """Yield an unfinished file to write. It replaces `path` when the block ends.
 
-    A reader sees the earlier file or the new one. Where the block fails, the earlier file stays, and the
-    unfinished file and the parent folders made for it are removed. What a killed writer leaves, the next one
-    overwrites. A device or a pipe is not replaced but written to.
+    A reader sees either the old file or the new one. If the block fails, the old file stays, and the
+    unfinished file and the parent folders created for it are removed. If a writer is killed, the next writer
+    overwrites its unfinished file. If `path` is a device or a pipe, the block writes to it directly.
 
     Args:
-        durable: also survive a power failure, and refuse a second process that writes the same file. Choose
-            False for a status that is replaced every few seconds: a sync takes long on a shared file system.
-        writer: names this process where several may write the same file at once with `durable=False`. Each
-            then has an unfinished file of its own, and the last one to end wins.
+        durable: survive a power failure too, and refuse a second process that writes the same file. Pass
+            False for a status that is replaced every few seconds: a sync is slow on a shared file system.
+        writer: names this process, if several may write the same file at once with `durable=False`. Each
+            then has its own unfinished file, and the last one to finish wins.
 
     Raises:
-        UserError: where a parent folder cannot be made, or another process is writing this file.
+        UserError: if a parent folder cannot be created, or another process is writing this file.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -79,24 +79,24 @@ def written_file(path: Path, *, durable: bool = True, writer: str = "") -> Itera
 
 @contextmanager
 def made_parents(path: Path, durable: bool = True) -> Iterator[None]:
-    """Make the parent folders of `path` that are missing.
+    """Create the missing parent folders of `path`.
 
-    Where the block fails they are removed again; where it succeeds and is `durable`, the names in them are
-    synced to disk.
+    If the block fails, they are removed again. If it succeeds and `durable` is set, their entries are synced
+    to disk.
 
     Raises:
-        UserError: where they cannot be made.
+        UserError: if they cannot be created.
     """
     missing = list(takewhile(lambda folder: not folder.exists(), path.parents))
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path}: cannot be made: {error.strerror}") from None
+            raise UserError(f"{path}: cannot be created: {error.strerror}") from None
         yield
     except BaseException:
         for folder in missing:
-            with suppress(OSError):  # it was not made, or another process has put something into it
+            with suppress(OSError):  # it does not exist, or another process has put something into it
                 folder.rmdir()
         raise
     for folder in (path.parent, *(new.parent for new in missing)) if durable else ():
@@ -104,26 +104,26 @@ def made_parents(path: Path, durable: bool = True) -> Iterator[None]:
 
 
 def unfinished(path: Path) -> Path:
-    """The name of a file or folder until it is whole. It lies in the same folder, so a rename is enough."""
+    """The path of a file or folder while it is unfinished. It has the same parent, so a rename suffices."""
     return path.with_name(f".unfinished-{path.name}")
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on disk."""
+    """Wait until the content of a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that syncs no folders
+        if error.errno != errno.EINVAL:  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def cut_torn_line(file: Path) -> None:
-    """Remove a last line that an interruption left without its end.
+    """Remove the last line of a file if an interruption left it incomplete.
 
-    Only the last byte is read where the last line is whole.
+    If the last line is complete, only the last byte is read.
     """
     if not file.exists() or not file.stat().st_size:
         return

@@ -1,7 +1,7 @@
-"""Folders that are whole or not there.
+"""Writes folders that are either complete or absent.
 
-A folder is written beside its place as `.unfinished-NAME`, synced to disk, and renamed. A folder that has the
-name already becomes `.replaced-NAME` for the moment between two renames, and is then removed.
+A folder is written as `.unfinished-NAME` in the same parent, synced to disk, and then renamed. If a folder of
+that name exists, it is first renamed to `.replaced-NAME`, and it is removed after the second rename.
 """
 
 import shutil
@@ -13,24 +13,24 @@ from mdmscale.system.errors import UserError
 from mdmscale.system.files import fsync, made_parents, unfinished
 from mdmscale.system.locks import locked_folder
 
-# For config, tokenizer and index, and so that the disk is not filled to the last byte.
+# Room for config, tokenizer and index, and so that the disk does not fill up completely.
 SPARE_BYTES = 64 * 2**20
 
 
 @contextmanager
 def published_folder(destination: Path, num_bytes: int | None = None) -> Iterator[Path]:
-    """Yield a new folder to write into; it becomes `destination` when the block ends.
+    """Yield a new folder to write into. It becomes `destination` when the block ends.
 
-    An earlier `destination` stays until the new one is whole and on disk. Where the block or the renames
-    fail, the earlier one stays, and the unfinished folder and the parent folders made for it are removed.
-    What a killed writer leaves, the next one to the same `destination` removes.
+    An old `destination` stays until the new one is complete and on disk. If the block or the renames fail,
+    the old one stays, and the unfinished folder and the parent folders created for it are removed. If a
+    writer is killed, the next writer to the same `destination` removes its files.
 
     Args:
-        num_bytes: about what the block writes, where the disk is to be checked first.
+        num_bytes: approximate size of what the block writes. If given, free disk space is checked first.
 
     Raises:
-        UserError: where the folder cannot be made, the disk has no room, or another process is writing the
-            same destination.
+        UserError: if the folder cannot be created, the disk has too little space, or another process is
+            writing the same destination.
     """
     with made_parents(destination), _locked_new_folder(unfinished(destination)) as aside:
         _finish_swap(destination)
@@ -42,10 +42,11 @@ def published_folder(destination: Path, num_bytes: int | None = None) -> Iterato
 
 @contextmanager
 def published_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield a new folder in which to write the files that `paths` names, all of one folder.
+    """Yield a new folder in which to write the files `paths`, which must all have the same parent.
 
-    When the block ends, each takes its place, in the order of `paths`: the last is the one without which no
-    reader looks at the others. Failures, kills and other processes are handled as by `published_folder`.
+    When the block ends, the files are moved to their places in the order of `paths`. The last one should be
+    the file without which no reader looks at the others. Failures, kills and other processes are handled as
+    in `published_folder`.
     """
     *_, last = paths
     with made_parents(last), _locked_new_folder(unfinished(last)) as aside:
@@ -57,10 +58,10 @@ def published_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def make_unfinished(destination: Path) -> Path:
-    """Make an empty folder that `publish` turns into `destination`, for several processes to write into.
+    """Create an empty folder for several processes to write into. `publish` turns it into `destination`.
 
-    What killed writers left in the same place, for any destination, is removed. There is no lock: the caller
-    sees to it that nobody else writes there.
+    Unfinished folders that killed writers left in the same parent are removed, whatever their destination.
+    There is no lock: the caller must ensure that no other job writes there.
     """
     for leftover in destination.parent.glob(unfinished(destination.with_name("*")).name):
         shutil.rmtree(leftover)
@@ -73,7 +74,7 @@ def publish(aside: Path, destination: Path, files_are_synced: bool = False) -> N
     """Sync a finished folder to disk and give it its name.
 
     Raises:
-        OSError: where that fails; an earlier `destination` is then in its place again.
+        OSError: if that fails. An old `destination` then has its name again.
     """
     _sync(aside, files=not files_are_synced)
     replaced = _replaced(destination)
@@ -94,7 +95,7 @@ def _replaced(destination: Path) -> Path:
 
 
 def _finish_swap(destination: Path) -> None:
-    """Clean up after a writer that was killed at its renames: the earlier folder comes back, or goes."""
+    """Clean up after a writer that was killed between its renames: restore the old folder, or remove it."""
     replaced = _replaced(destination)
     if destination.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -104,7 +105,7 @@ def _finish_swap(destination: Path) -> None:
 
 @contextmanager
 def _locked_new_folder(folder: Path) -> Iterator[Path]:
-    """Make an empty `folder` and hold its lock; remove it where the block fails."""
+    """Create an empty `folder` and hold its lock. Remove the folder if the block fails."""
     with ExitStack() as held:
         try:
             if folder.exists():
@@ -113,7 +114,7 @@ def _locked_new_folder(folder: Path) -> Iterator[Path]:
             folder.mkdir()
             held.enter_context(locked_folder(folder))
         except OSError as error:
-            raise UserError(f"{folder}: cannot be made: {error.strerror}") from None
+            raise UserError(f"{folder}: cannot be created: {error.strerror}") from None
         try:
             yield folder
         except BaseException:

@@ -1,4 +1,4 @@
-"""Locks on files and folders that are being written. The system frees them when their process ends."""
+"""Locks on files and folders that are being written. The system releases them when their process ends."""
 
 import errno
 import fcntl
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from mdmscale.system.errors import UserError
 
-# What flock answers on a network file system that has no locks.
+# The errors of flock on a network file system without locks.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is created where it is missing.
+    """Hold the lock of a file. The file is created if it is missing.
 
-    The lock is only advice: it keeps out others that ask for it here. Some network file systems have no
-    locks. There the block runs all the same, and two writers at once go unnoticed.
+    The lock is advisory: it excludes only processes that use these functions. Some network file systems have
+    no locks. There the block runs without a lock, and two writers at once are not detected.
 
     Raises:
-        UserError: naming `path`, where another living process holds its lock.
+        UserError: naming `path`, if another living process holds its lock.
     """
-    descriptor = _open_locked(path, os.O_RDWR | os.O_CREAT)  # NFS locks only what may be written to
+    descriptor = _open_locked(path, os.O_RDWR | os.O_CREAT)  # NFS locks only writable files
     try:
         yield
     finally:
@@ -32,7 +32,7 @@ def locked_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_folder(path: Path) -> Iterator[None]:
-    """Hold the lock of an existing folder, as `locked_file` does of a file."""
+    """Hold the lock of an existing folder, as `locked_file` does for a file."""
     descriptor = _open_locked(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield
@@ -41,9 +41,9 @@ def locked_folder(path: Path) -> Iterator[None]:
 
 
 def _open_locked(path: Path, flags: int) -> int:
-    """A descriptor that holds the lock of what `path` names now.
+    """Open and lock the file or folder that `path` names. Returns the descriptor.
 
-    Another process may rename or remove it after we open it and before we lock it. Then we open it again.
+    Another process may rename or remove it between opening and locking. Then `path` is opened again.
     """
     while True:
         descriptor = os.open(path, flags, 0o666)
@@ -68,7 +68,7 @@ def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{path}: another process is writing it; wait until that one has ended") from None
+        raise UserError(f"{path}: another process is writing it; wait until that process has ended") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

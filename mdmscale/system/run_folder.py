@@ -1,19 +1,19 @@
-"""The layout of a run folder. This is the only place that spells its names.
+"""The layout of a run folder. All names in it are defined here and nowhere else.
 
 config.yaml           the resolved config
-metrics.jsonl         one line a step
+metrics.jsonl         one line per step
 tensorboard/          the same numbers as event files
 checkpoints/
     step-00000100/
-        engine/       DeepSpeed's files, every rank's shards
-        model/        config.json and tokenizer: with them a checkpoint alone is enough for an export
+        engine/       DeepSpeed's files with every rank's shards
+        model/        config.json and tokenizer, so that an export needs only the checkpoint
         state.json    step, samples, tokens, seed, data, engine layout, components by name
         manifest.json size and sha256 of every file above
 figures/              PNG files
 data/                 SFT data that the run has encoded
-hf/                   the trained model for Hugging Face transformers, adapters merged
-adapter/              the adapters of model.lora by themselves
-logs/                 heartbeats/<rank>.json, and after a stall stall.json and stacks-<rank>.txt
+hf/                   the trained model for Hugging Face transformers, with adapters merged
+adapter/              the adapters of model.lora, not merged
+logs/                 heartbeats/<rank>.json; after a stall also stall.json and stacks-<rank>.txt
 stop                  asks the run to stop
 """
 
@@ -36,7 +36,7 @@ Kind = Literal["model", "run", "checkpoint"]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The parts of the run folder at `path`, whether they are there or not."""
+    """The paths inside the run folder at `path`, whether they exist or not."""
 
     path: Path
 
@@ -92,30 +92,30 @@ class RunFolder:
 
     @property
     def has_export(self) -> bool:
-        """Whether the run has ended and written its model."""
+        """Whether the run has finished and exported its model."""
         return is_model(self.export)
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """The path of the checkpoint of a step."""
         return self.checkpoints / step_name(step)
 
     def published_checkpoints(self) -> list[Path]:
-        """Those that have their final names, oldest first."""
+        """The checkpoints that have their final names, oldest first."""
         return published_checkpoints(self.checkpoints)
 
 
 def step_name(step: int) -> str:
-    """The name of a checkpoint; names sort as steps do."""
+    """The name of the checkpoint of a step. Names sort in the order of steps."""
     return f"{_STEP}{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name tells."""
+    """The step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix(_STEP))
 
 
 def published_checkpoints(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a run's checkpoints/ under their final names, oldest first."""
+    """The checkpoints in a run's checkpoints/ folder that have their final names, oldest first."""
     return sorted(path for path in checkpoints.glob(f"{_STEP}*") if path.is_dir())
 
 
@@ -125,10 +125,10 @@ def is_model(path: Path) -> bool:
 
 
 def kind_of(path: Path) -> Kind:
-    """What a folder holds: a Hugging Face model, a run, or one of a run's checkpoints.
+    """The kind of a folder: a Hugging Face model, a run, or a checkpoint of a run.
 
     Raises:
-        UserError: where it is none of them.
+        UserError: if it is none of these.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")

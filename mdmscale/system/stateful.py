@@ -1,17 +1,17 @@
-"""What a run carries from step to step, and a checkpoint keeps."""
+"""The interface of a part of a run whose state belongs in checkpoints."""
 
 from typing import Any, Protocol
 
 
 class Stateful(Protocol):
-    """A part of a run with a state of its own, in PyTorch's two verbs.
+    """A part of a run that has a state, with PyTorch's two methods.
 
-    The state is JSON: floats survive it bit for bit. A checkpoint keeps each part's state under the part's
-    name and knows nothing of what is in it.
+    The state is JSON, in which floats keep every bit. A checkpoint stores each part's state under the part's
+    name, whatever the state contains.
     """
 
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that `state_dict` gave, on a part that was made with this run's options."""
+        """Load a state that `state_dict` returned. The part itself is made with this run's options."""
         ...

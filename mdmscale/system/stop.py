@@ -7,7 +7,7 @@ from mdmscale.system.run_folder import RunFolder
 
 
 class StopRequest:
-    """Whether someone asked this run to stop early: a signal, or a file named `stop` in the run folder."""
+    """Notices requests to stop this run: a signal, or a file named `stop` in the run folder."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -25,7 +25,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: object) -> None:
         self.signalled = True
-        signal.signal(number, self._previous[signal.Signals(number)])  # a second signal acts at once
+        signal.signal(number, self._previous[signal.Signals(number)])  # a second signal takes effect at once
 
     def seen(self) -> bool:
         """Whether this rank has seen a request. The answer is reduced with the step's other scalars."""

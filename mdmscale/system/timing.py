@@ -1,4 +1,4 @@
-"""Where the time of a step goes. CUDA events measure it, so that nothing waits; on the CPU, the clock."""
+"""Measures the parts of a step. On a GPU it uses CUDA events, so nothing waits; on the CPU, the clock."""
 
 import resource
 import sys
@@ -9,7 +9,7 @@ import torch
 
 
 class StepClock:
-    """Adds up the seconds of a step's parts. `mark` ends the part that has run since the previous mark."""
+    """Sums the seconds of each part of a step. `mark` ends the part that began at the previous mark."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -17,12 +17,12 @@ class StepClock:
         self._marks: list[tuple[str, Any]] = [("", self._now())]
 
     def mark(self, part: str) -> None:
-        """End a part: what has run since the previous mark was `part`."""
+        """End `part`, which began at the previous mark."""
         self._marks.append((part, self._now()))
 
     @property
     def seconds(self) -> float:
-        """Seconds since the step began, by the clock."""
+        """Seconds since the step began, measured with the clock."""
         return time.perf_counter() - self._started
 
     def parts(self) -> dict[str, float]:
@@ -46,7 +46,7 @@ class StepClock:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak memory so far, in bytes: of the tensors on a CUDA device, or else of this whole process."""
+    """Peak memory so far, in bytes: of tensors on a CUDA device, otherwise of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Copies between host and device that the host does not wait for."""
+"""Copies between host and device during which the host does not wait."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import torch
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Small host values on `device`, copied from page-locked memory: with any other the host would wait."""
+    """Small host values on `device`. They are copied from page-locked memory, so the host does not wait."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 
 
 class Arriving:
-    """Values on their way to the host. The device need not have computed them yet."""
+    """Values that are being copied to the host. The device may not have computed them yet."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self._values = values
@@ -25,7 +25,7 @@ class Arriving:
             self._event.record()
 
     def wait(self) -> torch.Tensor:
-        """The values on the host, once they have arrived."""
+        """Wait until the values have arrived, and return them."""
         if self._event is not None:
             self._event.synchronize()
         return self._values

@@ -1,10 +1,11 @@
-"""Checkpoints that are whole or not there: written aside, verified by a manifest, published by one rename.
+"""Checkpoints: saved, found again, and checked against the run that resumes.
 
-system/run_folder.py says what a checkpoint holds.
+A checkpoint is complete or absent. It is written to an unfinished folder, verified by a manifest and
+published by one rename. system/run_folder.py lists its files.
 
-DeepSpeed's own `latest` file is not used: it is written without a barrier, and a kill at the wrong moment
-leaves it naming a damaged checkpoint. Here the newest folder that has its final name and passes its manifest
-is the latest.
+DeepSpeed's own `latest` file is not used: it is written without a barrier, so a kill at the wrong moment
+leaves it naming a damaged checkpoint. Here the latest checkpoint is the newest folder that has its final name
+and matches its manifest.
 """
 
 import hashlib
@@ -41,10 +42,10 @@ def save(
     keep: int,
     ranks: Ranks,
 ) -> Path:
-    """Publish a checkpoint of `engine` in `folder`; keep the newest `keep` (0: all).
+    """Publish a checkpoint of `engine` in `folder`; keep the newest `keep` checkpoints (0: all).
 
-    Every rank calls it; rank 0's `write_model` fills the model/ folder. A kill at any moment leaves either
-    the whole checkpoint or none of that name.
+    Every rank calls this. Rank 0 calls `write_model`, which fills the model/ folder. A kill at any moment
+    leaves either the complete checkpoint or none of that name.
     """
     target = folder / step_name(state.step)
     unfinished = on_first_rank(ranks, lambda: make_unfinished(target))
@@ -60,28 +61,31 @@ def save(
 
 
 def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from (None: start anew), with warnings about damaged ones passed over.
+    """The checkpoint to resume from (None: start from scratch), and warnings about damaged ones.
 
-    The newest whole one under `folder`, where the run has checkpoints of its own (an error if `resume` is
-    none). Else the checkpoint that `resume` names, if it is a path; it must be whole.
+    A run that has checkpoints in `folder` resumes from the newest undamaged one. Without any, it resumes from
+    the checkpoint that `resume` names, if `resume` is a path.
 
     Raises:
-        UserError: also where the run has checkpoints and none of them is whole.
+        UserError: if `resume` is none but the run has checkpoints, if all of them are damaged, or if the
+            checkpoint that `resume` names is damaged.
     """
     candidates = on_first_rank(ranks, lambda: published_checkpoints(folder))
     if resume == "none" and candidates:
         raise UserError(
             f"checkpoint.resume = none, but {folder} already holds checkpoints; "
-            "choose another run.name, or checkpoint.resume=auto to go on"
+            "choose another run.name, or checkpoint.resume=auto to continue"
         )
     warnings: list[str] = []
     for candidate in reversed(candidates):
         damage = find_damage(candidate, ranks)
         if damage is None:
             return candidate, warnings
-        warnings.append(f"checkpoint {candidate} is passed over: {damage}")
+        warnings.append(f"checkpoint {candidate} is skipped: {damage}")
     if warnings:
-        raise UserError(*warnings, f"{folder}: no checkpoint is whole; choose another run.name to start anew")
+        raise UserError(
+            *warnings, f"{folder}: every checkpoint is damaged; choose another run.name to start from scratch"
+        )
     if resume in ("auto", "none"):
         return None, warnings
     damage = find_damage(Path(resume), ranks)
@@ -91,10 +95,10 @@ def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, l
 
 
 def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None if every file is as its manifest says.
+    """What is wrong with a checkpoint, and in which file; None if every file matches the manifest.
 
-    Rank 0 looks at names and sizes, as ranks that see a shared folder at different moments must not part
-    ways; the hashing is shared out.
+    Only rank 0 checks names and sizes: ranks that look at a shared folder at different moments could disagree
+    about them. The ranks share the work of hashing.
     """
     damage, expected = on_first_rank(ranks, lambda: _read_manifest(checkpoint))
     if damage is not None:
@@ -105,10 +109,10 @@ def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
 
 
 def _read_manifest(checkpoint: Path) -> tuple[str | None, dict[str, list[Any]]]:
-    """What names and sizes tell of damage, and the manifest: {name: [size, sha256]}."""
+    """The damage that names and sizes show (None: none), and the manifest: {name: [size, sha256]}."""
     manifest = checkpoint / MANIFEST_FILE
     if not manifest.is_file():
-        return f"no checkpoint there ({manifest} is missing)", {}
+        return f"this is no checkpoint ({manifest} is missing)", {}
     try:
         files = json.loads(manifest.read_text())["files"]
         expected = {name: [size, digest] for name, (size, digest) in files.items()}
@@ -124,10 +128,10 @@ def _read_manifest(checkpoint: Path) -> tuple[str | None, dict[str, list[Any]]]:
 
 
 def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -> None:
-    """Refuse to continue with another seed or batch size.
+    """Refuse to resume with another seed, batch size or LoRA section.
 
     Raises:
-        UserError: naming both sides.
+        UserError: naming the config's value and the checkpoint's.
     """
     problems = []
     for name, now, then in (
@@ -137,23 +141,23 @@ def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -
     ):
         if now != then:
             problems.append(
-                f"{name} = {now}, but checkpoint {checkpoint} was trained with {then}; continue with that, "
-                "or choose another run.name to start anew"
+                f"{name} = {now}, but checkpoint {checkpoint} was trained with {then}; use that value, "
+                "or choose another run.name to start from scratch"
             )
     if problems:
         raise UserError(*problems)
 
 
 def check_data(state: TrainingState, checkpoint: Path, source: SampleSource) -> None:
-    """Refuse to continue with other data.
+    """Refuse to resume with other data.
 
     Raises:
-        UserError: naming both.
+        UserError: naming the config's data and the checkpoint's.
     """
     if state.data_fingerprint != source.fingerprint:
         raise UserError(
             f"data: {source.description} is not what checkpoint {checkpoint} was trained on: "
-            f"{state.data_description}; choose another run.name to start anew"
+            f"{state.data_description}; choose another run.name to start from scratch"
         )
 
 
@@ -161,7 +165,7 @@ def _publish(unfinished: Path, target: Path, digests: dict[str, tuple[int, str]]
     manifest = unfinished / MANIFEST_FILE
     manifest.write_text(json.dumps({"files": digests}, indent=1))
     fsync(manifest)
-    # Those of this step or a later one are damaged: they were passed over when the run resumed.
+    # Checkpoints of this step or a later one are damaged: the run skipped them when it resumed.
     for damaged in published_checkpoints(target.parent):
         if damaged.name >= target.name:
             shutil.rmtree(damaged)
@@ -177,7 +181,7 @@ def _file_names(checkpoint: Path) -> list[str]:
 def _digests(
     checkpoint: Path, names: list[str], ranks: Ranks, sync: bool = False
 ) -> dict[str, tuple[int, str]]:
-    """(size, sha256) of every named file, each hashed (and synced to disk) by one of the ranks."""
+    """(size, sha256) of every named file. One rank hashes each file, and syncs it to disk if `sync`."""
     mine = {name: _digest(checkpoint / name, sync) for name in names[ranks.rank :: ranks.world_size]}
     parts: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(parts, mine)

@@ -1,4 +1,4 @@
-"""The held-out loss on fixed t and fixed masks."""
+"""The held-out loss, on a fixed grid of t and with fixed masks."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.training.passes import ForwardModel, forward_sums, share_out
 
-# One noise for every run's evaluation, so that their losses can be compared.
+# The same for every run, so that evaluation losses of different runs can be compared.
 EVAL_SEED = 0
 
 
@@ -24,10 +24,10 @@ def evaluate(
     rows_per_forward: int,
     ranks: Ranks,
 ) -> float:
-    """The MDM loss on held-out data, in nats a token: mean over samples and a fixed grid of t, fixed masks.
+    """The MDM loss on held-out data in nats per token: the mean over samples and a fixed grid of t.
 
-    Mask, t and order are the same for every run and step, so that differences are the model's. Plain
-    Bernoulli masks, whatever training uses.
+    Masks, t and order are the same for every run and step, so only the model can change the loss. Masks are
+    plain Bernoulli masks, whatever training uses.
     """
     num_samples = min(options.samples, source.num_held_out)
     num_draws = num_samples * options.num_t
@@ -49,5 +49,5 @@ def evaluate(
 
 
 def eval_t(options: EvalSection) -> np.ndarray:
-    """The fixed t that every held-out sample is evaluated at, float64 [num_t]: midpoints of equal cells."""
+    """The t at which every held-out sample is evaluated, float64 [num_t]: midpoints of equal cells."""
     return (np.arange(options.num_t) + 0.5) / options.num_t

@@ -1,4 +1,4 @@
-"""The trained model as a Hugging Face folder that opens without mdmscale."""
+"""Export of the trained model to a Hugging Face folder that opens without mdmscale."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +17,8 @@ from mdmscale.weights.adapters import merge_trained
 def export_model(engine: Engine, backbone: Backbone, folder: Path, ranks: Ranks) -> Path:
     """Write config, safetensors and tokenizer to `folder`, which appears only when it is complete.
 
-    Adapters are merged into the weights, and also written by themselves to adapter/ beside `folder`. Every
-    rank calls it.
+    Adapters are merged into the weights. They are also written unmerged to adapter/ next to `folder`. Every
+    rank calls this.
     """
     weights = engine.gather_weights(ranks)
 
@@ -41,7 +41,7 @@ def _publish(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_description(backbone: Backbone, folder: Path) -> None:
-    """The model's config and tokenizer without its weights, into a new folder."""
+    """Write the model's config and tokenizer, without its weights, into a new folder."""
     backbone.model.config.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
     if backbone.lora is not None:

@@ -1,4 +1,4 @@
-"""What a run is run on, in a few lines of its log: hosts, devices, versions, layout, seed."""
+"""The lines at the start of a run's log: hosts, devices, layout, batch, versions, seed."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def config_hash(config: "RunConfig") -> str:
-    """12 hex digits that two runs share where all their options are the same, names and seeds included."""
+    """12 hex digits that identify a config. Two runs share them if all options agree, name and seed too."""
     return hashlib.sha256(json.dumps(config.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def gather_facts(config: "RunConfig", layout: "BatchLayout", ranks: Ranks) -> list[str]:
-    """The lines, the same on every rank; all of them call it."""
+    """The lines, which are the same on every rank. Every rank calls this."""
     mine = (socket.gethostname(), _device(ranks.device))
     gathered: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(gathered, mine)
@@ -36,7 +36,7 @@ def gather_facts(config: "RunConfig", layout: "BatchLayout", ranks: Ranks) -> li
         f"devices   {ranks.world_size} x {_listed(devices)}",
         f"layout    {describe_ranks(ranks)}, ZeRO-{config.parallel.zero_stage}, {config.model.dtype}",
         f"batch     {layout.global_batch_size} samples a step: {layout.dp_size} data ranks x "
-        f"{layout.micro_batch_size} x {layout.gradient_accumulation_steps} in turn; {rows} rows of up to "
+        f"{layout.micro_batch_size} x {layout.gradient_accumulation_steps} accumulated; {rows} rows of up to "
         f"{config.data.sequence_length} tokens a forward",
         f"versions  python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in names)
@@ -46,7 +46,7 @@ def gather_facts(config: "RunConfig", layout: "BatchLayout", ranks: Ranks) -> li
 
 
 def describe_ranks(ranks: Ranks) -> str:
-    """Such as "8 ranks (2 data x 2 sequence x 2 tensor)"."""
+    """The ranks by axis, such as "8 ranks (2 data x 2 sequence x 2 tensor)"."""
     sizes = {"data": ranks.dp_size, "sequence": ranks.sp_size, "tensor": ranks.tp_size}
     parts = [f"{size} {axis}" for axis, size in sizes.items() if size > 1 or axis == "data"]
     return f"{ranks.world_size} ranks" + (f" ({' x '.join(parts)})" if len(parts) > 1 else "")
@@ -63,7 +63,7 @@ def _device(device: torch.device) -> str:
 
 
 def _driver() -> str | None:
-    """NVIDIA's, as its kernel module tells."""
+    """The version of NVIDIA's driver, read from its kernel module."""
     try:
         with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
             words = file.readline().split()

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn without a display. matplotlib is imported only when something is drawn."""
+"""Figures of a run, drawn without a display. matplotlib is imported only when a figure is drawn."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float = 6, height: float = 3.6) -> "Figure":
-    """An empty figure of so many inches."""
+    """An empty figure; width and height are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def p_pots_figure(edges: np.ndarray, moment: np.ndarray, density: DensityTable, target: str) -> "Figure":
-    """The measured sqrt(h(t)) [cells], scaled to a density, and the p(t) that was fitted to it."""
+    """The measured sqrt(h(t)), scaled to a density, and the p(t) fitted to it. `moment` is h(t) [cells]."""
     figure = new_figure()
     axes = figure.subplots()
     usable = np.isfinite(moment) & (moment > 0)
@@ -39,7 +39,7 @@ def p_pots_figure(edges: np.ndarray, moment: np.ndarray, density: DensityTable, 
 
 
 def training_figure(records: list[dict[str, Any]]) -> "Figure":
-    """Training loss (and its running mean) and evaluation loss over steps."""
+    """Training loss, its running mean, and evaluation loss over steps."""
     figure = new_figure()
     axes = figure.subplots()
     steps = np.array([record["step"] for record in records])
@@ -58,7 +58,7 @@ def training_figure(records: list[dict[str, Any]]) -> "Figure":
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure in the format that its name ends with (PNG where it has no end), making its folder."""
+    """Write a figure in the format of the path's suffix (PNG if it has none). Create the parent folder."""
     path = path if path.suffix else path.with_suffix(".png")
     with written_file(path, durable=False) as unfinished:
         figure.savefig(unfinished, dpi=120)

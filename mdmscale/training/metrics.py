@@ -1,4 +1,4 @@
-"""What a run writes down and shows: metrics.jsonl, TensorBoard, and the line that a person watches."""
+"""The metrics of a run: metrics.jsonl, TensorBoard and the progress line on the console."""
 
 import json
 import math
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class MetricsWriter:
-    """metrics.jsonl, with a line for every step, and TensorBoard's event files; written where `enabled`.
+    """Writes metrics.jsonl, one line per step, and TensorBoard's event files. Does nothing unless `enabled`.
 
-    On resume the lines after the resumed step are dropped, so that the file reads as one uninterrupted run.
+    On resume it drops the lines after the resumed step, so the file reads as one uninterrupted run.
     """
 
     def __init__(self, folder: Path, first_step: int, tensorboard: bool, enabled: bool) -> None:
@@ -44,9 +44,9 @@ class MetricsWriter:
                 output.close()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add the record of one step; its `step` counts the steps taken, from 1.
+        """Add the record of one step. The record's `step` is the number of steps taken, from 1.
 
-        TensorBoard gets its numbers; the rest (the table of p(t)) it shows as figures.
+        TensorBoard gets the numbers of the record. The table of p(t) is not a number: `figure` shows it.
         """
         if self.file is not None:
             self.file.write(json.dumps(record) + "\n")
@@ -61,16 +61,16 @@ class MetricsWriter:
             self.board.add_figure(name, figure, step)
 
     def flush(self) -> None:
-        """Hand everything written so far to the disk."""
+        """Flush everything written so far to disk."""
         for output in (self.file, self.board):
             if output is not None:
                 output.flush()
 
 
 class ProgressLine:
-    """What a person sees while training: a live line on a terminal, one line a logging interval elsewhere.
+    """Progress on the console: a live line on a terminal, otherwise one line per logging interval.
 
-    Loss and speed are means since the line before, for a single step's are noisy; so is the time left.
+    Loss, speed and time left are based on means since the previous line, because single steps are noisy.
     """
 
     def __init__(self, num_steps: int, first_step: int, enabled: bool) -> None:
@@ -97,12 +97,12 @@ class ProgressLine:
         self.live.stop()
 
     def add(self, record: dict[str, Any]) -> None:
-        """Count a step in."""
+        """Add the record of a step."""
         self.recent.append(record)
         self.live.update(self.task, completed=record["step"])
 
     def show(self) -> None:
-        """Show the steps since the last time."""
+        """Show the steps since the previous call."""
         now, last = time.monotonic(), self.recent[-1]
         seconds_a_step = (now - self.since) / len(self.recent)
         loss = sum(record["loss"] for record in self.recent) / len(self.recent)
@@ -118,13 +118,13 @@ class ProgressLine:
         self.recent, self.since = [], now
 
     def say(self, text: str) -> None:
-        """A line above the live one."""
+        """Print a line above the live one."""
         if self.enabled:
             self.live.console.print(text, highlight=False, soft_wrap=True)
 
 
 def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -> str:
-    """The closing words of a run: steps, tokens, final losses, and where things are."""
+    """The last lines of a run's log: steps, tokens, final losses and the paths of its results."""
     records = read_metrics(run.folder.path)
     recent = [record["loss"] for record in records[-20:]]
     evaluations = [record["eval_loss"] for record in records if "eval_loss" in record]
@@ -134,21 +134,21 @@ def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -
         f"{steps_now} steps in {format_duration(seconds)}",
         f"  tokens      {run.consumed_tokens:,} in {run.consumed_samples:,} samples",
     ]
-    if recent:  # none where another run's last checkpoint was continued
+    if recent:  # empty if this run started from another run's final checkpoint
         mean = sum(recent) / len(recent)
         lines.append(f"  loss        {mean:.4f} nats a token, mean of the last {len(recent)} steps")
     if evaluations:
         lines.append(f"  eval loss   {evaluations[-1]:.4f} nats a token, held out")
     lines.append(f"  run folder  {run.folder.path}")
     if stopped:
-        lines.append("  go on       with the same command")
+        lines.append("  continue    with the same command")
     else:
         lines.append(f"  model       {run.folder.export} (tools/generate.py samples from it)")
     return "\n".join(lines)
 
 
 def format_duration(seconds: float) -> str:
-    """Such as 3:05 or 2:03:05."""
+    """A duration as text, such as 3:05 or 2:03:05."""
     if not math.isfinite(seconds):
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -169,6 +169,6 @@ def _drop_lines_after(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):  # cut short by a kill
+        except (ValueError, KeyError):  # a kill cut the line short
             continue
     write_file(path, "".join(kept))

@@ -1,4 +1,4 @@
-"""P-POTS in a run: p(t), what it is fitted to, and when it is fitted again."""
+"""P-POTS in a run: the current p(t), the statistics that it is fitted to, and the steps of a new fit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,9 +23,10 @@ from mdmscale.parallel.ranks import Ranks
 
 @dataclass(frozen=True, eq=False)
 class Renewal:
-    """A new p(t). moment: float64 [cells], the h(t) it was fitted to, see p_pots.probe_edges.
+    """A new p(t).
 
-    gain: how many times less second moment than under uniform t.
+    moment: float64 [cells], the h(t) that p(t) is fitted to, in the cells of p_pots.probe_edges.
+    gain: the second moment under uniform t, divided by that under p(t).
     """
 
     density: DensityTable
@@ -34,10 +35,10 @@ class Renewal:
 
 
 class PPots:
-    """The t-sampler of a run, whose density P-POTS replaces where `diffusion.t_sampler` is p_pots.
+    """The t-sampler of a run. If `diffusion.t_sampler` is p_pots, P-POTS replaces its density.
 
-    Its state is the density and the sums over cells of t that refits start from. The sums also grow under
-    another t-sampler, so that P-POTS can be turned on when a run resumes.
+    The state is the density and the sums over cells of t that refits use. Other t-samplers collect the sums
+    too, so P-POTS can be turned on when a run resumes.
     """
 
     def __init__(self, options: DiffusionSection, t_sampler: TSampler) -> None:
@@ -49,13 +50,14 @@ class PPots:
         self.cell_sums = np.zeros((4, len(self.edges) - 1))  # see p_pots.CellSums
 
     def observe(self, cells: np.ndarray) -> None:
-        """Count in what a step showed: float64 [4, cells]."""
+        """Add the sums of a step over cells of t, float64 [4, cells], see p_pots.CellSums."""
         self.cell_sums += cells
 
     def renew(self, step: int, probe: Callable[[], ProbeStatistics], ranks: Ranks) -> Renewal | None:
-        """Fit p(t) again where that is due before step `step`. Every rank calls it, with the same sums.
+        """Fit p(t) if a fit is due before step `step`. Returns None if it is not.
 
-        A probe measures by forwards of its own. A refit takes what training has seen since the last one.
+        A probe runs forwards of its own. A refit uses the sums that training has collected since the last
+        refit, and part of the older ones (FADING). Every rank calls this, with the same sums.
         """
         if not self.is_on:
             return None
@@ -69,12 +71,12 @@ class PPots:
         return None
 
     def _probe_is_due(self, step: int) -> bool:
-        """At its steps, or late: a run that turns P-POTS on when it resumes has missed the first ones."""
+        """Whether to probe now: at a probe step, or late if P-POTS was turned on after the first ones."""
         missed = not self.is_measured and any(probe_step < step for probe_step in self.options.probe_steps)
         return step in self.options.probe_steps or missed
 
     def _fit(self, moment: np.ndarray, ranks: Ranks) -> Renewal:
-        """Fit on rank 0, and sample t from the result on every rank from now on."""
+        """Fit on rank 0. From now on every rank samples t from the result."""
         state = on_first_rank(ranks, lambda: fit_density(moment, self.options).to_state())
         density = DensityTable.from_state(state)
         self.t_sampler = replace(self.t_sampler, density=density)
@@ -90,7 +92,7 @@ class PPots:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         cell_sums = np.array(state["cell_sums"])
-        if cell_sums.shape == self.cell_sums.shape:  # of the same cells
+        if cell_sums.shape == self.cell_sums.shape:  # the checkpoint has the same cells
             self.cell_sums = cell_sums
         if self.is_on and state["is_measured"]:
             self.t_sampler = replace(self.t_sampler, density=DensityTable.from_state(state["density"]))

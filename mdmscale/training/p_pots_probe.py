@@ -1,4 +1,4 @@
-"""The probe of P-POTS: the training estimator, drawn on a grid of t."""
+"""The P-POTS probe: the training estimator, measured on a grid of t."""
 
 import numpy as np
 
@@ -22,10 +22,10 @@ def measure_p_pots(
     seed: int,
     ranks: Ranks,
 ) -> ProbeStatistics:
-    """Draw the training estimator (a pair where that is in use) on the probe's grid of t.
+    """Draw the training estimator on the probe's grid of t; a pair of masks per draw if training uses pairs.
 
-    One item is a sample at one t under `num_masks` draws, so that a forward's rows do not depend on the
-    number of ranks. The samples are the next `num_x0` of training, from `first_index`.
+    One forward takes one sample at one t under `num_masks` draws, so its rows do not depend on the number of
+    ranks. The samples are the next `num_x0` that training sees, starting at `first_index`.
     """
     edges = probe_edges(options)
     t = (edges[:-1] + edges[1:]) / 2

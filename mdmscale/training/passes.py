@@ -1,8 +1,8 @@
-"""Passes without gradients: lists of items, shared out over the ranks by index.
+"""Forward passes without gradients, over lists of items that are divided among the ranks by index.
 
-Every rank runs the same number of forwards (items are repeated where there are too few), because under ZeRO-3
-each forward is a collective. Results are summed as disjoint entries of one array, so they do not depend on
-the number of ranks.
+Under ZeRO-3 each forward is a collective, so every rank runs the same number of forwards; a rank that has too
+few items repeats some. Each result has its own entry in one array that is summed over the ranks, so results
+do not depend on the number of ranks.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from mdmscale.parallel.ranks import Ranks
 
 
 class ForwardModel(Protocol):
-    """What these passes need: an `Engine`, or the model itself where nothing is sharded."""
+    """What these passes call: an `Engine`, or the model itself if nothing is sharded."""
 
     @property
     def training(self) -> bool: ...
@@ -31,7 +31,7 @@ class ForwardModel(Protocol):
 
 @torch.no_grad()
 def forward_sums(engine: ForwardModel, batch: Batch, device: torch.device) -> np.ndarray:
-    """Losses and squared logit-gradient norms by draw, float64 [2, draws]."""
+    """The loss and the squared norm of the logit gradient of each draw, float64 [2, draws]."""
     batch = batch.to(device)
     was_training = engine.training
     engine.eval()
@@ -44,9 +44,10 @@ def forward_sums(engine: ForwardModel, batch: Batch, device: torch.device) -> np
 def share_out(
     measure: Callable[[int], np.ndarray], num_items: int, shape: tuple[int, ...], ranks: Ranks
 ) -> np.ndarray:
-    """measure(item) of every item, the data ranks taking turns: float64 [num_items, *shape] on all ranks.
+    """Call `measure` for every item. Returns the results on every rank, float64 [num_items, *shape].
 
-    Ranks that share a sequence measure the same item, each the part of its slice.
+    Items go to the data ranks in turn. Ranks that share a sequence measure the same item; each measures its
+    own slice.
     """
     results = torch.zeros(num_items, *shape, dtype=torch.float64)
     for turn in range(-(-num_items // ranks.dp_size)):

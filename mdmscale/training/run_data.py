@@ -1,4 +1,4 @@
-"""From a run's config to its open sample source."""
+"""Opens the training data that a run's config names."""
 
 import glob
 import hashlib
@@ -19,7 +19,7 @@ from mdmscale.system.run_folder import RunFolder
 
 
 def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ranks) -> SampleSource:
-    """Open `data.path`; SFT JSONL is tokenised first, once a run, by rank 0, into the run folder."""
+    """Open `data.path`. Rank 0 first tokenises SFT JSONL files into the run folder, once per run."""
     data = config.data
     paths = path_list(data)
     if data.kind == "sft" and any(path.endswith(".jsonl") for path in paths):
@@ -29,13 +29,13 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
     source = on_every_rank(ranks, lambda: open_source(data, config.run.seed, vocab_size, eos_token_id))
     source.description = describe(
         config.data, source.fingerprint
-    )  # by the user's paths, not the encoded ones
+    )  # names the user's paths, not the encoded files
     return source
 
 
 @contextmanager
 def undone_on_refusal(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Remove what the block added to `folder` when it ends in a UserError, raised on every rank."""
+    """If the block raises a UserError, remove what it added to `folder`. The error must be on every rank."""
     before = set(folder.rglob("*"))
     new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
@@ -45,7 +45,7 @@ def undone_on_refusal(folder: Path, ranks: Ranks) -> Iterator[None]:
             for path in set(folder.rglob("*")) - before:
                 path.unlink()
             for new in new_folders:
-                with suppress(OSError):  # not made after all
+                with suppress(OSError):  # the block did not create it
                     new.rmdir()
         raise
 
@@ -58,7 +58,10 @@ def _matching(path: str) -> list[Path]:
 
 
 def _encode_once(config: RunConfig, backbone: Backbone, paths: list[str], folder: Path) -> Path:
-    """The prefix of the encoded files, named by their content and by what else decides the result."""
+    """Encode JSONL files, unless that is done already. Returns the prefix of the encoded files.
+
+    The prefix has a hash of everything that decides the result: content, tokenizer and options.
+    """
     data, tokenizer = config.data, backbone.tokenizer
     files = [file for path in paths for file in _matching(path)]
     digest = hashlib.sha256()

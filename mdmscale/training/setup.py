@@ -1,4 +1,7 @@
-"""A run's parts, opened and checked in the order that makes errors cheap: nothing is written on bad input."""
+"""Sets up a run: checks its input and builds its parts.
+
+Cheap checks come first, so errors appear early. Nothing is written if the input is bad.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +47,7 @@ from mdmscale.training.state import TrainingState
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to continue from."""
+    """A checkpoint to resume from."""
 
     path: Path
     state: TrainingState
@@ -52,7 +55,7 @@ class Start:
 
 @dataclass
 class Run:
-    """The parts of a run, and below them the values that change from step to step."""
+    """The parts of a run, followed by the values that change from step to step."""
 
     config: RunConfig
     ranks: Ranks
@@ -62,7 +65,7 @@ class Run:
     backbone: Backbone
     noise: Noise
     engine: Engine
-    loader: Prefetcher  # of a TrainLoader, whose batches it may make ahead
+    loader: Prefetcher  # wraps a TrainLoader and may prepare its batches in advance
     collate: Collator
     flops: FlopCount
 
@@ -74,12 +77,15 @@ class Run:
 
     @property
     def consumed_samples(self) -> int:
-        """The whole state of the data: sample n, its place in the order and its noise follow from n."""
+        """The number of samples consumed so far.
+
+        It is the whole state of the data: sample n, its place in the order and its noise follow from n.
+        """
         return self.step * self.layout.global_batch_size
 
     @property
     def components(self) -> dict[str, Stateful]:
-        """What has a state of its own, by the name that checkpoints keep it under."""
+        """The parts that have a state of their own, by their names in checkpoints."""
         return {"p_pots": self.p_pots, "baseline": self.baseline}
 
     def engine_layout(self) -> EngineLayout:
@@ -93,7 +99,7 @@ class Run:
         )
 
     def state(self) -> TrainingState:
-        """What a checkpoint keeps of this run."""
+        """The values that a checkpoint stores for this run."""
         return TrainingState(
             step=self.step,
             consumed_samples=self.consumed_samples,
@@ -109,12 +115,12 @@ class Run:
 
 
 def set_up(config: RunConfig, ranks: Ranks) -> Run:
-    """Find where to go on, build the model, open the data, and hand the model to DeepSpeed.
+    """Find the checkpoint to resume from, build the model, open the data and hand the model to DeepSpeed.
 
     Raises:
         UserError: for a model, data or checkpoint that do not fit the config.
     """
-    hf_logging.disable_progress_bar()  # each rank would show its own
+    hf_logging.disable_progress_bar()  # otherwise each rank shows one
     layout = make_layout(config, ranks.world_size)
     on_every_rank(ranks, lambda: check_hardware(config, ranks.device))
     folder = RunFolder(Path(config.run.output_dir) / config.run.name)
@@ -130,7 +136,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
             checkpoint.check_data(resumed.state, resumed.path, source)
         noise = on_every_rank(ranks, lambda: make_noise(config.diffusion, backbone.tokenizer, vocab_size))
 
-    # From here on nothing is the user's mistake.
+    # After this point no error is the user's mistake.
     on_first_rank(ranks, lambda: write_config(config, folder))
     flops = count_flops(shape_of_config(backbone.model.config), is_frozen=backbone.lora is not None)
     announcement = announce(backbone, source, folder, resumed)
@@ -167,14 +173,14 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
 def prepare_model(
     config: RunConfig, backbone: Backbone, layout: BatchLayout, ranks: Ranks
 ) -> MaskedDiffusionModel:
-    """The model as DeepSpeed gets it: with the masked-only head, and this rank's part of every matrix."""
+    """The model for DeepSpeed: with the masked-only head, and only this rank's part of each split matrix."""
     model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
     if layout.packs:
         attend_in_rows(backbone.model)
     split_model(backbone.model, ranks)
     split_sequences(backbone.model, ranks)
     recompute_activations(backbone.model, config.model.activation_checkpointing)
-    if config.model.compile:  # last, as adapters, attention and recomputation are parts of the graph
+    if config.model.compile:  # last, because the graph contains adapters, attention and recomputation
         compile_layers(backbone.model)
     return model.train()
 
@@ -184,7 +190,7 @@ def announce(backbone: Backbone, source: SampleSource, folder: RunFolder, resume
     num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
     trained = f" ({num_trained:,} trained)" if num_trained < num_parameters else ""
-    beginning = f"continuing from {resumed.path}" if resumed else "starting anew"
+    beginning = f"continuing from {resumed.path}" if resumed else "starting from scratch"
     return (
         f"{folder.path}: {num_parameters:,} parameters{trained}, "
         f"{source.num_train:,} training samples an epoch, {source.num_held_out:,} held out; {beginning}"
@@ -192,7 +198,7 @@ def announce(backbone: Backbone, source: SampleSource, folder: RunFolder, resume
 
 
 def find_start(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Start | None:
-    """The checkpoint to continue from, checked against this job; None to start anew."""
+    """The checkpoint to resume from, checked against this job; None to start from scratch."""
     path, warnings = checkpoint.find_resume(config.checkpoint.resume, folder.checkpoints, ranks)
     if ranks.is_first:
         for warning in warnings:
@@ -205,20 +211,23 @@ def find_start(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Start | No
 
 
 def restore(run: Run, start: Start) -> None:
-    """Put a checkpoint's weights, optimizer state, position and components into a run that was set up."""
+    """Load a checkpoint's weights, optimizer state, position and components into a run that is set up."""
     if start.state.engine.matches(run.engine_layout()) and not run.config.parallel.swaps:
         run.engine.load(start.path)
     else:
         run.engine.load_other_layout(start.path, run.ranks)
-    set_options(run.engine.optimizer, run.config.optimizer)  # the load brought back the old ones
+    set_options(run.engine.optimizer, run.config.optimizer)  # loading has restored the old options
     run.step, run.consumed_tokens = start.state.step, start.state.consumed_tokens
     missing = start.state.load_into(run.components, start.path)
     if missing and run.ranks.is_first:
-        print(f"warning: {start.path} has no state of {', '.join(missing)}, which begins anew", flush=True)
+        print(
+            f"warning: {start.path} has no state of {', '.join(missing)}, which starts from scratch",
+            flush=True,
+        )
 
 
 def check_fit(config: RunConfig, backbone: Backbone, ranks: Ranks) -> None:
-    """Refuse sequences longer than the model was made for, and ranks that do not divide the model.
+    """Refuse sequences longer than the model's maximum, and ranks that do not divide the model.
 
     Raises:
         UserError: naming the option.
@@ -228,7 +237,7 @@ def check_fit(config: RunConfig, backbone: Backbone, ranks: Ranks) -> None:
 
 
 def check_length(config: RunConfig, backbone: Backbone) -> None:
-    """Refuse sequences longer than the model was made for."""
+    """Refuse sequences longer than the model's max_position_embeddings."""
     longest = backbone.model.config.max_position_embeddings
     if config.data.sequence_length > longest:
         raise UserError(
@@ -238,6 +247,6 @@ def check_length(config: RunConfig, backbone: Backbone) -> None:
 
 
 def write_config(config: RunConfig, folder: RunFolder) -> None:
-    """Write the resolved config, and take back an old request to stop."""
+    """Write the resolved config, and remove the stop file of an earlier run."""
     folder.stop.unlink(missing_ok=True)
     write_file(folder.config, dump_config(config))

@@ -1,6 +1,7 @@
-"""What a checkpoint keeps beside DeepSpeed's files: a position, facts that must not change, and components.
+"""state.json of a checkpoint: the position of the run, values that must not change, and component states.
 
-A component is a part of the run with a state of its own (system/stateful.py), kept under its name.
+A component is a part of the run that has a state of its own (system/stateful.py). Its state is stored under
+its name. Model and optimizer are in DeepSpeed's files instead.
 """
 
 import json
@@ -14,7 +15,7 @@ from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import STATE_FILE
 from mdmscale.system.stateful import Stateful
 
-FORMAT = 2  # of state.json; 1 had no number and all keys in one dictionary
+FORMAT = 2  # of state.json; format 1 has no format number and keeps all keys in one dictionary
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class TrainingState:
     components: dict[str, dict[str, Any]]
 
     def write(self, folder: Path) -> None:
-        """Write state.json into a checkpoint folder that is being made."""
+        """Write state.json into an unfinished checkpoint folder."""
         (folder / STATE_FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
-        """Read state.json of a checkpoint of this format or the one before.
+        """Read state.json of a checkpoint, in this format or the previous one.
 
         Raises:
-            UserError: where it is missing, damaged, or another version's.
+            UserError: if it is missing, damaged or in an unknown format.
         """
         path = folder / STATE_FILE
         try:
@@ -62,7 +63,7 @@ class TrainingState:
 
     @classmethod
     def _of_format_1(cls, values: dict[str, Any]) -> "TrainingState":
-        """All keys lay side by side; P-POTS had three of them."""
+        """Format 1 has all keys in one dictionary; three of them belong to P-POTS."""
         engine = EngineLayout.of(values)
         p_pots = {
             "density": values.pop("density"),
@@ -74,21 +75,20 @@ class TrainingState:
         return cls(**own, engine=engine, components=components)
 
     def load_into(self, components: Mapping[str, Stateful], checkpoint: Path) -> list[str]:
-        """Give every component its state. Returns the names of those that the checkpoint has none for.
+        """Load every component's state. Returns the names of components that the checkpoint has no state for.
 
         Raises:
-            UserError: where the checkpoint has a component that this run does not.
+            UserError: if the checkpoint has a component that this run does not have, or a component cannot
+                load its state.
         """
         if unknown := sorted(self.components.keys() - components.keys()):
             raise UserError(
-                f"{checkpoint}: has the state of {unknown[0]!r}, which this version does not carry "
-                f"({', '.join(components)}); go on with the version that wrote it"
+                f"{checkpoint}: has the state of {unknown[0]!r}, which this version does not have "
+                f"({', '.join(components)}); continue with the version that wrote it"
             )
         for name, state in self.components.items():
             try:
                 components[name].load_state_dict(state)
             except (KeyError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"{checkpoint}: the state of {name!r} cannot be taken up: {error!r}"
-                ) from None
+                raise UserError(f"{checkpoint}: the state of {name!r} cannot be loaded: {error!r}") from None
         return sorted(components.keys() - self.components.keys())

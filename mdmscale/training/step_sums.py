@@ -1,4 +1,4 @@
-"""What one optimizer step sums over its samples, gathered on the device and reduced in one small message."""
+"""The sums of one optimizer step over its samples: collected on the device, reduced in one small message."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from mdmscale.system.transfer import Arriving, to_device
 
 @dataclass(frozen=True)
 class StepTotals:
-    """A step's sums over the global batch.
+    """The sums of a step over the global batch.
 
-    loss: of the samples' losses. baseline: of b(t) / p(t). num_tokens, num_token_pairs: of all rows. cells:
-    float64 [4, cells], see p_pots.CellSums.
+    loss: sum of the samples' losses. baseline: sum of b(t) / p(t). num_tokens, num_token_pairs: in all rows.
+    num_stops: ranks that want to stop. cells: float64 [4, cells], see p_pots.CellSums.
     """
 
     loss: float
@@ -30,7 +30,7 @@ class StepTotals:
 
     @classmethod
     def of(cls, sent: Arriving) -> "StepTotals":
-        """The totals that `StepSums.reduce` sent, once they are here."""
+        """The totals that `StepSums.reduce` sent. Waits until they arrive."""
         values = sent.wait().numpy()
         loss, baseline, *counts = values[:6].tolist()
         tokens, pairs, masked, stops = map(int, counts)
@@ -43,14 +43,14 @@ class StepSums:
     def __init__(self, baseline: EmaBaseline, scale: float | torch.Tensor, ranks: Ranks) -> None:
         self.baseline = baseline
         self.ranks = ranks
-        self.scale = scale  # what makes a batch's weights its losses, in nats a token
+        self.scale = scale  # times a batch's weighted cross-entropies: its losses, in nats per token
         self.by_draw: dict[int, tuple[Batch, torch.Tensor]] = {}  # by first_draw: float64 [2, draws]
         self.num_tokens = self.num_token_pairs = self.num_masked = 0
 
     def add(self, batch: Batch, cross_entropies: torch.Tensor, squared_norms: torch.Tensor) -> None:
-        """Count in a forward: cross-entropies and squared norms [masked] of its batch.
+        """Add the cross-entropies and squared norms [masked] of one forward.
 
-        The rows of a sample may come in several batches, which have the same draws.
+        A sample's rows may come in several batches; all of these have the same draws.
         """
         weights = batch.weights.double() * self.scale
         sums = torch.stack(
@@ -67,7 +67,7 @@ class StepSums:
         self.num_masked += len(batch.positions)
 
     def reduce(self, stop: bool) -> Arriving:
-        """Send the totals over all ranks on their way; `stop` is whether this one wants to stop."""
+        """Start the reduction over all ranks. `stop`: whether this rank wants to stop."""
         device = self.ranks.device
         loss = torch.zeros((), dtype=torch.float64, device=device)
         cells = torch.zeros(4, len(self.baseline.edges) - 1, dtype=torch.float64, device=device)
@@ -87,7 +87,7 @@ class StepSums:
     def _add_to_cells(
         self, cells: torch.Tensor, batch: Batch, losses: torch.Tensor, squared_norms: torch.Tensor
     ) -> None:
-        """Add a batch's draws to `cells` [4, cells]. They hold the estimator itself, without its 1 / p(t)."""
+        """Add a batch's draws to `cells` [4, cells], without their importance weights 1 / p(t)."""
         importance = to_device(torch.from_numpy(batch.importance_weights), cells.device)
         plain, plain_norms = losses / importance, squared_norms / importance.square()
         last = len(self.baseline.edges) - 2

@@ -1,4 +1,4 @@
-"""The training loop: steps, probes, evaluations and checkpoints in the order they happen."""
+"""The training loop: steps, probes, evaluations and checkpoints in the order in which they happen."""
 
 import math
 import time
@@ -40,11 +40,11 @@ class Outcome(NamedTuple):
 
 
 def train(config: RunConfig) -> Outcome:
-    """Train as `config` says, on this process's rank; every rank of the job calls it.
+    """Train as `config` says, on this process's rank. Every rank of the job calls this.
 
     Raises:
-        UserError: for data, model or checkpoint that do not fit the config.
-        FloatingPointError: when the loss is not finite.
+        UserError: for data, a model or a checkpoint that does not fit the config.
+        FloatingPointError: if the loss is not finite, or the gradient is not finite in many steps in a row.
     """
     ranks = initialise(config.parallel.tensor, config.parallel.sequence)
     with nvme.own_folder(config, ranks):
@@ -55,7 +55,7 @@ def train(config: RunConfig) -> Outcome:
 
 
 def run_to_end(run: Run) -> Outcome:
-    """Take the steps that are left, with probes, evaluations and checkpoints where they are due."""
+    """Take the remaining steps, with probes, evaluations and checkpoints when they are due."""
     config, ranks, folder = run.config, run.ranks, run.folder.path
     started, first_step, stopped = time.monotonic(), run.step, False
     with (
@@ -65,7 +65,7 @@ def run_to_end(run: Run) -> Outcome:
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
         run.loader,
     ):
-        # Every forward is a sign of progress: of training, probes and evaluation.
+        # Every forward counts as progress, whether of training, a probe or an evaluation.
         run.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:
             renewed = renew_p_pots(run, writer, line)
@@ -107,7 +107,7 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
         run.engine.accumulate(loss, scale, is_last=number == len(batches) - 1)
         clock.mark("backward")
         sums.add(batch, cross_entropies, squared_norms)
-    sent = sums.reduce(stop.seen())  # one small message a step, read when the optimizer has been started
+    sent = sums.reduce(stop.seen())  # one small message per step, read after the optimizer's step is launched
     rate = learning_rate(run.step, run.config.train.steps, run.config.optimizer)
     set_learning_rate(run.engine.optimizer, rate)
     clock.mark("reduce")
@@ -134,7 +134,7 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
 
 
 def speed(run: Run, totals: StepTotals, num_tokens: int, clock: StepClock) -> dict[str, float]:
-    """What a step's metrics say of its time and memory; `mfu` where the device's peak is known."""
+    """The metrics of a step's speed and memory. `mfu` is among them if the device's peak is known."""
     seconds = clock.seconds
     flops = run.flops.of(totals.num_tokens, totals.num_token_pairs, totals.num_masked)
     flops_per_device = flops / seconds / run.ranks.world_size
@@ -150,7 +150,7 @@ def speed(run: Run, totals: StepTotals, num_tokens: int, clock: StepClock) -> di
 
 
 def observe(run: Run, totals: StepTotals) -> dict[str, float]:
-    """Let the baseline and P-POTS learn from a step. Returns the loss with less of t's noise."""
+    """Update the baseline and P-POTS with a step. Returns loss_controlled, which t makes less noisy."""
     run.p_pots.observe(totals.cells)
     if not run.config.diffusion.ema_decay:
         return {}
@@ -161,15 +161,15 @@ def observe(run: Run, totals: StepTotals) -> dict[str, float]:
 
 
 def check_finite(run: Run, loss: float, grad_norm: float) -> None:
-    """End the run where its loss is not finite, or where many steps in a row changed nothing.
+    """End the run if its loss is not finite, or if many steps in a row were skipped.
 
-    A step whose gradient is not finite leaves the weights as they are.
+    A step whose gradient is not finite is skipped: it leaves the weights as they are.
 
     Raises:
-        FloatingPointError: naming the step. The optimizer may have seen the loss, but nothing of it is ever
-            written.
+        FloatingPointError: naming the step. The optimizer may already have used the bad loss, but no
+            checkpoint or export is written after it.
     """
-    mend = "the run can go on from its last checkpoint, with a smaller optimizer.lr, say"
+    mend = "resume from the last checkpoint, for example with a smaller optimizer.lr"
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss of step {run.step + 1} is {loss}; {mend}")
     run.skipped_in_a_row = 0 if math.isfinite(grad_norm) else run.skipped_in_a_row + 1
@@ -181,9 +181,10 @@ def check_finite(run: Run, loss: float, grad_norm: float) -> None:
 
 
 def loss_scale(run: Run, batches: list[Batch]) -> float | torch.Tensor:
-    """1, or for `normalization: token` 1 / (mean eligible tokens a sample over the global batch).
+    """The factor of a micro-batch's summed loss: 1 for `normalization: sample`.
 
-    That is float64 on the device, where ranks add up their tokens.
+    For `normalization: token` it is 1 / (mean number of eligible tokens per sample over the global batch), as
+    a float64 tensor on the device, where the ranks' counts are summed.
     """
     if run.config.diffusion.normalization == "sample":
         return 1.0
@@ -193,7 +194,7 @@ def loss_scale(run: Run, batches: list[Batch]) -> float | torch.Tensor:
 
 
 def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
-    """Let P-POTS renew p(t) where that is due before the next step. Returns what its metrics gain."""
+    """Let P-POTS fit a new p(t) if one is due before the next step. Returns its metrics, if any."""
 
     def probe() -> ProbeStatistics:
         line.say(f"step {run.step}: measuring p(t)")
@@ -220,7 +221,7 @@ def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[st
 
 
 def run_evaluation(run: Run) -> dict[str, float]:
-    """The held-out loss, in forwards of as many rows as training's, plain and with the baseline's help."""
+    """The held-out loss, plain and controlled by the baseline. Forwards have as many rows as in training."""
     options = run.config.eval
     loss = evaluate(
         run.engine,
@@ -238,7 +239,7 @@ def run_evaluation(run: Run) -> dict[str, float]:
 
 
 def save_checkpoint(run: Run) -> None:
-    """Publish a checkpoint of the run as it is."""
+    """Publish a checkpoint of the run's current state."""
     checkpoint.save(
         run.engine,
         run.state(),
@@ -257,5 +258,5 @@ def finish(run: Run) -> None:
 
 
 def is_due(every: int, step: int) -> bool:
-    """Whether something done every `every` steps (0: never) is done at `step`."""
+    """Whether something that happens every `every` steps (0: never) happens at `step`."""
     return every > 0 and step % every == 0

@@ -1,11 +1,11 @@
-"""A watchdog: a rank that stalls or dies makes the whole job end, naming the rank and its last step.
+"""The watchdog ends the job when a rank stalls or dies. It names the rank and its last step.
 
-Collectives can't tell: while one rank stands still all others wait in one, for hours if nothing ends them. So
-a thread of every rank keeps a file fresh, `logs/heartbeats/<rank>.json`, with the step and the time since the
-main thread last moved. Rank 0 reads all of them: a file that is not kept fresh tells that the process is dead
-or stopped, an old move that its main thread stands still. The others only see whether rank 0's is fresh. Who
-finds a stall writes it to `logs/stall.json` and ends; all others find that and end too, each leaving its
-threads' stacks.
+Collectives do not show which rank stalls: the other ranks wait in a collective, possibly for hours. So a
+thread of every rank keeps rewriting its heartbeat, `logs/heartbeats/<rank>.json`. It holds the step and the
+time since the main thread last made progress. Rank 0 reads all heartbeats. If a heartbeat is stale, its
+process is dead or stopped. If the progress in it is old, the main thread stalls. The other ranks only check
+that rank 0's heartbeat is fresh. The rank that finds a stall writes `logs/stall.json` and exits. The others
+find that file and exit too. Each rank leaves the stacks of its threads.
 """
 
 import faulthandler
@@ -29,9 +29,9 @@ STALLED = 70  # exit status of a rank that the watchdog has ended
 
 
 class Watchdog:
-    """Watches while it is entered; `timeout` is in seconds, 0 watches nothing.
+    """A context manager that watches the ranks. `timeout` is in seconds; 0 turns it off.
 
-    The main thread calls `beat` wherever it makes progress.
+    The main thread calls `beat` whenever it makes progress.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, timeout: float) -> None:
@@ -47,13 +47,13 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def beat(self, step: int | None = None) -> None:
-        """The main thread has moved."""
+        """Record that the main thread has made progress."""
         self._moved = time.monotonic()
         self.step = self.step if step is None else step
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within it the main thread may take as long as it needs, as in writing a checkpoint."""
+        """Within the block the main thread may take any time, for example to write a checkpoint."""
         self._pauses += 1
         try:
             yield
@@ -83,7 +83,10 @@ class Watchdog:
                 self._end(report)
 
     def _write_heartbeat(self) -> None:
-        """Fresh by its count of seconds, as clocks of other hosts may differ."""
+        """Write this rank's heartbeat, which changes at every write.
+
+        A reader looks for changes rather than at times, because the clocks of hosts may differ.
+        """
         now = time.monotonic()
         values = {
             "host": socket.gethostname(),
@@ -95,10 +98,12 @@ class Watchdog:
         write_file(self.folder.heartbeat(self.ranks.rank), json.dumps(values), durable=False)
 
     def _find_stall(self, started: float) -> dict[str, Any] | None:
-        """A rank that is not alive; else, for rank 0 to tell, the one that all that stand still wait for.
+        """A report of the rank that is dead or stalled; None if all ranks are well.
 
-        They stopped within moments of it, so one that is still for the timeout makes all suspects that are
-        still for half of it, and the furthest behind is named.
+        A rank whose heartbeat is stale is dead or stopped. Otherwise rank 0 looks for a stalled main thread.
+        When one rank stalls, the others soon wait for it, so their stalls begin at nearly the same time. Once
+        any rank has been still for the timeout, all ranks that have been still for half of it are suspects.
+        The suspect that is furthest behind is reported.
         """
         watched = range(self.ranks.world_size) if self.ranks.is_first else [0]
         still = []
@@ -117,12 +122,12 @@ class Watchdog:
         return {"rank": rank, "host": heartbeat["host"], "step": step, "state": state}
 
     def _last_heartbeat(self, rank: int, started: float) -> tuple[dict[str, Any], float]:
-        """A rank's heartbeat, and for how many of this rank's seconds it has been the same."""
+        """A rank's heartbeat, and for how many seconds, by this rank's clock, it has not changed."""
         now = time.monotonic()
         try:
             text = self.folder.heartbeat(rank).read_text()
             heartbeat = json.loads(text)
-        except (OSError, ValueError):  # not there yet, or just being replaced on a network file system
+        except (OSError, ValueError):  # not written yet, or being replaced on a network file system
             text, heartbeat = self._seen.get(rank, ("", started))[0], {}
         if rank not in self._seen or self._seen[rank][0] != text:
             self._seen[rank] = (text, now if text else started)
@@ -135,8 +140,8 @@ class Watchdog:
             return None
 
     def _end(self, report: dict[str, Any]) -> None:
-        """Leave the stacks of this rank's threads, say what was found, and end, waiting for nobody."""
-        # Several ranks may find it at once.
+        """Write the stacks of this rank's threads, print the report and exit without waiting for any rank."""
+        # Several ranks may find the stall at the same time.
         write_file(self.folder.stall, json.dumps(report), durable=False, writer=f"rank-{self.ranks.rank}-")
         with self.folder.stacks(self.ranks.rank).open("w") as file:
             faulthandler.dump_traceback(file=file, all_threads=True)

@@ -11,12 +11,12 @@ P_POTS = "diffusion.t_sampler=p_pots"
 
 
 REFUSED = {
-    "strata is set but t_sampler is uniform; strata go with": ["diffusion.strata=2"],
+    "strata is set but t_sampler is uniform; strata need": ["diffusion.strata=2"],
     "strata is set but t_sampler is low_discrepancy": [
         "diffusion.strata=2",
         "diffusion.t_sampler=low_discrepancy",
     ],
-    "clip is set but t_sampler is uniform; only clipped reads it": ["diffusion.clip=[0.1, 0.9]"],
+    "clip is set but t_sampler is uniform; only clipped uses it": ["diffusion.clip=[0.1, 0.9]"],
     "clip = [0.9, 0.1] is empty; give [low, high]": [
         "diffusion.clip=[0.9, 0.1]",
         "diffusion.t_sampler=clipped",
@@ -33,7 +33,7 @@ REFUSED = {
     ],
     "so p(t) would never be measured": [P_POTS, "diffusion.p_pots.probe_steps=[]"],
     "diffusion.syrm is set but data.kind is tokens": ["diffusion.syrm.extra=0.5"],
-    "names nothing to mask in prompts": ["diffusion.syrm={}", "data.kind=sft"],
+    "no prompt tokens to mask": ["diffusion.syrm={}", "data.kind=sft"],
     "not a regular expression": ["diffusion.syrm.pattern='['", "data.kind=sft"],
     "diffusion.isad.tokens: required": ["diffusion.isad.delta=0.5"],
     "model.compile = true with parallel.zero_stage = 3: DeepSpeed gathers parameters by hooks": [

@@ -45,9 +45,9 @@ def test_structural_tokens_are_found_by_their_text(tokenizer: PreTrainedTokenize
     ("options", "message"),
     [
         ({"isad": {"tokens": [600]}}, r"diffusion\.isad\.tokens: id 600 is not among the model's 512 tokens"),
-        ({"isad": {"tokens": [""]}}, "'' has no token"),
+        ({"isad": {"tokens": [""]}}, "makes no token from ''"),
         ({"syrm": {"tokens": [-1]}}, r"diffusion\.syrm\.tokens: id -1"),
-        ({"syrm": {"pattern": "no token reads like this"}}, "matches none of the tokenizer's tokens"),
+        ({"syrm": {"pattern": "no token reads like this"}}, "matches no token of the tokenizer"),
     ],
 )
 def test_tokens_that_are_not_there_are_refused(

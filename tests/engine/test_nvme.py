@@ -197,7 +197,7 @@ def test_a_run_that_trains_keeps_its_files_when_it_is_started_again(
     with nvme.own_folder(config, replace(ranks, rank=rank)):
         file = nvme.swap_folder(config, rank) / "state.swp"
         file.touch()
-        with pytest.raises(UserError, match="this run is training on this node already"):
+        with pytest.raises(UserError, match="this run is already training on this node"):
             train_run(config)
         assert file.exists()
     assert not (tmp_path / "run").exists()

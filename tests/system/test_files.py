@@ -86,7 +86,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
 
 def test_a_parent_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/inside: cannot be made: "):
+    with pytest.raises(UserError, match="file/inside: cannot be created: "):
         write_file(tmp_path / "file" / "inside", "text")
 
 

@@ -144,7 +144,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     damaged = damage(kind, folder / "checkpoints" / "step-00000025")
     (folder / "checkpoints" / ".unfinished-step-00000030").mkdir()
     output = run_ranks(2, LAUNCHER, "--config", write(tmp_path / "config.yaml", values))
-    assert "is passed over" in output
+    assert "is skipped" in output
     assert damaged.name in output
     assert "continuing from" in output and "step-00000020" in output
     assert losses(folder) == losses(whole(1)[1])
@@ -275,7 +275,7 @@ def check_refusal(config: str, folder: Path, overrides: list[str], messages: lis
         (["train.global_batch_size=4"], ["train.global_batch_size = 4", "was trained with 8"]),
         (["data.sequence_length=16"], ["is not what checkpoint", "was trained on"]),
         (["checkpoint.resume=none"], ["already holds checkpoints"]),
-        (["run.name=new", "checkpoint.resume=/no/step-1"], ["resume = '/no/step-1'", "no checkpoint there"]),
+        (["run.name=new", "checkpoint.resume=/no/step-1"], ["resume = '/no/step-1'", "is no checkpoint"]),
     ],
     ids=["seed", "batch", "data", "none", "path"],
 )

@@ -102,11 +102,11 @@ def test_every_component_gets_its_own_state_and_new_ones_are_named() -> None:
 
 
 def test_a_component_that_cannot_be_placed_is_refused() -> None:
-    with pytest.raises(UserError, match="'baseline', which this version does not carry"):
+    with pytest.raises(UserError, match="'baseline', which this version does not have"):
         STATE.load_into({"p_pots": Part()}, Path("checkpoint"))
 
 
 def test_a_component_that_does_not_fit_is_refused_by_name() -> None:
     broken = TrainingState(**{**vars(STATE), "components": {"p_pots": {"broken": 1}}})
-    with pytest.raises(UserError, match="the state of 'p_pots' cannot be taken up"):
+    with pytest.raises(UserError, match="the state of 'p_pots' cannot be loaded"):
         broken.load_into({"p_pots": Part()}, Path("checkpoint"))
