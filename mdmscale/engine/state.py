@@ -1,11 +1,11 @@
 """The layout of a DeepSpeed checkpoint: how its values are distributed over its files."""
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_object
 from mdmscale.system.run_folder import STATE_FILE
 
 
@@ -42,9 +42,8 @@ def read_layout(checkpoint: Path) -> EngineLayout:
         UserError: if state.json is missing, damaged or from another version.
     """
     path = checkpoint / STATE_FILE
+    values = read_object(path)
     try:
-        return EngineLayout.of(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: written by another version: {error!r} is missing") from None
+        return EngineLayout.of(values)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: written by another version, as it lacks {error}") from None

@@ -12,6 +12,7 @@ from typing import Any
 
 from mdmscale.engine.state import EngineLayout
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_object
 from mdmscale.system.run_folder import STATE_FILE
 from mdmscale.system.stateful import Stateful
 
@@ -45,16 +46,13 @@ class TrainingState:
             UserError: if it is missing, damaged or in an unknown format.
         """
         path = folder / STATE_FILE
-        try:
-            values = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: is missing or damaged: {error}") from None
+        values = read_object(path)
         try:
             version = values.pop("format", 1)
             if version not in (1, FORMAT):
                 raise UserError(f"{path}: has format {version}; this version reads up to {FORMAT}; update it")
             return cls._of_format_1(values) if version == 1 else cls._of_format_2(values)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError) as error:
             raise UserError(f"{path}: written by another version: {error}") from None
 
     @classmethod

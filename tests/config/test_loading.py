@@ -212,8 +212,8 @@ def test_configs_cannot_be_changed(config_file: Path) -> None:
 
 
 def test_a_mirror_pair_is_two_rows(config_file: Path) -> None:
-    assert load_config(config_file).diffusion.copies == 1
-    assert load_config(config_file, ["diffusion.masking=mirror"]).diffusion.copies == 2
+    assert load_config(config_file).diffusion.rows_per_sample == 1
+    assert load_config(config_file, ["diffusion.masking=mirror"]).diffusion.rows_per_sample == 2
 
 
 def test_importing_the_configuration_does_not_import_torch() -> None:

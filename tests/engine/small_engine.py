@@ -45,6 +45,6 @@ def take_step(engine: Engine) -> float:
         targets=token_ids[0],
         weights=torch.ones(8),
     )
-    engine.accumulate(loss, is_last=True)
+    engine.accumulate(loss, 1.0, is_last=True)
     engine.step()
     return float(loss.detach())

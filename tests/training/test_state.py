@@ -78,14 +78,14 @@ def test_the_format_before_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is missing or damaged"),
+        ("{", "is damaged"),
         (json.dumps({**FORMAT_1, "unheard_of": 1}), "another version.*unheard_of"),
         (
             json.dumps({key: FORMAT_1[key] for key in FORMAT_1 if key != "density"}),
             "another version.*density",
         ),
         (json.dumps({"format": 9}), "has format 9; this version reads up to 2"),
-        ("[]", "another version"),
+        ("[]", "holds no JSON object"),
     ],
 )
 def test_what_is_no_state_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -84,7 +84,7 @@ def backward(engine: Engine, config: RunConfig, is_last: bool) -> None:
         targets=token_ids[0],
         weights=torch.ones(length),
     )
-    engine.accumulate(loss, is_last)
+    engine.accumulate(loss, 1.0, is_last)
 
 
 if __name__ == "__main__":

@@ -87,13 +87,16 @@ def supervise(connection: socket.socket) -> Rank:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # those to the group are for the ranks
     connection.sendall(f"{os.getpid()}\n".encode())
-    statuses = wait_for(pids)
+    statuses = wait_for(pids, connection)
     connection.sendall(json.dumps(list(statuses.values())).encode() + b"\n")
     os._exit(0)
 
 
-def wait_for(pids: list[int]) -> dict[int, int]:
-    """Exit statuses by process, in the order of their ends. Kills what runs on after a rank has failed."""
+def wait_for(pids: list[int], connection: socket.socket) -> dict[int, int]:
+    """Exit statuses by process, in the order of their ends. Kills what runs on after a rank has failed.
+
+    The test process sends nothing more. Where its end of the connection closes it has ended: so does the job.
+    """
     statuses: dict[int, int] = {}
     deadline = None
     while len(statuses) < len(pids):
@@ -107,7 +110,8 @@ def wait_for(pids: list[int]) -> dict[int, int]:
             for other in set(pids) - statuses.keys():
                 os.kill(other, signal.SIGKILL)
             deadline = None
-        time.sleep(0.005)
+        if select.select([connection], [], [], 0.005)[0]:
+            os.killpg(0, signal.SIGKILL)
     return statuses
 
 

@@ -36,8 +36,10 @@ def test_methods_have_equal_rows(tiny: dict[str, Any], method: str, tmp_path: Pa
     base = RunConfig.model_validate(copy.deepcopy(tiny))
     (tmp_path / "config.yaml").write_text(json.dumps(tiny))
     config = load_config(tmp_path / "config.yaml", method_overrides(base, method))
-    assert config.diffusion.copies * config.train.global_batch_size == 2 * base.train.global_batch_size
-    assert config.diffusion.copies * config.train.micro_batch_size == 2 * base.train.micro_batch_size
+    assert (
+        config.diffusion.rows_per_sample * config.train.global_batch_size == 2 * base.train.global_batch_size
+    )
+    assert config.diffusion.rows_per_sample * config.train.micro_batch_size == 2 * base.train.micro_batch_size
     assert config.diffusion.t_sampler == METHODS[method]["t_sampler"]
 
 
