@@ -25,9 +25,9 @@ WORKERS = Path(__file__).parent / "workers"
 
 @pytest.hookimpl(trylast=True)  # when `-m` has deselected tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order files by length, so that no worker of pytest-xdist is left with a long one at the end.
+    """Put long test files first, so that no worker of pytest-xdist ends with a long one.
 
-    First the files with a test that has a longer timeout, then those that start ranks, then the rest.
+    First come files that have a test with a longer timeout, then files that start ranks, then the rest.
     """
 
     def key(item: pytest.Item) -> int:
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a 512-token tokenizer and one shard: a few files of the standard library."""
+    """A corpus folder: a 512-token tokenizer, and one shard of a few files of the standard library."""
     from mdmscale.data.indexed import IndexedWriter, token_dtype
     from mdmscale.data.preparation.tokenizer_training import train_tokenizer
     from mdmscale.models.tokenizer import load_tokenizer
@@ -60,7 +60,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny(corpus: Path, tmp_path: Path) -> dict[str, Any]:
-    """Values of a tiny config that trains in seconds: MIRROR and P-POTS, fp32."""
+    """The values of a tiny config that trains in seconds, with MIRROR and P-POTS in fp32."""
     return tiny_values(corpus, tmp_path / "runs")
 
 
@@ -109,7 +109,7 @@ def write_config(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
 
 @contextmanager
 def kept_environment() -> Iterator[None]:
-    """Put the environment back: what one process joins a group with would mislead those that it starts."""
+    """Restore the environment: the variables with which a process joins a group would mislead children."""
     before = dict(os.environ)
     try:
         yield
@@ -120,7 +120,7 @@ def kept_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def process_group() -> Iterator[None]:
-    """One group of the test process alone, for all tests: DeepSpeed remembers the first that it meets."""
+    """A group with only the test process, shared by all tests because DeepSpeed remembers its first group."""
     from mdmscale.parallel.ranks import finalise, initialise
 
     with kept_environment():
@@ -139,14 +139,14 @@ def ranks(process_group: None) -> "Iterator[Ranks]":
 
 
 def without_ranks() -> dict[str, str]:
-    """This process's environment, without what a launcher puts there."""
+    """This process's environment without a launcher's variables."""
     return {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
 
 
 def launch_ranks(num_ranks: int, script: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start `script` through torchrun, for tests of the launch itself; others use `start_ranks`.
+    """Start `script` with torchrun, for tests of the launch itself. Other tests use `start_ranks`.
 
-    Its processes are a group of their own, on a free port.
+    Its processes form a group of their own, on a free port.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.Popen(
@@ -161,12 +161,12 @@ def launch_ranks(num_ranks: int, script: Path, *arguments: str) -> subprocess.Po
 
 
 def start_ranks(num_ranks: int, script: Path, *arguments: str) -> Job:
-    """Start `script` on real gloo ranks, which are forks of a warm process. They share one output."""
+    """Start `script` on real gloo ranks, which are forks of a warm process and share one output."""
     return Job([str(script), *arguments], num_ranks, ROOT, without_ranks())
 
 
 def run_ranks(num_ranks: int, script: Path, *arguments: str, timeout: float = 400) -> str:
-    """`start_ranks` to its end. Returns what it printed; fails with that when the status is not 0."""
+    """Run `start_ranks` to its end. Returns the output; fails with the output if the status is not 0."""
     job = start_ranks(num_ranks, script, *arguments)
     try:
         status = job.wait(timeout)
@@ -177,7 +177,7 @@ def run_ranks(num_ranks: int, script: Path, *arguments: str, timeout: float = 40
 
 
 def train_all(num_ranks: int, batch: list[dict[str, Any]], timeout: float = 400) -> str:
-    """Train the configs of these values in turn, on ranks of one process group. Returns what they printed."""
+    """Train several configs in turn, on the ranks of one process group. Returns the output."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(batch, file)
         file.flush()
@@ -185,7 +185,7 @@ def train_all(num_ranks: int, batch: list[dict[str, Any]], timeout: float = 400)
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """SIGKILL a launched process and all that it started."""
+    """SIGKILL a launched process and all its children."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -194,12 +194,12 @@ def kill_group(process: subprocess.Popen[str]) -> None:
 
 
 def start_script(*command: str) -> Job:
-    """Start a Python script of the repository from its root as a user would, in a fork of a warm process."""
+    """Start a Python script from the repository's root, as a user does, in a fork of a warm process."""
     return Job(list(command), 0, ROOT, without_ranks(), join_output=False)
 
 
 def run_script(*command: str, timeout: float = 300) -> Job:
-    """`start_script` to its end, whatever its status."""
+    """Run `start_script` to its end, whatever its status."""
     job = start_script(*command)
     try:
         job.wait(timeout)

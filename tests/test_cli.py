@@ -1,4 +1,4 @@
-"""The training command as a user meets it: what it refuses, in which words, what it plans, how it ends."""
+"""The training command as users see it: refused input and messages, the plan, and how a run ends."""
 
 import copy
 import json
@@ -120,7 +120,7 @@ NEEDS_TORCH: dict[Mistake, list[str]] = {
 
 @pytest.fixture(scope="module")
 def outcomes(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Values, Path]]:
-    """For each mistake what the command gave, and the folder of its files; one launch for all."""
+    """The command's result and the folder of its files for each mistake. All mistakes share one launch."""
     folders, commands = [], []
     for mistake in (*NEEDS_NO_TORCH, *NEEDS_TORCH):
         folder = tmp_path_factory.mktemp(name_of(mistake))
@@ -149,7 +149,7 @@ def write(path: Path, values: Any) -> str:
 
 
 def the_error(stderr: str) -> str:
-    """The one line of stderr with `error: `."""
+    """The only line of stderr with `error: `."""
     assert "Traceback" not in stderr
     errors = [line for line in stderr.splitlines() if "error: " in line]
     assert len(errors) == 1, stderr
@@ -221,7 +221,7 @@ def test_every_shipped_config_is_planned(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """From an empty folder: planning needs the tokenizer only where it decides the vocabulary."""
+    """This works in an empty folder: the plan needs the tokenizer only if it decides the vocabulary size."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     more = [f"model.tokenizer={corpus}/tokenizer"] if path.stem == "quickstart" else []
@@ -288,7 +288,7 @@ def test_a_plan_for_ranks_that_do_not_divide_is_refused(
 
 
 def run_deepspeed(*arguments: str, timeout: float = 400) -> tuple[int, str]:
-    """Status and output of the launcher on 2 local ranks, started as a user starts it."""
+    """Start the launcher on 2 local ranks as a user does. Returns its status and output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -339,7 +339,7 @@ def test_under_the_deepspeed_launcher_a_mistake_is_one_line_in_all(tiny: Values,
 def test_other_ranks_let_the_first_speak_before_they_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The launcher kills all ranks when one exits: without the wait rank 0 may not get its line out."""
+    """The launcher kills all ranks when one exits, so without the wait rank 0 may not print its line."""
 
     def fail() -> int:
         raise UserError("a problem")

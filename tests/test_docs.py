@@ -1,4 +1,4 @@
-"""README and docs: every command names things that exist, and the README's run from data to samples."""
+"""README and docs: commands name things that exist, and the README's commands run from data to samples."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_config_keys_that_pages_name_exist(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository whose .venv is the environment of this test."""
+    """A copy of the repository whose .venv is the environment of these tests."""
     prefix = Path(sys.prefix)
     if not (prefix / ".train").exists():
         pytest.skip("this environment was not made by make")
@@ -71,7 +71,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.distributed
 @pytest.mark.timeout(3000)
 def test_the_readme_goes_from_nothing_to_samples(clone: Path) -> None:
-    """All commands of the README in order, then docs/generation.md's: the model has learnt to write."""
+    """Run all commands of the README, then those of docs/generation.md. The model must have learned."""
     blocks = [block for block in shell_blocks(ROOT / "README.md") if not block.startswith(NEEDS_HARDWARE)]
     blocks += shell_blocks(ROOT / "docs/generation.md")
     blocks += [f"python - <<'END'\n{block}END\n" for block in python_blocks(ROOT / "docs/generation.md")]

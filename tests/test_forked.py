@@ -1,4 +1,4 @@
-"""Jobs on forks of a warm process: each is fresh, its ranks form a group, and it ends as a launch does."""
+"""Jobs on forks of a warm process: fresh processes whose ranks form a group and that end like a launch."""
 
 import signal
 import time
@@ -89,7 +89,7 @@ def test_a_job_that_runs_on_is_named_and_killed(script: Write, tmp_path: Path) -
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, other than one that has ended and whose parent has not asked yet."""
+    """Whether the process exists and is not a zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a CPU cannot show: the same numbers in the device's own kernels, and whole runs on it."""
+"""Tests that need a GPU: its kernels give the same numbers, and whole runs work."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_head_matches_its_naive_twin(kind: HeadKind, dtype: torch.dtype, toleran
 
 @pytest.mark.parametrize("key_heads", [2, 4])
 def test_packed_rows_attend_as_alone(key_heads: int) -> None:
-    """The kernel for rows of any length against sdpa row by row, values and gradients."""
+    """The kernel for packed rows agrees with sdpa on each row, in values and gradients."""
     torch.manual_seed(0)
     lengths = (70, 70, 3, 129)
     rows = PackedRows.of(lengths, torch.device("cuda"))
@@ -99,7 +99,7 @@ def test_batches_made_ahead_are_pinned_and_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_a_plans_memory_is_the_devices(checkpointing: Recomputation) -> None:
-    """What forward and backward allocate beside weights and gradients, within 10%."""
+    """The memory of forward and backward beyond weights and gradients is planned to 10%."""
     model = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8, "vocab_size": 8192}
     values = SMALL | {
         "model": SMALL["model"] | model | {"activation_checkpointing": checkpointing},

@@ -1,4 +1,4 @@
-"""The package's folders: imports run one way, no circles of files, and README and tests know each folder."""
+"""The package's folders: imports go one way, no file circles, and README and tests list each folder."""
 
 import ast
 import re
@@ -43,7 +43,7 @@ def modules_of(package: Path) -> dict[str, Path]:
 
 
 def imports_of(package: Path) -> Imports:
-    """What each module imports from its package: at the top, inside functions and for type checking alike."""
+    """The imports of each module from its package: at the top, inside functions and for type checking."""
     modules = modules_of(package)
     return {
         name: {_module_of(imported, modules) for imported in _imported_names(name, file)} - {name}
@@ -52,7 +52,7 @@ def imports_of(package: Path) -> Imports:
 
 
 def _imported_names(module: str, file: Path) -> Iterator[str]:
-    """The dotted names that a module imports from its package. The last part may be a name in a module."""
+    """The dotted names that a module imports from its package. The last part may be an object in a module."""
     package = module.split(".")[0]
     for node in ast.walk(ast.parse(file.read_text())):
         names: list[str] = []
@@ -65,7 +65,7 @@ def _imported_names(module: str, file: Path) -> Iterator[str]:
 
 
 def _start_of(module: str, file: Path, level: int) -> str:
-    """Where a relative import of this many dots starts; no dots: an absolute import, which starts nowhere."""
+    """The package where a relative import with this many dots starts. An absolute import has no dots."""
     if not level:
         return ""
     parts = module.split(".")
@@ -74,21 +74,21 @@ def _start_of(module: str, file: Path, level: int) -> str:
 
 
 def _module_of(name: str, modules: dict[str, Path]) -> str:
-    """The module that an imported name is or comes from."""
+    """The module that an imported name is, or that defines it."""
     parent = name.rpartition(".")[0]
     assert name in modules or parent in modules, f"{name} is imported, but there is no such module"
     return name if name in modules else parent
 
 
 def folder_of(file: Path, package: Path) -> str:
-    """The folder of a package that a file is in, as ORDER names it; "." for the package itself."""
+    """The folder of a file in a package, as ORDER names it; "." for the package itself."""
     return file.parent.relative_to(package).as_posix()
 
 
 def upward_imports(package: Path, order: list[str]) -> list[str]:
-    """Imports of a folder from one that comes after it, each as a line.
+    """The imports of a folder from a later one, one line each.
 
-    The package's own __init__.py is below all folders: whatever is imported from the package runs it first.
+    The package's own __init__.py is below all folders, because every import from the package runs it first.
     """
     floors = {package.name: -1}
     for module, file in modules_of(package).items():
@@ -103,7 +103,7 @@ def upward_imports(package: Path, order: list[str]) -> list[str]:
 
 
 def circles(package: Path) -> list[str]:
-    """Circles of files that import each other, each as a line; together they name every file of a circle."""
+    """Circles of files that import each other, one line each. The lines name every file in a circle."""
     graph, found = imports_of(package), []
     while True:
         try:
@@ -116,7 +116,7 @@ def circles(package: Path) -> list[str]:
 
 
 def folders_of(package: Path) -> set[str]:
-    """The folders that hold code. One whose only file is an empty __init__.py just groups others."""
+    """The folders with code. A folder that has only an empty __init__.py just groups other folders."""
     files = [file for file in package.rglob("*.py") if file.name != "__init__.py" or file.stat().st_size]
     return {folder_of(file, package) for file in files} - {"."}
 

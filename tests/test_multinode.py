@@ -1,4 +1,4 @@
-"""launchers/multinode.sh: two hosts with addresses of their own, and what it refuses."""
+"""launchers/multinode.sh: a job on two hosts with their own addresses, and the input that it refuses."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ ADDRESSES = ("10.213.7.1", "10.213.7.2")
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[Path]:
-    """Two network namespaces joined by a cable; a stand-in for ssh, that runs a command in one of them."""
+    """Two network namespaces joined by a cable, and an ssh substitute that runs a command in one of them."""
     names = [f"mdm-{uuid.uuid4().hex[:8]}" for _ in ADDRESSES]
     commands = [f"ip netns add {name}" for name in names]
     commands += [f"ip link add eth0 netns {names[0]} type veth peer name eth0 netns {names[1]}"]

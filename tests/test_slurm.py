@@ -27,7 +27,7 @@ SBATCH = ROOT / "launchers" / "train.sbatch"
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A running cluster, as the environment that commands find it by."""
+    """A running cluster. Returns the environment in which commands find it."""
     if shutil.which("slurmctld") is None or shutil.which("munged") is None or os.getuid() != 0:
         pytest.skip("needs root and Debian's slurm-wlm and munge: tests/slurm/cluster.sh install")
     folder = tmp_path_factory.mktemp("slurm")
@@ -50,7 +50,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def build_folder() -> Path:
-    """Where other tests have built DeepSpeed's communication op already."""
+    """The folder where other tests have already built DeepSpeed's communication op."""
     from torch.utils.cpp_extension import get_default_build_root
 
     return Path(get_default_build_root()) / f"py{sys.version_info.major}{sys.version_info.minor}_cpu"
@@ -75,11 +75,11 @@ class Job:
         return " ".join(re.findall(r"JobState=(\w+)", self._run("scontrol", "show", "job", self.number)))
 
     def signal(self) -> None:
-        """What SLURM sends the batch script two minutes before the end."""
+        """Send the batch script the signal that SLURM sends two minutes before the time limit."""
         self._run("scancel", "--batch", "--signal=USR1", self.number)
 
     def wait(self, seconds: float = 240) -> str:
-        """What it printed, when it has ended."""
+        """Wait for the end of the job. Returns its output."""
         deadline = time.monotonic() + seconds
         while set(self.state().split()) & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"}:
             assert time.monotonic() < deadline, self.text()
@@ -170,7 +170,7 @@ def test_bad_arguments_end_the_job_at_once(
 
 
 def test_fruitless_requeues_end(slurm: dict[str, str], corpus: Path, tmp_path: Path) -> None:
-    """A job that is always signalled before its first checkpoint gives up instead of queueing for ever."""
+    """A job that is always signalled before its first checkpoint gives up instead of requeueing forever."""
     config = write_config(corpus, tmp_path, 400, name="fruitless")
     folder = tmp_path / "runs" / "fruitless"
     folder.mkdir(parents=True)

@@ -150,7 +150,7 @@ def speed(run: Run, totals: StepTotals, num_tokens: int, clock: StepClock) -> di
 
 
 def observe(run: Run, totals: StepTotals) -> dict[str, float]:
-    """Update the baseline and P-POTS with a step. Returns loss_controlled, which t makes less noisy."""
+    """Update the baseline and P-POTS with a step. Returns loss_controlled: the loss with less noise."""
     run.p_pots.observe(totals.cells)
     if not run.config.diffusion.ema_decay:
         return {}
@@ -169,7 +169,7 @@ def check_finite(run: Run, loss: float, grad_norm: float) -> None:
         FloatingPointError: naming the step. The optimizer may already have used the bad loss, but no
             checkpoint or export is written after it.
     """
-    mend = "resume from the last checkpoint, for example with a smaller optimizer.lr"
+    mend = "resume from the last checkpoint, for example with a lower optimizer.lr"
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss of step {run.step + 1} is {loss}; {mend}")
     run.skipped_in_a_row = 0 if math.isfinite(grad_norm) else run.skipped_in_a_row + 1

@@ -1,4 +1,4 @@
-"""A small complete config file, and the problems that loading it must report."""
+"""A small complete config file, and a check of the problems that loading reports."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def problems(path: Path, *overrides: str) -> list[str]:
-    """The lines of the error that loading must raise, without the file's name."""
+    """The lines of the error that loading raises, without the file's name."""
     with pytest.raises(UserError) as caught:
         load_config(path, list(overrides))
     assert all(problem.startswith((f"{path}: ", "override ")) for problem in caught.value.problems)

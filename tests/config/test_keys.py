@@ -1,4 +1,4 @@
-"""The list of keys that --keys prints: defaults, choices of every enumeration, types and bounds."""
+"""The key list of --keys: defaults, choices of every enumeration, types and bounds."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -58,7 +58,7 @@ def test_defaults_are_yaml(outer: dict[str, KeyDescription]) -> None:
 
 
 def literals(annotation: Any) -> Iterator[Any]:
-    """The choices of every Literal inside a type."""
+    """The choices of each Literal in a type."""
     if get_origin(annotation) is Literal:
         yield from get_args(annotation)
         return

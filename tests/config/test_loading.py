@@ -1,4 +1,4 @@
-"""Loading a config: what is read, what is refused, and in which words."""
+"""Loading a config: what is read, what is refused, and the messages."""
 
 import ast
 import subprocess

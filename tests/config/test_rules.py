@@ -1,4 +1,4 @@
-"""Combinations of keys: which are refused, with which reason, and which are accepted."""
+"""Combinations of keys: which are refused and why, and which are accepted."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tiny folders of every family, with random weights, as their own code would have written them."""
+"""Tiny model folders of every family with random weights, as the family's own code writes them."""
 
 import json
 from collections.abc import Callable
@@ -59,7 +59,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def make_tokenizer(folder: Path, num_tokens: int = VOCAB, reserved: tuple[str, ...] = ()) -> None:
-    """A tokenizer of `num_tokens` words, the last of them `reserved` special tokens."""
+    """A tokenizer of `num_tokens` words. The last `reserved` ones are special tokens."""
     words = {f"word{number}": number for number in range(num_tokens - len(reserved))}
     words["</s>"] = words.pop("word1")
     tokenizer = Tokenizer(WordLevel(words, unk_token="word0"))
@@ -69,7 +69,7 @@ def make_tokenizer(folder: Path, num_tokens: int = VOCAB, reserved: tuple[str, .
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> Weights:
-    """Weights whose layers matter: norms around 1, all else of deviation 0.2."""
+    """Random weights with which every layer matters: norms near 1, all others with deviation 0.2."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: (torch.randn(shape, generator=generator) * 0.2 + ("norm" in name or "ln_f" in name)).to(dtype)
@@ -112,7 +112,7 @@ def write_folder(
     file_format: str = "safetensors",
     num_shards: int = 1,
 ) -> Path:
-    """config.json and weights: `safetensors` or `bin`, in shards with an index where there are several."""
+    """Write config.json and weights as `safetensors` or `bin`. Several shards get an index."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     stem, ending = {"safetensors": ("model", "safetensors"), "bin": ("pytorch_model", "bin")}[file_format]
@@ -131,7 +131,7 @@ def write_folder(
 
 
 def read_weights(folder: Path) -> Weights:
-    """All tensors of a folder of safetensors."""
+    """All tensors in a folder of safetensors files."""
     return {
         name: tensor
         for file in sorted(folder.glob("*.safetensors"))
@@ -147,7 +147,7 @@ def assert_same_bytes(left: Weights, right: Weights) -> None:
 
 
 def make_arm(folder: Path, architecture: str, tied: bool = False, **values: Any) -> Path:
-    """An autoregressive model as transformers saves it, with a tokenizer of exactly its vocabulary."""
+    """An autoregressive model as transformers saves it, with a tokenizer of exactly its vocabulary size."""
     config = AutoConfig.for_model(architecture, **{**SIZES, "tie_word_embeddings": tied, **values})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

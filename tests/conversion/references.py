@@ -16,7 +16,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, theta: float) -> torch.Tensor:
-    """Rotary positions over x [rows, length, heads, head_dim], whose halves are the sides of the pairs."""
+    """Rotary embedding of x [rows, length, heads, head_dim]. A pair has one element in each half."""
     length, half = x.shape[1], x.shape[-1] // 2
     frequencies = theta ** (-torch.arange(half, dtype=torch.float32) / half)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies  # [length, half]
@@ -26,7 +26,7 @@ def rotate(x: torch.Tensor, theta: float) -> torch.Tensor:
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, theta: float) -> torch.Tensor:
-    """Every position attends to every position; q [rows, length, width], k and v of fewer heads."""
+    """Full attention: q is [rows, length, width]; k and v may have fewer heads."""
     rows, length, width = q.shape
     head_dim = width // num_heads
     q, k, v = (x.view(rows, length, -1, head_dim) for x in (q, k, v))
@@ -37,7 +37,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, th
 
 
 def llada_logits(config: dict[str, Any], weights: Weights, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [rows, length, vocab] of LLaDA in either kind of block."""
+    """The logits [rows, length, vocab] of LLaDA, for either kind of block."""
     eps, width = config["rms_norm_eps"], config["d_model"]
     groups = width // config["n_heads"] * config["n_kv_heads"]
     x = weights["model.transformer.wte.weight"][ids]
@@ -64,7 +64,7 @@ def llada_logits(config: dict[str, Any], weights: Weights, ids: torch.Tensor) ->
 
 
 def dream_logits(config: dict[str, Any], weights: Weights, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [rows, length, vocab] for each position's own token, which are those of the position before."""
+    """The logits [rows, length, vocab] for each position's own token, from the position before it."""
     eps = config["rms_norm_eps"]
     x = weights["model.embed_tokens.weight"][ids]
     for layer in range(config["num_hidden_layers"]):

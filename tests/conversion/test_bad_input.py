@@ -1,4 +1,4 @@
-"""Damaged, foreign and hostile folders are refused with one line that names the file; nothing is left."""
+"""Damaged, foreign and hostile folders are refused with one line that names the file. Nothing is written."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def bin_source(tmp_path: Path) -> Path:
 
 
 def refusal(source: Path, **options: Any) -> str:
-    """The message of an import that must fail and leave nothing behind."""
+    """The message of an import, which must fail and leave no files."""
     before = sorted(source.parent.iterdir())
     with pytest.raises(UserError) as caught:
         import_folder(source, source.with_name("ours"), ImportOptions(**options))
@@ -55,7 +55,7 @@ def test_truncated_bin(bin_source: Path) -> None:
 
 
 def test_every_flipped_bit_of_a_header_is_noticed(tmp_path: Path) -> None:
-    """Either safetensors notices it, or names or shapes do not fit the model."""
+    """Either safetensors rejects the file, or names or shapes do not fit the model."""
     source = write_folder(tmp_path / "llada", LLADA, random_weights(llada_shapes(LLADA)))
     file = source / "model.safetensors"
     whole = file.read_bytes()
@@ -98,7 +98,7 @@ def test_an_index_that_is_not_true(source: Path) -> None:
 
 
 class Hostile:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -34,7 +34,7 @@ def inspected(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real run that starts from an imported Qwen2 with the corpus's tokenizer."""
+    """A real run that starts from an imported Qwen2 model with the corpus's tokenizer."""
     folder = tmp_path_factory.mktemp("runs")
     source = make_arm(folder / "qwen", "qwen2", vocab_size=512, tie_word_embeddings=True)
     for file in (corpus / "tokenizer").iterdir():

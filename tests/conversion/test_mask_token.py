@@ -69,7 +69,7 @@ def test_a_reserved_token_is_preferred(tmp_path: Path) -> None:
 
 
 def test_rows_to_spare_take_the_new_token(tmp_path: Path) -> None:
-    """Qwen has more embeddings than tokens, so nothing is resized and only the mask's row is set."""
+    """Qwen has more embeddings than tokens, so nothing is resized and only the mask token's row is set."""
     source = make_arm(tmp_path / "arm", "qwen2", vocab_size=192)
     before = read_weights(source)
     mask, tokenizer, after = imported(source)
@@ -93,7 +93,7 @@ def test_a_text_that_no_token_has_is_added(tmp_path: Path) -> None:
 
 
 def test_dream_tokenizers_need_no_code(tmp_path: Path) -> None:
-    """Dream's tokenizer is Qwen2's, with its own class, whose code lies in the folder."""
+    """Dream uses Qwen2's tokenizer through a class of its own, whose code is in the folder."""
     source = write_folder(tmp_path / "dream", DREAM, random_weights(dream_shapes(DREAM)))
     vocab = {chr(0x100 + number): number for number in range(97)}
     (source / "vocab.json").write_text(json.dumps(vocab))
@@ -131,7 +131,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_the_first_loss_of_an_imported_arm_is_sane(tmp_path: Path) -> None:
-    """With the mean row it is near the loss without masks; with a random row it would be far off."""
+    """With the mean row the loss is near that without masks; with a random row it is far off."""
     source = make_arm(tmp_path / "arm", "llama")
     mask, _, _ = imported(source)
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
@@ -145,7 +145,7 @@ def test_the_first_loss_of_an_imported_arm_is_sane(tmp_path: Path) -> None:
 
 
 def first_loss(model: Any, mask: int, mask_rate: float = 0.7) -> float:
-    """Mean cross-entropy of next tokens, with a share of the inputs masked."""
+    """The mean next-token cross-entropy when a share of the inputs is masked."""
     ids = torch.randint(2, 99, (8, 16), generator=torch.Generator().manual_seed(0))
     masked = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < mask_rate
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Imported models give the logits of an independent forward pass on the source's weights, to 1e-5 in fp32."""
+"""Imported models agree with an independent forward pass on the source's weights, to 1e-5 in fp32."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def ids() -> torch.Tensor:
 
 
 def mdm_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [rows, length, vocab] in training, taken from the losses of every target."""
+    """Log-probabilities [rows, length, vocab] in training, computed from the losses of every target."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     shift, vocab = model.config.mdm["logit_shift"], model.config.vocab_size
     mdm = MaskedDiffusionModel(model, head_chunk_size=64)
@@ -47,7 +47,7 @@ def mdm_logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 
 
 def assert_parity(folder: Path, ids: torch.Tensor, logits: torch.Tensor) -> None:
-    """Compare the raw logits where nothing is shifted, and the log-probabilities in training always."""
+    """Compare the log-probabilities in training, and the raw logits too if nothing is shifted."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     if not model.config.mdm["logit_shift"]:
         with torch.no_grad():
@@ -111,7 +111,7 @@ ARMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("kind", ARMS)
 def test_arm(tmp_path: Path, ids: torch.Tensor, kind: str, tied: bool) -> None:
-    """In causal mode the imported weights give the source's logits; the mask's new rows only add columns."""
+    """In causal mode the imported weights give the source's logits, plus columns for the mask token."""
     source = make_arm(tmp_path / "arm", tied=tied, **ARMS[kind])
     import_folder(source, tmp_path / "ours", ImportOptions())
     original: Any = AutoModelForCausalLM.from_pretrained(source).eval()

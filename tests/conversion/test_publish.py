@@ -1,4 +1,4 @@
-"""Interrupted conversions: nothing under the final name, nothing lost that was there."""
+"""Interrupted conversions leave nothing under the final name and lose no existing files."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Import then export: the same bytes of weights, and configs that other code reads as the same model."""
+"""Import and export give the same weight bytes, and configs that other code reads as the same model."""
 
 import json
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_llada(tmp_path: Path, file_format: str, dtype: torch.dtype) -> None:
 
 
 def test_fused_projections_come_back_as_their_parts(tmp_path: Path) -> None:
-    """LLaDA's llama block has separate tensors, with the bytes of the fused ones."""
+    """LLaDA's llama block has separate tensors with the same bytes as the fused ones."""
     config = {**LLADA, "block_type": "sequential", "activation_type": "swiglu", "mlp_hidden_size": 96}
     weights = random_weights(llada_shapes(config))
     back = there_and_back(write_folder(tmp_path / "llada", config, weights), "llada")
@@ -151,7 +151,7 @@ def test_precision_is_the_requested_one(tmp_path: Path) -> None:
 
 
 def test_what_a_format_cannot_express_is_refused(tmp_path: Path) -> None:
-    """LLaDA's code would silently misread a shifted model, and Dream's an unshifted one."""
+    """LLaDA's code silently misreads a shifted model, and Dream's an unshifted one."""
     import_folder(make_arm(tmp_path / "qwen3", "qwen3"), tmp_path / "shifted", ImportOptions())
     llada = write_folder(tmp_path / "llada", LLADA, random_weights(llada_shapes(LLADA)))
     import_folder(llada, tmp_path / "plain", ImportOptions())

@@ -30,7 +30,7 @@ def tokenizer(tokenizer_folder: Path) -> Any:
 
 @pytest.fixture
 def write_shard(tmp_path: Path):
-    """Writes documents to a shard below tmp_path and returns its prefix."""
+    """A function that writes documents to a shard in tmp_path and returns its prefix."""
 
     def write(name: str, documents: list[list[int]], vocab_size: int = 1000) -> Path:
         prefix = tmp_path / name

@@ -1,4 +1,4 @@
-"""Rows padded to the longest and rows laid end to end are the same tokens, masks and weights."""
+"""Padded rows and packed rows have the same tokens, masks and weights."""
 
 from dataclasses import fields
 
@@ -15,7 +15,7 @@ LENGTHS = (5, 1, 7)
 
 
 def samples(copies: int) -> list[NoisedSample]:
-    """Tokens that differ everywhere, masks and weights at random."""
+    """Samples of distinct tokens with random masks and weights."""
     random, made = np.random.default_rng(0), []
     for number, length in enumerate(LENGTHS):
         masks = random.random((copies, length)) < 0.6

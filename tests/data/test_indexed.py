@@ -35,7 +35,7 @@ def test_reads_back_what_was_written(write_shard):
 
 
 def write_by_hand(prefix: Path, code: int, dtype: str, lengths: list[int], documents: list[int]) -> None:
-    """A shard as another program would write it."""
+    """A shard as another program writes it."""
     ids = np.arange(sum(lengths), dtype=dtype)
     pointers = np.cumsum([0, *lengths[:-1]], dtype="<i8") * ids.itemsize
     Path(f"{prefix}.bin").write_bytes(ids.tobytes())

@@ -32,7 +32,7 @@ def test_the_order_looks_random():
 
 
 def test_every_image_is_as_likely():
-    """Over many keys, position 0 of 5 goes everywhere equally often (5 standard deviations)."""
+    """Over many keys, position 0 of 5 is sent to every place equally often (5 standard deviations)."""
     counts = np.bincount([permute(0, 5, seed, 0) for seed in range(2000)], minlength=5)
     assert np.abs(counts - 400).max() < 5 * np.sqrt(2000 * 0.2 * 0.8)
 

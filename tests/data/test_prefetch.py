@@ -1,4 +1,4 @@
-"""Batches made ahead by real workers, against the loader that makes each when it is asked for."""
+"""Batches that real workers prepare in advance, compared with a loader that makes each on request."""
 
 import multiprocessing
 import os
@@ -37,7 +37,7 @@ def prefix(write_shard) -> Path:
 
 @pytest.fixture
 def make(prefix: Path) -> Callable[..., tuple[TrainLoader, TSampler]]:
-    """A loader of pairs of samples cut to many lengths, and its t-sampler."""
+    """A loader of pairs of samples that are cut to many lengths, and its t-sampler."""
 
     def make(diffusion: dict[str, Any] | None = None, **train: Any) -> tuple[TrainLoader, TSampler]:
         values = {
@@ -95,7 +95,7 @@ def assert_same(batches: list[Batch], expected: list[Batch]) -> None:
     ids=["padded", "packed, in turns, by token"],
 )
 def test_batches_are_the_loaders_own(make: Any, options: dict[str, Any], num_workers: int) -> None:
-    """From a step on, as after a resume; over a new p(t) and the end of annealing; and in no order at all."""
+    """From a later step, as after a resume; across a new p(t) and the end of annealing; and in any order."""
     loader, first = make(**options)
     second = refitted(first)
     requests = [*((step, first) for step in (3, 4, 5)), *((step, second) for step in (6, 7, 8))]
@@ -166,7 +166,7 @@ def test_signals_to_stop_pass_the_workers_by_and_a_killed_one_is_noticed(make: A
 
 
 def test_a_worker_that_does_not_end_is_killed(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a file system that hangs; torch waits for it for 5 seconds, twice."""
+    """The worker hangs, as on a file system that hangs. By default torch waits for it twice for 5 seconds."""
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     loader, sampler = make()
     with pytest.raises(ZeroDivisionError), Prefetcher(loader, 1, CPU) as prefetcher:

@@ -1,4 +1,4 @@
-"""Opening a corpus and reading a sample cost the same at any size; nothing here looks at a clock."""
+"""Opening a corpus and reading a sample cost the same at any size. Costs are counted, not timed."""
 
 import os
 import pickle
@@ -34,7 +34,7 @@ LENGTH = 16
 
 
 def open_loader(prefix: Path, write: Writer, count: int, kind: str) -> Callable[[int], object]:
-    """A corpus of `count` sequences, written and opened; what makes a step's batches of it."""
+    """Write and open a corpus of `count` sequences. Returns a function that makes a step's batches."""
     try:
         write(prefix, count, LENGTH)
     except OSError as error:
@@ -45,7 +45,7 @@ def open_loader(prefix: Path, write: Writer, count: int, kind: str) -> Callable[
 
 
 def cost(make: Callable[[int], object], steps: int = 4) -> tuple[float, int]:
-    """Calls a sample, of Python's functions and of C's, and the most bytes in use on the way."""
+    """Calls of Python and C functions per sample, and the peak of bytes in use."""
     make(0)  # caches of the epoch and of t are filled once
     calls = 0
 
@@ -80,7 +80,7 @@ def cost(make: Callable[[int], object], steps: int = 4) -> tuple[float, int]:
 def test_the_cost_of_a_sample_does_not_grow_with_the_corpus(
     tmp_path: Path, kind: str, write: Writer, counts: tuple[int, int]
 ) -> None:
-    """Not with its size, that is: the walk of the order's permutation is longer just above a power of 4."""
+    """The cost does not grow with size, though the permutation takes more steps just above a power of 4."""
     costs = [cost(open_loader(tmp_path / str(count), write, count, kind)) for count in counts]
     (few_calls, few_bytes), (many_calls, many_bytes) = costs
     assert many_calls < 1.25 * few_calls
@@ -103,7 +103,7 @@ def test_the_last_of_a_billion_sequences(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 class HollowShard:
-    """10 documents of 100 tokens, and a count of how often it is looked at."""
+    """10 documents of 100 tokens, which count how often they are accessed."""
 
     num_documents, num_tokens = 10, 1000
     asked = 0
@@ -122,7 +122,7 @@ def test_documents_are_looked_up_once_in_each_shard_that_has_some() -> None:
 
 
 class CountingHash:
-    """Stands in for sha256 and counts what it is given."""
+    """Replaces sha256 and counts the bytes that it hashes."""
 
     num_bytes = 0
 
@@ -140,7 +140,7 @@ class CountingHash:
 def test_the_bytes_hashed_are_bounded_however_many_the_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_shards: int
 ) -> None:
-    """64 MiB of a corpus; here 64 KiB of one of 1 MiB a shard."""
+    """The fingerprint reads 64 MiB of a corpus; here 64 KiB of a corpus with 1 MiB per shard."""
     monkeypatch.setattr(shards, "_HASHED_BYTES", 2**16)
     monkeypatch.setattr(shards, "_HASHED_BYTES_OF_A_FILE", 64)
     monkeypatch.setattr(shards.hashlib, "sha256", CountingHash)
@@ -167,7 +167,7 @@ def test_the_sequences_checked_are_bounded_however_many_the_shards(
 
 
 def open_files(folder: Path) -> int:
-    """Descriptors and maps of files in `folder` that this process holds."""
+    """The file descriptors and memory maps that this process holds in `folder`."""
     descriptors = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
     targets = [os.readlink(each) for each in descriptors if each.is_symlink()]
     return sum(str(folder) in each for each in targets + Path("/proc/self/maps").read_text().splitlines())
@@ -181,7 +181,7 @@ def open_files(folder: Path) -> int:
     [("tokens", partial(write_shards, num_shards=50)), ("sft", under_ten_names(write_pairs))],
 )
 def test_shards_are_not_kept_open(tmp_path: Path, kind: str, write: Writer) -> None:
-    """Limits on descriptors (often 1,024) and maps (65,530) are no limits on shards."""
+    """The limits on descriptors (often 1,024) and maps (65,530) do not limit the number of shards."""
     write(tmp_path / "many", 10**5, LENGTH)
     config = make_config(tmp_path / "many", kind, LENGTH)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -197,7 +197,7 @@ def test_shards_are_not_kept_open(tmp_path: Path, kind: str, write: Writer) -> N
 
 
 def test_an_sft_set_is_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is kept a sample, nor sent to a worker."""
+    """No data per sample is kept or sent to workers."""
     monkeypatch.setattr(SFTShard, "all_lengths", None)
     sizes = []
     for count in (10**3, 10**6):

@@ -14,7 +14,7 @@ EOS = 1
 
 @pytest.fixture
 def prefix(write_shard) -> Path:
-    """40 samples; number i is 2 prompt tokens and i % 5 + 1 response tokens, of ids of its own."""
+    """40 samples. Sample i has 2 prompt tokens and i % 5 + 1 response tokens, with ids that no other has."""
     documents = [[100 + 10 * i + j for j in range(i % 5 + 3)] for i in range(40)]
     prefix = write_shard("sft", documents)
     np.save(f"{prefix}.prompts.npy", np.full(40, 2, dtype=np.int32))

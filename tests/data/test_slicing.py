@@ -1,4 +1,4 @@
-"""Slices put together again are the batch: every masked position once, with what it is predicted from."""
+"""The slices together are the batch: every masked position once, with the state that predicts it."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ MASK = 99
 
 
 def make_batch(*lengths: int, logit_shift: bool = False, packs: bool = False) -> Batch:
-    """Rows of the tokens 0, 1, ..., of which every third is masked, from the first on."""
+    """Rows of the tokens 0, 1, ... in which every third token is masked, starting with the first."""
     samples = []
     for length in lengths:
         masks = (np.arange(length) % 3 == 0)[None]

@@ -13,7 +13,7 @@ LENGTH = 8
 
 @pytest.fixture
 def documents() -> list[list[int]]:
-    """50 documents of 0 to 12 tokens; every token of the corpus is another id."""
+    """50 documents of 0 to 12 tokens. Every token of the corpus has its own id."""
     lengths = np.random.default_rng(0).integers(0, 13, 50)
     return [piece.tolist() for piece in np.split(np.arange(lengths.sum()), np.cumsum(lengths)[:-1])]
 
@@ -37,7 +37,7 @@ def open_tokens(folder: str, seed: int = 0, **options: object) -> SampleSource:
 
 
 def split(documents: list[list[int]], share: float) -> tuple[list[int], list[int]]:
-    """Training and held-out tokens, by way of lists."""
+    """Training and held-out tokens, selected with plain lists."""
     places = set(held_out_places(len(documents), share, "documents").tolist())
     train = [token for place, text in enumerate(documents) if place not in places for token in text]
     return train, [token for place in sorted(places) for token in documents[place]]
@@ -87,7 +87,7 @@ def test_some_samples_are_cut_to_a_random_length(folder):
 
 
 def test_the_share_of_cut_samples_and_their_lengths():
-    """5 standard deviations of 4000 draws."""
+    """Frequencies agree to 5 standard deviations of 4000 draws."""
     lengths = np.asarray([cut_length(3, index, 4, 0.25) for index in range(4000)])
     shares = np.bincount(lengths, minlength=5)[1:] / 4000
     expected = np.asarray([1, 1, 1, 13]) / 16

@@ -1,4 +1,4 @@
-"""The EMA control variate: same expectation, less variance, and exactly the integral that it claims."""
+"""The EMA control variate: same expectation, less variance, and an exact integral."""
 
 import json
 
@@ -15,7 +15,7 @@ SKEWED = DensityTable.from_weights(np.array([0, 0.1, 0.5, 1.0]), np.array([3.0, 
 def simulate(
     density: DensityTable, steps: int, seed: int = 0, batch: int = 8, low: float = 0.0
 ) -> tuple[EmaBaseline, np.ndarray]:
-    """Losses of a model whose g(t) = 1 + 3 t^2 with some noise: (loss, controlled), float64 [steps, 2]."""
+    """Losses of a model with g(t) = 1 + 3 t^2 plus noise: (loss, controlled), float64 [steps, 2]."""
     rng = np.random.default_rng(seed)
     baseline = EmaBaseline(TABLE_EDGES, (low, 1.0), decay=0.99)
     rows = []
@@ -70,7 +70,7 @@ def test_a_clipped_run_is_controlled_over_its_own_range() -> None:
 
 
 def test_an_evaluation_is_rid_of_its_grid_s_error() -> None:
-    """The mean of g over 3 midpoints is not its integral; the baseline knows nearly all of the difference."""
+    """The mean of g over 3 midpoints is not its integral. The baseline corrects nearly all of the error."""
     baseline, _ = simulate(DensityTable.uniform(), 3000)
     grid = np.array([0.1, 0.2, 0.3])  # a lopsided grid, so that the error is large
     loss = float(np.mean(1 + 3 * grid**2))

@@ -1,4 +1,4 @@
-"""The corruptions that ship: their masks, rates and weights."""
+"""The built-in corruptions: their masks, rates and weights."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def draw_of(t: float | list[float], uniforms: np.ndarray, eligible: np.ndarray |
 
 
 def masks(masking: str, t: float, uniforms: np.ndarray = GRID) -> np.ndarray:
-    """Masks [rows, length]; by default of a sample whose uniforms are a grid."""
+    """The masks [rows, length] of a corruption. By default the sample's uniforms form a grid."""
     return CORRUPTIONS[masking].corrupt(draw_of(t, uniforms)).masks
 
 

@@ -1,4 +1,4 @@
-"""The fit of the EPR family: its gradient against differences, its curves against a fit without gradient."""
+"""The EPR fit: its gradient against finite differences, its curves against a fit without a gradient."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def test_the_gradient_of_the_weight_is_finite_at_both_ends() -> None:
 
 
 def fit_without_gradient(t: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """The same search with a gradient from finite differences, which scipy takes."""
+    """The same search, with scipy's gradient from finite differences."""
     starts = generator(0, Stream.PROBE, 0).normal(scale=1.5, size=(epr.NUM_STARTS, 7))
     options = {"ftol": 1e-14, "gtol": 1e-10}
     fits = [

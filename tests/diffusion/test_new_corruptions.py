@@ -1,4 +1,4 @@
-"""The protocol has room for what comes next: a corruption of another kind is one more entry of a dict."""
+"""The protocol is general enough: other kinds of corruption need only one more entry in a dict."""
 
 from dataclasses import dataclass
 from itertools import permutations
@@ -23,7 +23,7 @@ from mdmscale.parallel.batch_layout import make_layout
 
 @dataclass(frozen=True)
 class Counts:
-    """Exactly l masked tokens a row, l uniform on 1..n, in `num_rows` rows that rotate one permutation."""
+    """Masks exactly l tokens per row, with l uniform on 1..n. The `num_rows` rows rotate one permutation."""
 
     num_rows: int
     needs_symmetric_t = False
@@ -47,7 +47,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of `size`, each masked at a t of its own, which see themselves and the blocks before."""
+    """Masks each block of `size` tokens at its own t. A block attends to itself and earlier blocks."""
 
     size: int
     num_rows = 1
@@ -68,7 +68,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Views:
-    """One row of two noisy views and the clean sample: a view sees itself and the clean past."""
+    """One row of two noisy views and the clean sample. A view attends to itself and the clean past."""
 
     num_rows = 1
     needs_symmetric_t = False
@@ -98,7 +98,7 @@ def new_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["counts", "rotation"])
 def test_exact_counts_have_the_objective_as_expectation(name: str, new_names: None) -> None:
-    """Over all orders of the uniforms and all counts, against (1/n) sum_l 1/l E_{|S|=l} sum_S CE."""
+    """The mean over all orders of the uniforms and all counts is (1/n) sum_l 1/l E_{|S|=l} sum_S CE."""
     number, table = 4, {}
     for code in range(2**4):
         mask = tuple(bool(code >> place & 1) for place in range(number))
@@ -119,7 +119,7 @@ def test_exact_counts_have_the_objective_as_expectation(name: str, new_names: No
 
 
 class Source:
-    """Samples of two lengths."""
+    """Samples with two different lengths."""
 
     num_train, num_held_out, fingerprint, description = 100, 0, "two lengths", "two lengths"
 
@@ -135,7 +135,7 @@ class Source:
 def test_a_new_corruption_needs_no_other_change(
     name: str, pair_forward: str, tiny: dict[str, Any], new_names: None
 ) -> None:
-    """From the config's name to the losses of a model: rows, weights, several t, patterns of attention."""
+    """The path from the config's name to a model's losses: rows, weights, several t, attention patterns."""
     if pair_forward == "sequential" and NEW[name].num_rows == 1:
         pytest.skip("has one row")
     tiny["diffusion"] |= {"masking": name, "pair_forward": pair_forward}
@@ -179,7 +179,7 @@ def model() -> MaskedDiffusionModel:
 
 
 def hidden_states(model: MaskedDiffusionModel, name: str, samples: list[Sample], t: float) -> torch.Tensor:
-    """The decoder's output of a batch, [rows, length, hidden]."""
+    """The decoder's output for a batch, [rows, length, hidden]."""
     noise = Noise(DiffusionSection(masking=name))
     levels = [np.full(noise.corruption.num_t(len(sample.token_ids)), t) for sample in samples]
     made = [
@@ -195,7 +195,7 @@ def hidden_states(model: MaskedDiffusionModel, name: str, samples: list[Sample],
 
 
 def test_attention_follows_the_pattern_of_a_corruption(model: MaskedDiffusionModel, new_names: None) -> None:
-    """Padding and the other sample change nothing; a later block or view changes what sees it alone."""
+    """Padding and other samples change nothing. A later block or view changes only what attends to it."""
     long, short = (Sample(np.arange(size) % 7 + 1, np.ones(size, dtype=bool)) for size in (12, 9))
     changed = Sample(np.where(np.arange(12) == 11, 3, long.token_ids), long.eligible)
     for name in ("blocks", "views"):

@@ -1,4 +1,4 @@
-"""The tokens that ISAD and SyRM look for, and samples that SyRM widens."""
+"""The tokens that ISAD and SyRM look for, and the positions that SyRM makes eligible."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ def test_epr_recovers_a_density_from_noisy_statistics(parameters: list[float]) -
 
 
 def constant_statistics(t: np.ndarray, losses: np.ndarray, squared_norms: np.ndarray) -> ProbeStatistics:
-    """Statistics whose draws are all equal at each t."""
+    """Statistics whose draws at each t are all equal."""
     shape = (4, len(t), 3)
     return ProbeStatistics(
         t,
@@ -57,7 +57,7 @@ def test_table_follows_the_root_of_the_second_moment(target: str, root: str) -> 
 
 
 def test_paper_and_loss_targets_differ_by_the_spread_over_samples() -> None:
-    """h_loss - h_paper = Var_x g, for the paper averages g over x before it squares."""
+    """h_loss - h_paper = Var_x g, because the paper averages g over x before it squares."""
     rng = np.random.default_rng(0)
     g = rng.random((200, 5))
     losses = g[:, :, None] + 0.1 * rng.normal(size=(200, 5, 400))
@@ -101,7 +101,7 @@ def test_a_spike_gives_a_density_that_weighs_no_sample_beyond_its_bound(fit: str
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_a_few_unusable_statistics_are_interpolated(value: float, caplog: pytest.LogCaptureFixture) -> None:
-    """Near t = 0 a short response may have nothing masked in any draw."""
+    """Near t = 0 it can happen that no draw masks any token of a short response."""
     options = PPotsSection(target="loss", fit="table")
     edges = probe_edges(options)
     moment = (1 + (edges[:-1] + edges[1:]) / 2) ** 2
@@ -114,14 +114,14 @@ def test_a_few_unusable_statistics_are_interpolated(value: float, caplog: pytest
 
 
 def test_fit_hides_rounding_of_the_statistics() -> None:
-    """Sums in another order on another number of ranks may not change t."""
+    """Another number of ranks sums in another order, which must not change t."""
     moment = np.random.default_rng(1).random(29) + 1
     first, second = (fit_density(moment * factor, PPotsSection(fit="epr")) for factor in (1, 1 + 1e-7))
     assert np.array_equal(first.density, second.density)
 
 
 def test_p_follows_its_closed_form_where_cross_entropy_ignores_the_mask() -> None:
-    """Then E[l^2 | t] = mean^2 + s (1 - r) / r; the fit is proportional to its root, with a known gain."""
+    """Then E[l^2 | t] = mean^2 + s (1 - r) / r. The fit is proportional to its root; the gain is known."""
     options = PPotsSection(target="loss", fit="table", defensive=1e-9)
     edges = probe_edges(options)
     rate = 0.999 * (edges[:-1] + edges[1:]) / 2 + 0.001

@@ -1,4 +1,4 @@
-"""Exact expectations: all masks of a small sequence enumerated, t integrated exactly over each cell."""
+"""Exact expectations: all masks of a short sequence are enumerated, and t is integrated exactly per cell."""
 
 from collections.abc import Callable
 from itertools import pairwise, product
@@ -56,7 +56,7 @@ def model() -> MaskedDiffusionModel:
 
 
 def batch_loss(model: MaskedDiffusionModel, sample: NoisedSample) -> float:
-    """The training path: one noised sample to its loss."""
+    """The loss of one noised sample, computed as in training."""
     batch = Collator(MASK_ID)([sample])
     _, losses, _ = model(**batch.model_inputs)
     return float(batch.sum_by_draw(batch.weights.double() * losses)[0])
@@ -64,7 +64,7 @@ def batch_loss(model: MaskedDiffusionModel, sample: NoisedSample) -> float:
 
 @pytest.fixture(scope="module")
 def cross_entropies(model: MaskedDiffusionModel) -> CrossEntropies:
-    """By the real model and head, for every mask of the whole sample, prompt included."""
+    """The cross-entropies of the real model and head for every mask of the sample, prompt included."""
     table = {}
     for bits in product([False, True], repeat=LENGTH):
         mask = np.array(bits)[None]
@@ -77,7 +77,7 @@ def cross_entropies(model: MaskedDiffusionModel) -> CrossEntropies:
 
 
 def objective_at(t: float, table: CrossEntropies) -> float:
-    """E_m l(x, t, m) from the definition, by plain enumeration."""
+    """E_m l(x, t, m), enumerated from the definition."""
     rate, places = (1 - EPS) * t + EPS, np.flatnonzero(ELIGIBLE)
     total = 0.0
     for bits in product([False, True], repeat=len(places)):
@@ -96,10 +96,10 @@ def estimator_at(
     moment: int = 1,
     sample: Sample = SAMPLE,
 ) -> float:
-    """E over uniforms of the estimator (or its power), through noise_sample.
+    """The expectation over uniforms of the estimator (or its power), with noise_sample.
 
-    A position's rates r, r' cut [0, 1) at r and 1 - r' into at most three pieces on which its masks do not
-    change; one uniform of each piece stands for all.
+    A position's rates r, r' cut [0, 1) at r and 1 - r' into at most three pieces. Its masks are constant on
+    each piece, so one uniform per piece is enough.
     """
     corruption = noise.corruption
     assert isinstance(corruption, BernoulliMasks)
@@ -124,7 +124,7 @@ def estimator_at(
 
 
 def integrate_u(density: DensityTable, function: Callable[[float, float], float]) -> float:
-    """int_0^1 f(t(u), weight(u)) du by Gauss-Legendre in each cell: exact, for f is a polynomial there."""
+    """int_0^1 f(t(u), weight(u)) du by Gauss-Legendre per cell; exact because f is a polynomial there."""
     cumulative = np.concatenate([[0], np.cumsum(density.density * np.diff(density.edges))])
     nodes, node_weights = leggauss(4)
     total = 0.0
@@ -147,7 +147,7 @@ def objective(cross_entropies: CrossEntropies) -> float:
 def test_expectation_is_the_objective(
     masking: str, density: DensityTable, cross_entropies: CrossEntropies, objective: float
 ) -> None:
-    """Complement pairs too, under any p: where t has density p(t), so has 1 - t; both weigh 1 / p(t)."""
+    """This also holds for complement pairs, under any p: with t ~ p both rows have the weight 1 / p(t)."""
     noise = make_noise(masking=masking)
     estimate = integrate_u(density, lambda t, weight: estimator_at(noise, t, weight, cross_entropies))
     assert estimate == pytest.approx(objective, abs=1e-6)
@@ -181,7 +181,7 @@ def test_syrm_has_another_expectation(
 def test_isad_keeps_every_token_s_weight_but_shifts_the_contexts(
     masking: str, cross_entropies: CrossEntropies, objective: float
 ) -> None:
-    """Exact where a token's cross-entropy does not depend on the other masks; with a real model it moves."""
+    """Exact if a token's cross-entropy does not depend on other masks. With a real model there is a shift."""
     noise = isad_noise(masking=masking)
     alone = {bits: np.array(bits) * np.arange(1.0, LENGTH + 1) for bits in cross_entropies}
     for t in (0.05, 0.5, 0.9):
@@ -194,7 +194,7 @@ def test_isad_keeps_every_token_s_weight_but_shifts_the_contexts(
 def test_the_training_path_computes_the_estimator(
     make: Callable[..., Noise], model: MaskedDiffusionModel, cross_entropies: CrossEntropies
 ) -> None:
-    """Collate, pair rows, head and per-sample sums give what the enumeration above assumes."""
+    """Collator, pair rows, head and per-sample sums give what the enumeration above assumes."""
     rng = np.random.default_rng(0)
     for masking in MASKINGS:
         for t in (0.05, 0.4, 0.9):
@@ -205,7 +205,7 @@ def test_the_training_path_computes_the_estimator(
 
 
 def test_weights_by_hand() -> None:
-    """A delimiter's cross-entropy is divided by its own rate; the others' by r; all by n and the copies."""
+    """A delimiter's cross-entropy is divided by its own rate, others by r; all by n and number of rows."""
     uniforms = np.full(LENGTH, 0.3)
     noised = noise_sample(SAMPLE, 0.4, 3.0, uniforms, isad_noise(masking="mirror"))
     rate = mask_rate(0.4, EPS)
@@ -229,7 +229,7 @@ def test_variance_has_its_closed_form_where_cross_entropy_ignores_the_mask(maski
 
 
 def test_a_complement_pair_leaves_no_token_out_and_none_twice() -> None:
-    """Up to eps: every eligible position is masked in exactly one row, whatever t."""
+    """For any t every eligible position is masked in exactly one row, up to eps."""
     rng = np.random.default_rng(0)
     noise = Noise(DiffusionSection(eps=1e-12, masking="complement"))
     for t in rng.random(50):
@@ -238,7 +238,7 @@ def test_a_complement_pair_leaves_no_token_out_and_none_twice() -> None:
 
 
 def test_token_normalisation_weighs_every_eligible_token_alike() -> None:
-    """Two samples of 2 and 6 eligible tokens: the batch loss is sum of n l over the sum of n."""
+    """For two samples with 2 and 6 eligible tokens the batch loss is sum(n l) / sum(n)."""
     losses, counts, rate = np.array([3.0, 1.0]), np.array([2, 6]), 0.5
     rates = np.array(rate)
     by_sample, by_token = (

@@ -38,6 +38,6 @@ def test_uniforms_are_uniform() -> None:
 
 
 def test_values_are_fixed_for_good() -> None:
-    """Runs of any release must see the same noise; these numbers may never change."""
+    """Every release must draw the same noise, so these numbers must never change."""
     assert uniform_t(0, 0) == pytest.approx(0.011546754286331562, abs=0)
     assert mask_uniforms(0, 5, 2).tolist() == [0.8018428278283398, 0.5689666861191888]

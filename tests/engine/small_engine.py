@@ -1,4 +1,4 @@
-"""Engines of a tiny model in this process alone, of every ZeRO stage and precision."""
+"""Engines of a tiny model on one rank, this process, for every ZeRO stage and precision."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def make_engine(config: RunConfig, ranks: Ranks) -> Engine:
 
 
 def take_step(engine: Engine) -> float:
-    """One optimizer step on made-up tokens. Returns its loss."""
+    """Take one optimizer step on arbitrary tokens. Returns its loss."""
     token_ids = torch.arange(8)[None]
     loss, *_ = engine(
         input_ids=token_ids,

@@ -1,4 +1,4 @@
-"""Runs that go on with other ranks and ZeRO stages, and what a checkpoint alone says of its model."""
+"""Runs that resume with other ranks and ZeRO stages, and reading a model from a checkpoint alone."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def target_name(dtype: str, ranks: int, stage: int, new_ranks: int, new_stage: i
 
 
 def run_values(corpus: Path, folder: Path, name: str, dtype: str, stage: int) -> dict[str, Any]:
-    """A run with two groups of weight decay, an odd width that no two ranks divide, and a refitted p(t)."""
+    """A run with two weight-decay groups, an odd width that two ranks cannot divide, and a refitted p(t)."""
     values = tiny_values(corpus, folder)
     values["run"]["name"] = name
     values["model"] |= {"dtype": dtype, "intermediate_size": 33}
@@ -59,7 +59,7 @@ def run_values(corpus: Path, folder: Path, name: str, dtype: str, stage: int) ->
 
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sources and what goes on from them: jobs on 1, 2 and 1 ranks, each finding what it starts from."""
+    """Runs that save, and runs that resume them: jobs on 1, 2 and 1 ranks, each needing the one before."""
     folder = tmp_path_factory.mktemp("runs")
 
     def source(dtype: str, ranks: int, stage: int) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def test_pickled_code_in_a_checkpoint_is_not_run(runs: Path, tmp_path: Path) -> 
 
 
 class _Planted:
-    """Touches a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

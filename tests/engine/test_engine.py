@@ -1,4 +1,4 @@
-"""An engine of one rank: what it gives back of its model, and what DeepSpeed is told."""
+"""An engine on one rank: the weights that it returns, and the config that DeepSpeed gets."""
 
 import json
 from pathlib import Path

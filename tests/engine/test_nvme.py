@@ -1,4 +1,4 @@
-"""Optimizer state and parameters on disk: the same runs, whose checkpoints are like any other's."""
+"""Optimizer state and parameters on disk give the same runs, with ordinary checkpoints."""
 
 import errno
 import fcntl
@@ -66,7 +66,7 @@ RESUMED = [
 
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every layout uninterrupted, and every pair of them with the second going on from half of the first."""
+    """Every layout uninterrupted, and every pair of layouts: the second resumes the first half-way."""
     folder = tmp_path_factory.mktemp("nvme")
     train_all(2, [values_of(corpus, folder, f"{dtype}-{layout}", dtype, layout) for dtype, layout in WHOLE])
     second_halves = []
@@ -106,7 +106,7 @@ def test_runs_go_on(runs: Path, dtype: str, first: str, second: str) -> None:
 
 
 def assert_empty(disk: Path) -> None:
-    """Of lock files apart, which are empty."""
+    """Ignores lock files, which are empty."""
     assert [each.name for each in disk.iterdir() if each.suffix != ".lock" or each.stat().st_size] == []
 
 
@@ -170,7 +170,7 @@ def test_a_disk_that_cannot_be_written_to_is_refused(corpus: Path, tmp_path: Pat
 
 
 def test_leftovers_of_a_killed_run_go(corpus: Path, tmp_path: Path, ranks: Ranks) -> None:
-    """Those of a rank that there is no more, too."""
+    """This includes files of a rank that no longer exists."""
     config = config_with(corpus, tmp_path)
     for rank in (0, 7):
         swapped = nvme.swap_folder(config, rank) / "zero_stage_3"
@@ -192,7 +192,7 @@ def test_nothing_is_left_by_a_run_that_cannot_start(corpus: Path, tmp_path: Path
 def test_a_run_that_trains_keeps_its_files_when_it_is_started_again(
     corpus: Path, tmp_path: Path, ranks: Ranks, rank: int
 ) -> None:
-    """The second one is refused before it writes anything, whatever ranks the first one has here."""
+    """The second job is refused before it writes anything, whichever ranks the first has on this node."""
     config = config_with(corpus, tmp_path)
     with nvme.own_folder(config, replace(ranks, rank=rank)):
         file = nvme.swap_folder(config, rank) / "state.swp"
@@ -225,7 +225,7 @@ def test_a_run_trains_until_the_last_of_its_ranks_has_ended(
 def test_another_nodes_files_on_a_shared_disk_stay(
     corpus: Path, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if its locks are not seen here, as on some file systems."""
+    """This holds even if its locks are invisible here, as on some file systems."""
     config = config_with(corpus, tmp_path)
     monkeypatch.setattr("socket.gethostname", lambda: "other")
     file = nvme.swap_folder(config, 8) / "state.swp"
@@ -255,7 +255,7 @@ def test_the_lock_is_one_that_nfs_grants(
 def test_what_fails_on_the_disk_is_named(
     corpus: Path, tmp_path: Path, ranks: Ranks, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """A failed clean-up, too; every rank learns of it."""
+    """This includes a failed clean-up. Every rank raises the error."""
 
     def fail(*arguments: Any, ignore_errors: bool = False, **options: Any) -> None:
         if not ignore_errors:

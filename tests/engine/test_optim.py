@@ -70,7 +70,7 @@ def test_set_learning_rate_reaches_every_group() -> None:
 
 
 def test_one_kernel_takes_the_steps_of_many() -> None:
-    """Fused AdamW against torch's plain one."""
+    """Fused AdamW agrees with torch's plain AdamW."""
     weights = []
     for is_fused in (True, False):
         torch.manual_seed(0)

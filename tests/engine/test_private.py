@@ -1,6 +1,6 @@
-"""Every private name of DeepSpeed that engine/private.py uses, looked for in the installed release.
+"""Looks up every private name of DeepSpeed that engine/private.py uses in the installed release.
 
-When a new release renames one, the test of that name fails here; the mend belongs in engine/private.py.
+If a new release renames one, the test of that name fails. Fix the name in engine/private.py.
 """
 
 import ast
@@ -169,7 +169,7 @@ def test_adamw_steps_the_shards_or_masters(
 
 @pytest.mark.parametrize(("stage", "dtype"), [each for each in SETTINGS if each[0] > 0])
 def test_values_reach_the_shards(ranks: Ranks, stage: int, dtype: str) -> None:
-    """Before any step, as a resumed run sets them."""
+    """The values are set before any step, as in a resumed run."""
     engine = make_engine(make_config(stage, dtype), ranks)
     state, shards = private.adam(engine.optimizer).state, private.flat_shards(engine.optimizer)
     for shard in shards:
@@ -208,7 +208,7 @@ OPTIMIZER_KEYS = {
 def saved(
     engines: dict[tuple[int, str], Engine], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[int, str], Path]:
-    """The folder of DeepSpeed's files of each engine."""
+    """The folder with each engine's DeepSpeed files."""
     folders = {}
     for setting in MODEL_KEYS | OPTIMIZER_KEYS:
         checkpoint = tmp_path_factory.mktemp("checkpoint")
@@ -270,7 +270,7 @@ COMMON = {"optimizer", "dtype", "numel", "tensors"}
 
 
 def attributes(path: Path) -> set[str]:
-    """Attributes by the names after a dot, and by constant names in getattr."""
+    """The attribute names after a dot, and the constant names in getattr."""
     tree = ast.parse(path.read_text())
     dotted = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     asked = {

@@ -1,4 +1,4 @@
-"""The layout of a checkpoint's DeepSpeed files, from state files of today and of before."""
+"""The layout of a checkpoint's DeepSpeed files, read from current and old state files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the generate command prints and how it fails. Most tests call it in this process."""
+"""The generate command: its output and its errors. Most tests call it in this process."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def run_tool(*arguments: object) -> Job:
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The command's stdout, from a call in this process."""
+    """The command's stdout when it is called in this process."""
     assert main([str(argument) for argument in arguments]) == 0
     return capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The denoising loop on hand-made logits, where the right order is known."""
+"""The denoising loop on hand-made logits, for which the right order is known."""
 
 import torch
 
@@ -10,7 +10,7 @@ MASK, EOS, VOCAB = 9, 0, 10
 
 
 class Oracle:
-    """Gives `targets[i]` the logit `margins[i]` at the i-th token of each text, whatever the input."""
+    """Gives `targets[i]` the logit `margins[i]` at token i of each text, for any input."""
 
     def __init__(self, targets: list[int], margins: list[float], rows: int = 1) -> None:
         self.logits = torch.zeros(rows, len(targets), VOCAB)

@@ -1,4 +1,4 @@
-"""What docs/generation.md says of blocks and thresholds holds for a model trained here and now."""
+"""The statements of docs/generation.md about blocks and thresholds hold for a model that this test trains."""
 
 from pathlib import Path
 

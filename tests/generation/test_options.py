@@ -1,4 +1,4 @@
-"""Which options go together, and how wrong combinations are refused."""
+"""Which options may be combined, and how wrong combinations are refused."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Partial outputs: what they keep and when they may be continued; the whole output appears at once."""
+"""Partial outputs: what they keep and when they may be continued. The complete output appears at once."""
 
 import json
 from pathlib import Path

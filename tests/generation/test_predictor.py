@@ -1,4 +1,4 @@
-"""The forward pass against plain ones of the same model, written out for one text at a time."""
+"""The predictor compared with plain forward passes of the same model, one text at a time."""
 
 from inspect import signature
 
@@ -25,7 +25,7 @@ def make_batch(
 
 
 def full_logits(loaded: LoadedModel, token_ids: list[int]) -> torch.Tensor:
-    """[length, vocab] of one text by itself, no padding, no cache."""
+    """The logits [length, vocab] of a single text, without padding or cache."""
     with torch.inference_mode():
         return loaded.model(input_ids=torch.tensor([token_ids])).logits[0]
 
@@ -106,7 +106,7 @@ def test_a_block_s_first_cached_pass_is_a_full_one_and_the_next_is_short(loaded:
 
 
 def test_a_cached_prefix_is_that_of_the_block_s_first_pass(loaded: LoadedModel) -> None:
-    """Written out: keys and values of the prefix from the text before the block's tokens were committed."""
+    """The reference caches the prefix from the text before the block's tokens were committed."""
     (request,) = requests(loaded)[:1]
     options = GenerationOptions(length=LENGTH, block_length=3)
     batch = pad_requests([request], options, loaded.description.mask_token_id, loaded.device)

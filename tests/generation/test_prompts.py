@@ -50,7 +50,7 @@ TOKENIZERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture(params=TOKENIZERS)
 def opened(request: pytest.FixtureRequest, loaded: LoadedModel, corpus: Path, tmp_path: Path) -> LoadedModel:
-    """The tiny model with another tokenizer, saved and opened as a user's would be."""
+    """The tiny model with another tokenizer, saved and opened like a user's model."""
     TOKENIZERS[request.param](corpus).save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -59,7 +59,7 @@ def opened(request: pytest.FixtureRequest, loaded: LoadedModel, corpus: Path, tm
 
 
 def trained(tokenizer: Any, values: dict[str, Any]) -> list[int]:
-    """The prompt's token ids in SFT data."""
+    """The token ids of the prompt in SFT data."""
     sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer)
     return list(sample.token_ids[: sample.prompt_length])
 

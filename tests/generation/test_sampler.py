@@ -1,4 +1,4 @@
-"""Whole texts from the tiny model are the same alone, in any batch, with any padding and in any run."""
+"""A text from the tiny model is the same alone, in any batch, with any padding and in any run."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Proposals against their definitions: the distribution of tokens, and each score by hand."""
+"""Proposals compared with their definitions: the distribution of tokens, and each score by hand."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def uniforms(masked: int, seed: int = 0) -> torch.Tensor:
 
 
 def expected_distribution(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """By the definition, token by token."""
+    """The definition, computed token by token."""
     probabilities = (logits.double() / temperature).softmax(-1)
     kept, mass = torch.zeros_like(probabilities), 0.0
     for token in probabilities.argsort(descending=True).tolist():

@@ -1,4 +1,4 @@
-"""Blocks of masks and the commits of each step, on paper."""
+"""The blocks of masks and the number of commits of each step, checked by hand."""
 
 import pytest
 

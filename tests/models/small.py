@@ -1,4 +1,4 @@
-"""A small masked diffusion model, and batches for it of every layout that training has."""
+"""A small masked diffusion model, and batches for it in every layout of training."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ LAYOUTS = ("plain", "padded", "annealed", "packed", "packed and annealed")
 
 
 def small_model(corpus: Path, layout: str = "plain", **options: Any) -> MaskedDiffusionModel:
-    """A model in training, the same for the same options, that takes batches of `layout`."""
+    """A model in training mode for batches of `layout`. The same options give the same model."""
     keys: dict[str, Any] = {
         "tokenizer": str(corpus / "tokenizer"),
         "hidden_size": 32,
@@ -32,7 +32,7 @@ def small_model(corpus: Path, layout: str = "plain", **options: Any) -> MaskedDi
 
 
 def small_batch(layout: str, lengths: tuple[int, ...]) -> dict[str, Any]:
-    """The arguments of a forward of rows of `lengths`, of whose tokens every third is masked."""
+    """The arguments of a forward, for rows of `lengths` in which every third token is masked."""
     rows, longest = len(lengths), max(lengths)
     generator = torch.Generator().manual_seed(sum(lengths))
     pairs = open_pairs(0, 1, 4, longest)
@@ -69,7 +69,7 @@ def loss_and_gradients(model: MaskedDiffusionModel, batch: dict[str, Any]) -> di
 
 
 def assert_same(mine: dict[str, torch.Tensor], twin: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Each tensor to `tolerance`, relative to the largest of its elements."""
+    """Compare tensors, each to `tolerance` relative to its largest element."""
     assert mine.keys() == twin.keys()
     for name, value in twin.items():
         scale = float(value.abs().max())

@@ -69,7 +69,7 @@ def test_every_layout_sees_the_same_pairs_and_none_once_it_is_over(tiny: dict[st
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_position_depends_on_the_open_ones_alone(corpus: Path, attention: str) -> None:
-    """Changing a closed or padded token leaves a position's output of one layer as it is."""
+    """A change of a closed or padded token does not change a position's output of one layer."""
     options = ModelSection(
         tokenizer=str(corpus / "tokenizer"),
         hidden_size=32,

@@ -119,7 +119,7 @@ def test_an_existing_token_may_serve_as_mask(causal_folder: Path) -> None:
 
 
 def test_rows_to_spare_keep_their_weights(causal_folder: Path) -> None:
-    """Only the new token's row is set: a folder may have more rows than its tokenizer has tokens."""
+    """Only the new token's row is set. A model may have more rows than its tokenizer has tokens."""
     model = AutoModelForCausalLM.from_pretrained(causal_folder)
     model.resize_token_embeddings(576)
     model.save_pretrained(causal_folder)

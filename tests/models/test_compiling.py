@@ -1,4 +1,4 @@
-"""Compiled layers give the numbers of plain ones, from a few graphs that serve all layers and all batches."""
+"""Compiled layers agree with plain ones, and a few graphs serve all layers and all batches."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -42,7 +42,7 @@ OTHERS = [
     [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)],
 )
 def test_numbers_and_counts(corpus: Path, layout: str, family: str, recomputed: bool) -> None:
-    """Two graphs for all lengths, one of them for single rows, and two without gradients; none is broken."""
+    """All lengths need two graphs, one of them for single rows; two more without gradients. None breaks."""
     plain, compiled = (small_model(corpus, layout, architecture=family) for _ in range(2))
     if recomputed:
         compiled.backbone.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""What a training step costs, held by counts: a wall clock would say something else on each machine."""
+"""The cost of a training step, as counts, because times differ between machines."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,19 +21,19 @@ WAITING = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_selec
 
 
 def is_view(func: Any) -> bool:
-    """Whether an operation only looks at its input in another way, which costs the device nothing."""
+    """Whether an operation only returns a view, which costs the device nothing."""
     aliases = [each.alias_info for each in func._schema.returns if each.alias_info is not None]
     return func is torch.ops.aten._unsafe_view.default or any(not alias.is_write for alias in aliases)
 
 
 def is_chunk_of_logits(value: Any) -> bool:
-    """Whether it is a whole chunk [CHUNK, VOCABULARY] of the head's, or that transposed."""
+    """Whether a tensor is a whole chunk of the head, [CHUNK, VOCABULARY], or its transpose."""
     shapes = ((CHUNK, VOCABULARY), (VOCABULARY, CHUNK))
     return isinstance(value, torch.Tensor) and tuple(value.shape) in shapes
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations under it that are more than views, those that wait, and what they make."""
+    """Counts operations other than views, operations that wait, and the tensors that they create."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Operations(TorchDispatchMode):
 def step_operations(
     corpus: Path, layout: str, recomputed: Recomputation = "none"
 ) -> tuple[Operations, dict[str, Any]]:
-    """Those of forward and backward of a batch, and the batch."""
+    """The counts of forward and backward of a batch, and the batch."""
     model, batch = small_model(corpus, layout), small_batch(layout, LENGTHS)
     recompute_activations(model.backbone, recomputed)
     loss_and_gradients(model, batch)  # gradients are there from now on
@@ -92,7 +92,7 @@ def test_the_head_sees_masked_positions_only(corpus: Path, layout: str) -> None:
 
 
 def test_a_chunk_of_logits_is_touched_as_little_as_can_be(corpus: Path) -> None:
-    """By its three products, five operations on all of it, and two that see a column a row."""
+    """The head needs three products, five operations on the whole chunk, and two on one column per row."""
     operations, batch = step_operations(corpus, "plain")
     assert len(batch["positions"]) // CHUNK == 1, "the other chunk is smaller, and not counted"
     whole, columns = ("amax", "add", "exp2_", "sum", "linalg_vector_norm"), ("gather", "scatter_add_")
@@ -121,7 +121,7 @@ def test_no_tensor_has_a_logit_for_each_position(corpus: Path, layout: str) -> N
 def test_a_step_launches_no_more_kernels(
     corpus: Path, layout: str, recomputed: Recomputation, most: int
 ) -> None:
-    """Of three layers and a head in two chunks; `most` is to be lowered with the count."""
+    """Counts three layers and a head with two chunks. If the count falls, lower `most` too."""
     operations, _ = step_operations(corpus, layout, recomputed)
     assert operations.counts.total() <= most
 

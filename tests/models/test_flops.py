@@ -1,4 +1,4 @@
-"""FLOPs against those that torch counts in a forward of the same model."""
+"""FLOPs compared with torch's count in a forward of the same model."""
 
 import pytest
 import torch

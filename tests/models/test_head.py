@@ -1,4 +1,4 @@
-"""The chunked head against its naive twin."""
+"""The chunked head compared with its naive twin."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_matches_the_naive_twin(kind: HeadKind, num_masked: int, chunk_size: int
 
 
 def test_two_kernels_serve_chunks_of_any_size() -> None:
-    """And two more chunks of one row, which the compiler treats by themselves."""
+    """This includes two chunks of one row, which the compiler treats separately."""
     torch._dynamo.reset()
     counters.clear()
     for num_masked in (17, 40, 9, 23):
@@ -85,7 +85,7 @@ def test_squared_norms_are_those_of_the_logit_gradients() -> None:
 
 
 def test_no_temporary_is_larger_than_a_chunk() -> None:
-    """No tensor of masked x vocab elements is made in forward or backward."""
+    """Neither forward nor backward creates a tensor of masked x vocab elements."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     largest = 0
@@ -106,7 +106,7 @@ def test_no_temporary_is_larger_than_a_chunk() -> None:
 
 
 def test_a_chunks_logits_become_its_gradient_in_place() -> None:
-    """Of fp32 [chunk, vocab] one is alive at a time, across chunks too."""
+    """Only one fp32 tensor [chunk, vocab] is alive at a time, also across chunks."""
     hidden, linear, targets, weights = inputs(96, torch.float32)
     head = MaskedCrossEntropyHead.replacing(linear, 32)
     with Peak() as peak, torch.no_grad():

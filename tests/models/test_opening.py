@@ -18,7 +18,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def edit_config(source: Path, target: Path, **changes: object) -> Path:
-    """A copy of a model folder, config.json's keys replaced (None removes one)."""
+    """A copy of a model folder with other values in config.json (None removes a key)."""
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text()) | changes
     kept = {name: value for name, value in config.items() if value is not None}

@@ -1,4 +1,4 @@
-"""A packed row's hidden states and gradients are those that it has alone."""
+"""A row has the same hidden states and gradients when it is packed as when it is alone."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def build(corpus: Path, family: str) -> PreTrainedModel:
 
 
 def outputs(model: PreTrainedModel, packs: bool, pairs: torch.Tensor | None) -> torch.Tensor:
-    """Hidden states of rows of LENGTHS, [tokens, hidden]."""
+    """The hidden states of rows with LENGTHS, [tokens, hidden]."""
     rows = [torch.arange(length) + 10 * number + 5 for number, length in enumerate(LENGTHS)]
     if packs:
         return model.model(

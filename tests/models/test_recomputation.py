@@ -1,4 +1,4 @@
-"""Recomputed activations give the gradients of kept ones, and cost what they say."""
+"""Recomputed activations give the same gradients as kept ones, at the stated cost."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def test_selective_repeats_no_product(corpus: Path, layout: str) -> None:
 
 
 class Attentions(TorchDispatchMode):
-    """Counts attention's forward operations, which torch's counter of products leaves out on the CPU."""
+    """Counts attention's forward operations, which torch's FLOP counter omits on the CPU."""
 
     num = 0
 

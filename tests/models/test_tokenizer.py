@@ -1,4 +1,4 @@
-"""Tokenizers open as their own files say, whatever model they lie beside."""
+"""Tokenizers open as their own files say, whatever the model in the same folder."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from mdmscale.system.errors import UserError
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
 def test_a_tokenizer_opens_beside_a_models_config(corpus: Path, tmp_path: Path, model_type: str) -> None:
-    """transformers rebuilds some tokenizers by the model's type, which would lose spaces."""
+    """transformers rebuilds some tokenizers according to the model's type, which would lose spaces."""
     folder = tmp_path / "model"
     shutil.copytree(corpus / "tokenizer", folder)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))

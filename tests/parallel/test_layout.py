@@ -32,7 +32,7 @@ EPOCH = 20_011  # sequences
 
 
 class CountingSource:
-    """Sample n is a few tokens that follow from n."""
+    """Sample n has a few tokens that depend on n only."""
 
     num_train, num_held_out, fingerprint, description = 100, 0, "counting", "counting"
 
@@ -46,7 +46,7 @@ class CountingSource:
 
 @pytest.mark.parametrize("t_sampler", ["uniform", "stratified", "low_discrepancy"])
 def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -> None:
-    """Every sample's masked rows, whichever rank and micro-batch it lands in."""
+    """The masked rows of every sample, whichever rank and micro-batch has it."""
     tiny["diffusion"]["t_sampler"] = t_sampler
     config = RunConfig.model_validate(tiny)
 
@@ -76,7 +76,7 @@ def test_noise_is_the_same_in_any_layout(tiny: dict[str, Any], t_sampler: str) -
 def test_a_job_that_grows_and_shrinks_within_epochs_visits_every_sequence_once_in_each(
     tiny: dict[str, Any],
 ) -> None:
-    """Twenty steps of 2,048 samples on 1,024 ranks, then fewer, then more: two epochs and a little."""
+    """Twenty steps of 2,048 samples on 1,024 ranks, then fewer, then more: just over two epochs."""
     tiny["train"]["global_batch_size"] = 2048
     tiny["diffusion"] = {"t_sampler": "stratified", "masking": "mirror"}
     visited, strata, step = [], [], 0
@@ -112,7 +112,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_mend(tiny: dict[str, A
 
 
 def test_a_job_of_1024_ranks_draws_every_sample_once_with_the_noise_of_one_rank(tiny: dict[str, Any]) -> None:
-    """Five steps of 4,096 samples: indices, strata, t and masks, in layouts that differ in all they can."""
+    """Five steps of 4,096 samples: indices, strata, t and masks agree in layouts that differ in every way."""
     tiny["train"] |= {"global_batch_size": 4096, "micro_batch_size": 2}
     tiny["diffusion"] = {"t_sampler": "stratified", "masking": "mirror"}
     config = RunConfig.model_validate(tiny)

@@ -1,4 +1,4 @@
-"""One rank's run on ranks that share models and sequences, or with state kept elsewhere: the same numbers."""
+"""Runs on ranks that share models or sequences, or with offloaded state, give one rank's numbers."""
 
 import copy
 import shutil
@@ -79,7 +79,7 @@ def run_values(corpus: Path, folder: Path, kind: str, ranks: int, parallel: dict
 
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder: every kind on one rank, and the quick layouts on two."""
+    """The output folder of every kind on one rank, and of the fast layouts on two ranks."""
     folder = tmp_path_factory.mktemp("runs")
     train_all(1, [run_values(corpus, folder, kind, 1, {"zero_stage": 0}) for kind in KINDS])
     train_all(2, [run_values(corpus, folder, kind, 2, parallel) for kind, parallel in QUICK])
@@ -88,14 +88,14 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def slow_runs(runs: Path, corpus: Path) -> Path:
-    """The same folder with the slow layouts too."""
+    """The same folder, with the slow layouts added."""
     for ranks, layouts in SLOW.items():
         train_all(ranks, [run_values(corpus, runs, kind, ranks, parallel) for kind, parallel in layouts])
     return runs
 
 
 def alone(runs: Path, kind: str) -> Path:
-    """The run of one rank."""
+    """The run on one rank."""
     return runs / name_of(kind, 1, {"zero_stage": 0})
 
 
@@ -138,7 +138,7 @@ def test_sharing_changes_nothing_anywhere(
 
 
 def test_a_checkpoint_of_tensor_ranks_reads_as_whole(runs: Path) -> None:
-    """Its weights are those of the export, and its optimizer state that of one rank."""
+    """The checkpoint has the exported weights, and the optimizer state of one rank."""
     run = runs / name_of("plain", 2, QUICK[0][1])
     whole, alone = (
         DeepSpeedCheckpoint(each / "checkpoints" / "step-00000020")
@@ -165,7 +165,7 @@ RESUMED: list[tuple[int, dict[str, Any], int, dict[str, Any]]] = [
 
 @pytest.mark.slow
 def test_runs_go_on_with_other_sharing(runs: Path, corpus: Path, tmp_path: Path) -> None:
-    """10 steps one way and 10 the other are the 20 of a run that was not interrupted."""
+    """10 steps in one layout and 10 in another equal 20 steps of an uninterrupted run."""
     expected = series(runs / name_of("plain", 1, {"zero_stage": 0}), "loss")
     for number, (ranks, parallel, other_ranks, other) in enumerate(RESUMED):
         values = run_values(corpus, tmp_path, "plain", ranks, parallel)

@@ -1,4 +1,4 @@
-"""Freed memory that is kept: by the pages that a process must be given anew."""
+"""Kept memory, measured by the new pages that a process needs."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ print(new_pages())
 
 
 def test_kept_memory_is_not_mapped_again() -> None:
-    """In a process of its own, whose allocator nobody has touched before."""
+    """Runs in its own process, whose allocator still has its defaults."""
     process = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     returned, returned_again, kept = map(int, process.stdout.split())
     assert returned > 8, "a page of 64 MiB there is not"

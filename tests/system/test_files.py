@@ -1,4 +1,4 @@
-"""A file is whole or not there, whatever happens to its writer."""
+"""A file is complete or absent, whatever happens to its writer."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A folder is whole or not there: failures, kills at every stage, a second writer, a full disk."""
+"""A folder is complete or absent after failures, kills at any point, a second writer or a full disk."""
 
 import signal
 import subprocess
@@ -60,7 +60,7 @@ def test_a_disk_without_room_is_noticed_first(tmp_path: Path) -> None:
 
 
 def refuse_rename(monkeypatch: pytest.MonkeyPatch, of: str) -> None:
-    """Make the file system refuse to rename what has the name `of`."""
+    """Make the file system refuse to rename the file or folder named `of`."""
     rename = Path.rename
 
     def refuse(path: Path, target: Path) -> Path:
@@ -107,7 +107,7 @@ with published_folder(destination, 10) as folder:
 
 
 def publish_until(destination: Path, operation: int) -> int:
-    """Publish in a process that is killed before that operation on the file system. Returns its status."""
+    """Publish in a process that is killed before a given file-system operation. Returns its exit status."""
     command = [sys.executable, "-c", PUBLISH, str(destination), str(operation)]
     return subprocess.run(command, check=False).returncode
 

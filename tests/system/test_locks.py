@@ -1,4 +1,4 @@
-"""Locks that two writers of the same path meet, and file systems that have none."""
+"""Locks when two processes write the same path, and file systems without locks."""
 
 import errno
 import fcntl

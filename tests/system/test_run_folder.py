@@ -1,4 +1,4 @@
-"""The layout of a run folder, as runs of today have it, and what a path is taken for."""
+"""The current layout of a run folder, and the recognised kinds of paths."""
 
 from pathlib import Path
 

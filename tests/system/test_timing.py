@@ -1,4 +1,4 @@
-"""The parts of a step add up to it."""
+"""The parts of a step add up to the whole step."""
 
 import time
 

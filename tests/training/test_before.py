@@ -1,10 +1,9 @@
-"""What was trained before the package was rearranged: the same numbers, and its run folder still opens.
+"""Runs trained before the package was restructured: the numbers are the same, and old run folders open.
 
 `tests/fixtures/before.json` has the losses, p(t) and norms of 20 fp32 steps of configs/quickstart.yaml and
 configs/tiny_sft.yaml on small data, on 1 and 2 ranks, ZeRO 0 and 3. `before.tar.gz` has the data, and a run
-folder of the checkpoint format before this one (ZeRO 2 on 2 ranks, stopped at step 10 of 14). On the machine
-that made them the runs of today give the same bits; here they are compared to a tolerance that other
-processors keep.
+folder in the previous checkpoint format (ZeRO 2 on 2 ranks, stopped at step 10 of 14). Current runs are
+bit-identical to them on the machine that made them. The test allows a tolerance that other processors meet.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints in one process: what is kept, what is taken, and what a continued run takes from its config."""
+"""Checkpoints in one process: which are kept, which is resumed, and which options come from the config."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def steps_of(folder: Path) -> list[int]:
 def test_a_damaged_newer_checkpoint_does_not_push_out_whole_ones(
     trained: tuple[dict[str, Any], Path],
 ) -> None:
-    """With keep: 1 the checkpoint of step 10 stays, though step 12's, damaged, sorts after it."""
+    """With keep: 1 the checkpoint of step 10 stays, although the damaged one of step 12 sorts after it."""
     values, folder = trained
     next((folder / "checkpoints" / "step-00000012" / "engine").glob("*model_states.pt")).unlink()
     train(config_of(values, train={"steps": 10}, checkpoint={"keep": 1}))
@@ -48,7 +48,7 @@ def test_no_whole_checkpoint_stops_instead_of_starting_over(trained: tuple[dict[
     values, folder = trained
     for checkpoint in RunFolder(folder).published_checkpoints():
         (checkpoint / "state.json").unlink()
-    with pytest.raises(UserError, match="no checkpoint is whole"):
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
         train(config_of(values, train={"steps": 20}))
     assert len(read_metrics(folder)) == 12
 

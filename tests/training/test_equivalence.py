@@ -1,4 +1,4 @@
-"""The same run on other ranks, micro-batches and ZeRO stages: one objective, one noise, one result."""
+"""The same run on other ranks, micro-batches and ZeRO stages has the same objective, noise and result."""
 
 import copy
 from itertools import combinations
@@ -50,7 +50,7 @@ def run_values(corpus: Path, folder: Path, kind: str, ranks: int, micro: int, st
 
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of all runs of this module: one job on 1 rank and one on 2."""
+    """The output folder of all runs of this module, in one job on 1 rank and one on 2."""
     folder = tmp_path_factory.mktemp("runs")
     for ranks in (1, 2):
         batch = [run_values(corpus, folder, "plain", *layout) for layout in LAYOUTS if layout[0] == ranks]
@@ -113,7 +113,7 @@ def test_refits_from_training_s_own_statistics_enter_the_metrics(runs: Path) -> 
 
 
 def test_the_fitted_density_agrees(runs: Path) -> None:
-    """With a probed table t agrees to 1e-6: the inverse of nearly equal tables."""
+    """With a probed table t agrees to 1e-6, because the tables are nearly equal."""
     from mdmscale.diffusion.density import DensityTable
     from mdmscale.training.state import TrainingState
 
@@ -131,7 +131,7 @@ def test_the_fitted_density_agrees(runs: Path) -> None:
 
 
 def test_variants_are_different_objectives(runs: Path) -> None:
-    """What the agreement above compares must be able to differ."""
+    """Otherwise the agreement above would prove nothing."""
 
     def largest_difference(first: str, second: str) -> float:
         losses = [series(runs, name_of(kind, 1, 4, 0), "loss") for kind in (first, second)]

@@ -1,4 +1,4 @@
-"""The exported folder: opened by plain transformers, the same for every ZeRO stage, whole or not there."""
+"""The exported folder: opens in plain transformers, same for every ZeRO stage, complete or absent."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_the_weights_are_those_of_the_last_checkpoint(runs: Path, kind: str) -> 
 
 
 class FullDisk(PreTrainedTokenizerBase):
-    """A tokenizer whose files do not fit any more."""
+    """A tokenizer whose saving fails because the disk is full."""
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> Any:
         raise OSError(28, "No space left on device")
@@ -106,7 +106,7 @@ def backbone(tiny: dict[str, Any]) -> Backbone:
 
 @pytest.fixture
 def engine(tiny: dict[str, Any], backbone: Backbone, ranks: Ranks) -> Engine:
-    """The backbone in an engine that leaves its parameters whole."""
+    """The backbone in an engine that does not shard its parameters."""
     config = RunConfig.model_validate({**tiny, "parallel": {"zero_stage": 0}})
     model = MaskedDiffusionModel(backbone.model, None)
     return initialise_engine(model, config, make_layout(config, ranks.world_size), ranks)

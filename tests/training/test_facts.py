@@ -1,4 +1,4 @@
-"""What a run says of itself at its start."""
+"""The facts that a run prints at its start."""
 
 from pathlib import Path
 from typing import Any

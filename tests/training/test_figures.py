@@ -1,4 +1,4 @@
-"""Figures: files that they become, and the import that they save."""
+"""Figures: the files that they write, and that matplotlib is imported only when needed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a run writes down and shows."""
+"""The metrics that a run writes and shows."""
 
 import json
 import math
@@ -152,7 +152,7 @@ def test_progress_is_silent_on_other_ranks(capsys: pytest.CaptureFixture[str]) -
 
 
 def finished_run(folder: Path) -> Any:
-    """The attributes of a Run that the summary reads."""
+    """The attributes of a Run that the summary uses."""
     config = SimpleNamespace(train=SimpleNamespace(steps=40))
     return SimpleNamespace(
         folder=folder, step=40, config=config, consumed_tokens=123_456, consumed_samples=320
@@ -181,7 +181,7 @@ def test_closing_summary(tmp_path: Path) -> None:
 
 
 def test_closing_summary_of_a_run_that_had_nothing_left_to_do(tmp_path: Path) -> None:
-    """Such as one that continues another run's last checkpoint: its own folder has no metrics yet."""
+    """For example a run that resumes another run's last checkpoint: its own folder has no metrics yet."""
     (tmp_path / "metrics.jsonl").touch()
     summary = closing_summary(finished_run(tmp_path), 0, 1.0, stopped=False)
     assert summary.startswith("already finished") and "  loss " not in summary

@@ -1,4 +1,4 @@
-"""P-POTS in a run: when p(t) is renewed, from what, and what it carries over a checkpoint."""
+"""P-POTS in a run: when p(t) is fitted, from which statistics, and what a checkpoint stores."""
 
 import json
 from typing import Any

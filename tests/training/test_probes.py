@@ -1,4 +1,4 @@
-"""Probes and evaluation against plain loops over samples, t and masks."""
+"""Probes and evaluation compared with plain loops over samples, t and masks."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ SEED = 7
 
 
 class PairSource:
-    """Prompts and responses of different lengths, different for training and evaluation."""
+    """Prompts and responses of different lengths. Training and evaluation samples differ."""
 
     num_train, num_held_out, fingerprint, description = 100, 5, "pairs", "pairs"
 
@@ -54,7 +54,7 @@ def backbone(corpus: Path) -> Backbone:
 
 @pytest.fixture
 def model(backbone: Backbone, ranks: Ranks) -> MaskedDiffusionModel:
-    """What stands in for DeepSpeed's engine: the probes only call it and switch its mode."""
+    """Replaces DeepSpeed's engine: the probes only call it and switch its mode."""
     return MaskedDiffusionModel(backbone.model, head_chunk_size=5).to(ranks.device).train()
 
 
@@ -66,7 +66,7 @@ def probe(
 
 
 def naive_logits(backbone: Backbone, token_ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
-    """Logits [length, vocab] of one row alone."""
+    """The logits [length, vocab] of a single row."""
     noised = np.where(mask, backbone.mask_token_id, token_ids)
     with torch.no_grad():
         row = torch.from_numpy(noised)[None].to(backbone.model.device)
@@ -74,7 +74,7 @@ def naive_logits(backbone: Backbone, token_ids: np.ndarray, mask: np.ndarray) ->
 
 
 def naive_loss(logits: torch.Tensor, sample: Sample, mask: np.ndarray, rate: float) -> torch.Tensor:
-    """(1 / n) sum of the masked positions' cross-entropies / r."""
+    """(1 / n) times the sum of the masked positions' cross-entropies, divided by r."""
     losses = F.cross_entropy(logits, torch.from_numpy(sample.token_ids), reduction="none")
     return (losses * torch.from_numpy(mask)).sum() / (rate * int(sample.eligible.sum()))
 
@@ -142,7 +142,7 @@ P_POTS = {
 def naive_statistics(
     backbone: Backbone, diffusion: DiffusionSection, first_index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Losses and squared logit-gradient norms [num_x0, num_t, num_masks], the norms by autograd."""
+    """Losses and squared logit-gradient norms [num_x0, num_t, num_masks]. The norms come from autograd."""
     options = diffusion.p_pots
     shape = (options.num_x0, options.num_t, options.num_masks)
     losses, squared_norms = np.empty(shape), np.empty(shape)

@@ -1,4 +1,4 @@
-"""Interrupted runs: killed, damaged, stopped on request; and what may not be continued."""
+"""Interrupted runs: killed, damaged and stopped on request; and runs that may not be resumed."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def losses(folder: Path) -> list[tuple[Any, ...]]:
 def whole(
     corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], tuple[dict[str, Any], Path]]:
-    """For a ZeRO stage: the config's values and the run folder of an uninterrupted run on 2 ranks."""
+    """The config values and the run folder of an uninterrupted run on 2 ranks, for a ZeRO stage."""
     done: dict[int, tuple[dict[str, Any], Path]] = {}
 
     def get(stage: int) -> tuple[dict[str, Any], Path]:
@@ -95,7 +95,7 @@ def wait_for(path: Path, process: Any, seconds: float = 120) -> None:
 
 
 def output_of(process: Any) -> str:
-    """What a forked job has printed, or a launched process that has ended."""
+    """The output of a forked job so far, or of a launched process that has ended."""
     return process.stdout if isinstance(process.stdout, str) else process.stdout.read()
 
 
@@ -110,7 +110,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -
 def copied(
     whole: Callable[[int], tuple[dict[str, Any], Path]], tmp_path: Path
 ) -> tuple[dict[str, Any], Path]:
-    """A ZeRO-1 run cut back to its checkpoints of steps 20 and 25, to be damaged at will."""
+    """A ZeRO-1 run with only its checkpoints of steps 20 and 25, for a test to damage."""
     values, reference = whole(1)
     folder = tmp_path / "tiny"
     shutil.copytree(reference, folder, ignore=shutil.ignore_patterns("hf", "step-00000030", "step-0000000*"))
@@ -190,7 +190,7 @@ def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) ->
 def test_a_signal_to_all_processes_stops_with_a_checkpoint(
     tiny: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:
-    """As by Ctrl-C or scancel, which the worker that makes batches gets too. No process is left."""
+    """Ctrl-C and scancel signal the worker that makes batches, too. No process may remain."""
     tiny["train"]["steps"] = 100_000
     tiny["data"]["num_workers"] = 1
     tiny["diffusion"] = {"masking": "mirror"}
@@ -211,7 +211,7 @@ def test_a_signal_to_all_processes_stops_with_a_checkpoint(
 
 
 def is_alive(group: int) -> bool:
-    """Whether any process of the group is left."""
+    """Whether any process of the group still runs."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -221,7 +221,7 @@ def is_alive(group: int) -> bool:
 
 @pytest.mark.slow
 def test_a_signal_in_any_phase_loses_nothing(corpus: Path, tmp_path: Path) -> None:
-    """In forward, backward, save or evaluation: the step ends, a checkpoint is there, the run goes on."""
+    """The signal comes in forward, backward, save or evaluation. The run saves a checkpoint and resumes."""
     phases, names = ["forward", "backward", "save", "evaluation"], {}
     for phase in [*phases, "none"]:
         values = tiny_values(corpus, tmp_path)
@@ -243,7 +243,7 @@ def test_a_signal_in_any_phase_loses_nothing(corpus: Path, tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The config file and run folder of a finished ZeRO-1 run on 1 rank."""
+    """The config file and the run folder of a finished ZeRO-1 run on 1 rank."""
     folder = tmp_path_factory.mktemp("alone")
     config = write(folder / "config.yaml", tiny_values(corpus, folder))
     run_ranks(1, LAUNCHER, "--config", config)
@@ -251,12 +251,12 @@ def alone(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
 
 
 def files_in(folder: Path) -> dict[Path, int]:
-    """Every file with its time of change, and every folder."""
+    """Every file with its modification time, and every folder."""
     return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in folder.rglob("*")}
 
 
 def check_refusal(config: str, folder: Path, overrides: list[str], messages: list[str]) -> None:
-    """One rank, status 2, one line that holds the messages, and nothing written."""
+    """On one rank: status 2, one line with the messages, and nothing written."""
     before = files_in(folder.parent)
     result = run_script(str(LAUNCHER), "--config", config, *overrides)
     assert result.returncode == 2, result.stderr
@@ -286,7 +286,7 @@ def test_what_cannot_continue_is_refused_in_one_line(
 
 
 def test_other_sft_data_are_refused_and_not_left_encoded(alone: tuple[str, Path], tmp_path: Path) -> None:
-    """The new set must be encoded to be compared; what was encoded goes again."""
+    """The new data must be encoded to be compared. The encoded files are removed again."""
     lines = [json.dumps({"prompt": f"{n}+1=", "response": str(n + 1)}) for n in range(40)]
     (tmp_path / "sums.jsonl").write_text("\n".join(lines))
     overrides = ["data.kind=sft", f"data.path={tmp_path / 'sums.jsonl'}"]

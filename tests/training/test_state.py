@@ -1,4 +1,4 @@
-"""state.json: components by name, what cannot be placed is refused, and the format before is read."""
+"""state.json: components by name, unknown components are refused, and the previous format is read."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ FORMAT_1: dict[str, Any] = {
 
 
 class Part:
-    """A component that keeps whatever it is given."""
+    """A component that stores any state that it loads."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}

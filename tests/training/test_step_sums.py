@@ -1,4 +1,4 @@
-"""Sums of a step against a plain loop over its samples."""
+"""The sums of a step compared with a plain loop over its samples."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def samples() -> list[NoisedSample]:
 
 @pytest.mark.parametrize("turns", [1, 2], ids=["joint", "sequential"])
 def test_sums_are_those_of_a_loop(samples: list[NoisedSample], turns: int, ranks: Ranks) -> None:
-    """A cross-entropy stands in for the model's: the token's id, and its square for the squared norm."""
+    """The token's id replaces the model's cross-entropy, and its square the squared norm."""
     baseline = EmaBaseline(TABLE_EDGES, (0.0, 1.0), 0.99)
     baseline.sums, baseline.weights = np.linspace(1, 2, 16), np.ones(16)
     sums = StepSums(baseline, SCALE, Ranks(0, 1, torch.device("cpu")))

@@ -1,4 +1,4 @@
-"""Whole runs: ZeRO stages in bf16, fine-tuning from an export, probes on the way, a loss that fails."""
+"""Whole runs: ZeRO stages in bf16, fine-tuning from an export, probes in training, a loss that is NaN."""
 
 import copy
 import json
@@ -29,13 +29,13 @@ BF16 = [f"bf16-{stage}" for stage in range(4)]
 
 
 def changed(values: dict[str, Any], name: str, **sections: dict[str, Any]) -> dict[str, Any]:
-    """A run of another name with the keys of `sections` replaced."""
+    """A config with another run name, and with the keys of `sections` replaced."""
     changes = {"run": {"name": name}, **sections}
     return {**values, **{section: {**values.get(section, {}), **keys} for section, keys in changes.items()}}
 
 
 def batch_of_runs(corpus: Path, folder: Path) -> list[dict[str, Any]]:
-    """Every run of this module, in an order in which each finds what it starts from."""
+    """Every run of this module, in an order in which each run finds the files that it needs."""
     plain = tiny_values(corpus, folder)
     plain["train"]["steps"] = 40
     plain["eval"] = {"every": 10, "samples": 16}
@@ -73,7 +73,7 @@ def batch_of_runs(corpus: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def write_few_sequences(folder: Path) -> Path:
-    """A shard of 10 documents of 32 tokens, which 40 steps of 8 go through 40 times."""
+    """A shard of 10 documents of 32 tokens. 40 steps of 8 samples see it 40 times."""
     with IndexedWriter(folder / "few-00000", token_dtype(512)) as writer:
         for number in range(10):
             writer.add_document(np.arange(32) * 3 % (40 + number) + 10)
@@ -115,7 +115,7 @@ def test_training_reduces_the_loss(runs: Path, name: str) -> None:
 
 @pytest.mark.distributed
 def test_bf16_stages_learn_alike(runs: Path) -> None:
-    """To bf16's rounding, which each stage does in its own order."""
+    """They agree to bf16's rounding, because each stage sums in its own order."""
     reference = evaluations(runs / "bf16-0")
     for name in BF16[1:]:
         assert evaluations(runs / name) == pytest.approx(reference, rel=0.02)
@@ -130,7 +130,7 @@ def test_bf16_runs_export_bf16(runs: Path, name: str) -> None:
 
 @pytest.mark.distributed
 def test_fine_tuning_starts_from_the_exported_weights(runs: Path) -> None:
-    """A step at a rate of nearly nothing gives back the weights that it started from."""
+    """A step with a tiny learning rate leaves the weights as they are."""
     start = AutoModelForCausalLM.from_pretrained(runs / "bf16-1" / "hf", dtype=torch.float32).state_dict()
     after = AutoModelForCausalLM.from_pretrained(runs / "at_rest" / "hf").state_dict()
     tuned = AutoModelForCausalLM.from_pretrained(runs / "sft" / "hf")
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(tiny: dict[str, Any]
 
 
 def test_gradients_that_are_not_finite_leave_the_weights_alone(tiny: dict[str, Any], ranks: Ranks) -> None:
-    """In ZeRO-0 and fp32, where clipping is ours; DeepSpeed sees to the other stages."""
+    """With ZeRO-0 and fp32 Engine clips and skips. At other stages DeepSpeed does."""
     zero_0 = changed(tiny, "steep", diffusion={"t_sampler": "uniform"}, parallel={"zero_stage": 0})
     run = set_up(RunConfig.model_validate(zero_0), ranks)
     weight = run.backbone.model.model.norm.weight

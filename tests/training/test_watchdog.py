@@ -27,7 +27,7 @@ def endless_config(tiny: dict[str, Any], tmp_path: Path) -> str:
 
 
 def wait_for_steps(is_running: Callable[[], bool], tmp_path: Path) -> None:
-    """Until both ranks are past their first steps, as their heartbeats say."""
+    """Wait until the heartbeats of both ranks are past the first steps."""
     deadline = time.monotonic() + 120
     while any(heartbeat(rank, tmp_path).get("step", 0) < 5 for rank in range(2)):
         assert is_running() and time.monotonic() < deadline
@@ -74,7 +74,7 @@ def test_a_killed_rank_ends_the_job(tiny: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Both processes are alive; the one whose main thread moved least is named."""
+    """Both processes are alive. The one whose main thread is furthest behind is named."""
     job = start_ranks(2, WORKERS / "train_and_hang.py", "--config", endless_config(tiny, tmp_path))
     try:
         job.wait(TIMEOUT + 120)
@@ -89,7 +89,7 @@ def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(tiny: dict[str, A
 
 
 def test_of_ranks_that_stand_still_the_one_behind_is_named(tmp_path: Path) -> None:
-    """Also where it moved last of all, and so has not been still for the whole timeout yet."""
+    """It is named even if it stalled last, and so has not been still for the whole timeout yet."""
     heartbeats = tmp_path / "logs" / "heartbeats"
     heartbeats.mkdir(parents=True)
     for rank, (step, still) in enumerate([(9, 6.1), (8, 5.9), (9, 6.3), (7, 0.2)]):

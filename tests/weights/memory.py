@@ -1,4 +1,4 @@
-"""A source of weights that is a dictionary."""
+"""A weight source that is a dictionary."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Adapters: merged as peft merges them, or kept as the folder that peft reads."""
+"""Adapters: merged as peft merges them, or written as a folder that peft reads."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def adapter_weights(base: Weights) -> Weights:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """An imported model with an adapter beside its weights."""
+    """An imported model with an adapter next to its weights."""
     import_folder(make_arm(tmp_path / "arm", "qwen2"), tmp_path / "model", ImportOptions())
     (tmp_path / "model" / "adapter").mkdir()
     (tmp_path / "model" / "adapter" / "adapter_config.json").write_text(json.dumps(CONFIG))

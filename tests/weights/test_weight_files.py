@@ -1,4 +1,4 @@
-"""Weights in every precision, written in shards and read again."""
+"""Weights in every precision, written as shards and read again."""
 
 import json
 import struct

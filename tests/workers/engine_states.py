@@ -1,4 +1,4 @@
-"""Bytes of weights, gradients and optimizer state that this rank's engines hold within their second step.
+"""Measures this rank's bytes of weights, gradients and optimizer state during an engine's second step.
 
 Each config of a JSON list in turn, in one process group: argv[1] names the file. Rank 0 prints a JSON list.
 """
@@ -24,7 +24,7 @@ LARGEST = 100_000_000  # bytes; above it are DeepSpeed's buckets, made for large
 
 
 def measure(config: RunConfig, ranks: Ranks) -> dict[str, int]:
-    """Bytes by part, after one of two micro-batches."""
+    """The bytes of each part, after one of two micro-batches."""
     gc.collect()
     older = everything()  # of engines before; held, so that their addresses stay theirs
     dtype = DTYPES[config.model.dtype]
@@ -51,18 +51,18 @@ def measure(config: RunConfig, ranks: Ranks) -> dict[str, int]:
 
 
 def masters(engine: Engine) -> list[torch.Tensor]:
-    """The fp32 copies that the optimizer steps."""
+    """The fp32 copies that the optimizer updates."""
     stepped = [each for group in engine.optimizer.param_groups for each in group["params"]]
     return private.flat_shards(engine.optimizer) or stepped
 
 
 def everything() -> list[torch.Tensor]:
-    """All tensors that Python knows of."""
+    """All tensors that are alive in Python."""
     return [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Bytes of the tensors' storages by address; each counts once."""
+    """The bytes of the tensors' storages, by address. Each storage counts once."""
     found = {}
     for tensor in tensors:
         if tensor.device.type == "cpu":

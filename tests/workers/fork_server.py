@@ -1,10 +1,11 @@
 """A process that imports the trainer once, then forks itself for every job of the tests.
 
-A fork starts in milliseconds; a launch imports for many seconds. The fork is a fresh process all the same: it
+A launch spends many seconds on imports; a fork starts in milliseconds. Still, a fork is a fresh process: it
 has no process group, no engine and no state of an earlier job. `workers.forked` starts this server.
 
-A job is a script with its arguments on some ranks. A supervisor forks the ranks. When one fails, it ends the
-others, as torchrun does. It tells the test their exit statuses. Supervisor and ranks are one process group.
+A job is a script with arguments on some ranks. A supervisor forks the ranks. When one fails, it ends the
+others, as torchrun does. It reports the exit statuses to the test. Supervisor and ranks form one process
+group.
 """
 
 import gc
@@ -24,7 +25,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Rank(NamedTuple):
-    """What a forked process is to run: `request` comes from `workers.forked`."""
+    """The job of a forked process. `request` comes from `workers.forked`."""
 
     request: dict[str, Any]
     rank: int
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def import_what_ranks_need() -> None:
-    """Import what takes long. Nothing here starts a thread, as threads do not survive a fork."""
+    """Import the slow modules. Nothing here may start a thread, because threads do not survive a fork."""
     import datasets  # noqa: F401
     import matplotlib.backends.backend_agg  # noqa: F401
     import peft  # noqa: F401
@@ -56,7 +57,7 @@ def import_what_ranks_need() -> None:
 
 
 def serve(listener: socket.socket) -> Rank:
-    """Fork a supervisor for each job. Returns in the ranks alone; ends when the test process has ended."""
+    """Fork a supervisor for each job. Only the ranks return. The server exits when the test process ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
@@ -71,7 +72,7 @@ def serve(listener: socket.socket) -> Rank:
 
 
 def supervise(connection: socket.socket) -> Rank:
-    """Fork the ranks of a job and report their exit statuses. Returns in the ranks alone."""
+    """Fork the ranks of a job and report their exit statuses. Only the ranks return."""
     os.setsid()
     with connection.makefile("r") as stream:
         request = json.loads(stream.readline())
@@ -93,9 +94,10 @@ def supervise(connection: socket.socket) -> Rank:
 
 
 def wait_for(pids: list[int], connection: socket.socket) -> dict[int, int]:
-    """Exit statuses by process, in the order of their ends. Kills what runs on after a rank has failed.
+    """Wait for the ranks. Returns exit statuses by process, in the order in which the processes end.
 
-    The test process sends nothing more. Where its end of the connection closes it has ended: so does the job.
+    Once a rank has failed, the others are killed after a short time. The test process sends nothing on the
+    connection, so if its end closes, the test process has ended and the job ends too.
     """
     statuses: dict[int, int] = {}
     deadline = None
@@ -116,7 +118,7 @@ def wait_for(pids: list[int], connection: socket.socket) -> dict[int, int]:
 
 
 def run(job: Rank) -> None:
-    """Become the job's script, as `python script arguments` under a launcher would be."""
+    """Become the job's script, as `python script arguments` under a launcher."""
     request = job.request
     stdout, stderr = (os.open(request[name], os.O_WRONLY | os.O_APPEND) for name in ("stdout", "stderr"))
     os.dup2(stdout, 1)
@@ -136,7 +138,7 @@ def run(job: Rank) -> None:
 
 
 def launcher_environment(job: Rank) -> dict[str, str]:
-    """What torchrun tells the ranks of one node."""
+    """The environment that torchrun gives the ranks of one node."""
     size = str(job.request["num_ranks"])
     return {
         "RANK": str(job.rank),

@@ -1,6 +1,6 @@
 """Jobs on forks of one warm process: ranks and scripts that start in milliseconds, each in a fresh process.
 
-`fork_server.py` runs them. A test of the launch itself starts it for real, through conftest's `launch_ranks`.
+`fork_server.py` runs them. A test of the launch itself uses a real launch, conftest's `launch_ranks`.
 """
 
 import atexit
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 
 @cache
 def server_address() -> str:
-    """The socket of the server, which is started at the first call and ends with this process."""
+    """The socket of the server. The first call starts the server, which ends with this process."""
     folder = Path(tempfile.mkdtemp(prefix="mdmscale-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = str(folder / "socket")
@@ -46,7 +46,7 @@ def server_address() -> str:
 
 
 class Job:
-    """A script on `num_ranks` forked ranks, or as one process without a launcher where that is 0."""
+    """Start a script on `num_ranks` forked ranks, or as one process without a launcher if that is 0."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Job:
 
     @property
     def stdout(self) -> str:
-        """What the ranks have printed so far."""
+        """The output of the ranks so far."""
         return self._stdout.read_text(errors="replace")
 
     @property
@@ -89,17 +89,17 @@ class Job:
         return self._stderr.read_text(errors="replace")
 
     def poll(self) -> int | None:
-        """The exit status of the first rank that failed, 0 when all ended well, None while they run."""
+        """The exit status of the first rank that failed, 0 if all succeeded, None while they run."""
         try:
             return self.wait(0.0)
         except TimeoutError:
             return None
 
     def wait(self, timeout: float) -> int:
-        """`poll` at the end of all ranks.
+        """Wait until all ranks end. Returns the result of `poll`.
 
         Raises:
-            TimeoutError: when they have not ended within `timeout` seconds.
+            TimeoutError: if they do not end within `timeout` seconds.
         """
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
@@ -110,7 +110,7 @@ class Job:
         return self.returncode
 
     def kill(self) -> None:
-        """SIGKILL every process of the job that is left."""
+        """SIGKILL all remaining processes of the job."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait(30)

@@ -1,6 +1,6 @@
-"""Train each config of a JSON list with a SIGTERM in one phase of step 8, then once more to its end.
+"""Train each config of a JSON list with a SIGTERM in one phase of step 8, then train it again to its end.
 
-argv[1] names the list of [phase, config file]. Prints a JSON list of both exit statuses of each.
+argv[1] names the list of [phase, config file]. Prints a JSON list with both exit statuses of each config.
 """
 
 import json
@@ -26,7 +26,7 @@ PHASES: dict[str, tuple[Any, str]] = {
 
 
 def signalled(original: Any, call: int) -> Any:
-    """`original`, in whose `call`-th call the process gets a SIGTERM before it goes on."""
+    """Wrap `original`: in call number `call` the process gets a SIGTERM before the original runs."""
     calls = iter(range(1, 10**9))
 
     def function(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The training command, whose rank 1 hangs before its forward of step 9, outside any collective."""
+"""The training command, in which rank 1 hangs before its forward of step 9, outside any collective."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The bench command: what it prints and writes, and which mistakes it names."""
+"""The bench command: its output, its files, and the mistakes that it reports."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What is measured of a path: operations, memory and time."""
+"""The measurements of a path: operations, memory and time."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from mdmscale.models.flops import count_flops
 
 
 def test_what_a_step_must_do_is_counted(sizes: Sizes) -> None:
-    """By torch's own counter of products, on the path that does no more than it must."""
+    """Compares with torch's own FLOP counter, on a path that does no extra work."""
     from torch.utils.flop_counter import FlopCounterMode
 
     bench = PathBench(make_model(sizes), PATHS["pair"], sizes)

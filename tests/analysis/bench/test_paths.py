@@ -1,4 +1,4 @@
-"""Paths are ways to compute one loss, and every path is compared with another."""
+"""Paths compute the same loss in different ways. Every path is compared with another one."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def gradients(bench: PathBench) -> list[torch.Tensor]:
     ],
 )
 def test_paths_are_ways_to_one_loss(sizes: Sizes, names: tuple[str, ...]) -> None:
-    """The same loss, clean tokens and gradient; a slower path is not one that does other work."""
+    """Loss, clean tokens and gradient agree, so a slower path is not slower because it does other work."""
     benches = benches_of(sizes, [PATHS[name] for name in names])
     losses = [float(bench.step()) for bench in benches]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)

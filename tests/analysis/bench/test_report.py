@@ -1,4 +1,4 @@
-"""Ratios of paths."""
+"""Ratios between paths."""
 
 from analysis.bench.conftest import PATHS
 

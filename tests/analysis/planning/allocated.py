@@ -1,4 +1,4 @@
-"""What torch really allocates: bytes kept for backward, and the most that is alive at once."""
+"""Measures what torch really allocates: the bytes kept for backward, and the peak of live bytes."""
 
 import weakref
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 
 def storages(tree: Any) -> list[torch.UntypedStorage]:
-    """Those of the tensors in nested values."""
+    """The storages of all tensors in nested values."""
     return [each.untyped_storage() for each in tree_leaves(tree) if isinstance(each, torch.Tensor)]
 
 
 class Saved(saved_tensors_hooks):
-    """Counts the storages that autograd keeps, without those of `parameters`."""
+    """Counts the storages that autograd keeps for backward, except those of `parameters`."""
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         self.known = {each.untyped_storage().data_ptr() for each in parameters}
@@ -39,7 +39,7 @@ class Saved(saved_tensors_hooks):
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that storages made under it had at one time."""
+    """Measures the peak of live bytes in storages that are created in the block."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,7 +30,7 @@ Sections = dict[str, Any]
 
 @pytest.fixture
 def small_config() -> Callable[..., RunConfig]:
-    """A config of SMALL with some sections changed."""
+    """The config SMALL with some sections changed."""
 
     def make(**sections: Sections) -> RunConfig:
         names = [*SMALL, *(name for name in sections if name not in SMALL)]
@@ -43,7 +43,7 @@ def small_config() -> Callable[..., RunConfig]:
 
 @pytest.fixture
 def small_workload(small_config: Callable[..., RunConfig]) -> Callable[..., Workload]:
-    """A workload of `small_config` on a number of ranks."""
+    """The workload of a `small_config` on a number of ranks."""
 
     def make(num_ranks: int = 1, **sections: Sections) -> Workload:
         config = small_config(**sections)

@@ -1,4 +1,4 @@
-"""Bytes that a GPU sends, in closed form."""
+"""The bytes that a GPU sends, compared with closed forms."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def test_one_gpu_sends_nothing(small_workload: Workloads) -> None:
 
 @pytest.mark.parametrize("micro", [1, 2])
 def test_zero_by_stage(small_workload: Workloads, micro: int) -> None:
-    """In units of the weights' bytes: an all-reduce is two, and stages 2 and 3 pay for every forward."""
+    """In units of the weights' bytes an all-reduce costs two. Stages 2 and 3 pay for every forward."""
     forwards, share = 64 // 8 // micro, 7 / 8
     expected = {0: 2.0, 1: 2 + 1, 2: 2 * forwards + 1, 3: 3 * forwards}
     for stage, units in expected.items():
@@ -85,7 +85,7 @@ def test_a_ring_leaves_a_node_once() -> None:
 
 
 def test_the_slowest_link_decides() -> None:
-    """A ring of 2 x 8 ranks: NVLink's 450 GB/s, eight ports of 50, or one of 12.5 for all eight."""
+    """A ring of 2 x 8 ranks: NVLink has 450 GB/s, eight ports have 50 each, one shared port has 12.5."""
     times = {
         network: Group(16, 1, cluster(16, 2, network)).ring("", message=16e9, count=0).seconds
         for network in ("ndr400", "ethernet-100g")

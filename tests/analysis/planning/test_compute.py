@@ -1,4 +1,4 @@
-"""Operations against torch's own count, and speeds against what others have published."""
+"""Operations compared with torch's own count, and speeds with published measurements."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +43,7 @@ LLAMA_2_13B = {
 
 
 def test_operations_are_those_that_torch_counts(small_workload: Callable[..., Workload]) -> None:
-    """Forward and backward of a step of one forward, with as many positions masked as are expected."""
+    """A step with one forward and backward, in which the expected number of positions is masked."""
     workload = small_workload(
         model={"dtype": "fp32", "attention": "eager", "head_chunk_size": 10_000},
         train={"global_batch_size": 2},
@@ -101,7 +101,7 @@ def plan(model: dict[str, Any], length: int, micro: int, gpu: str, num_gpus: int
 def test_speeds_are_near_torchtitans(
     published: tuple[int, int], arguments: tuple[Any, ...], checkpointing: bool
 ) -> None:
-    """Tokens/s a GPU, within 15% of docs/performance.md of torchtitan, FSDP with the same global batch."""
+    """Tokens/s per GPU agree within 15% with torchtitan's docs/performance.md (FSDP, same global batch)."""
     speed = plan(*arguments, activation_checkpointing=checkpointing)
     slowest, fastest = published
     planned = speed.tokens_per_second / speed.cluster.num_gpus

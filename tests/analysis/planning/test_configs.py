@@ -1,4 +1,4 @@
-"""The shipped configs fit the hardware that they name, and their headers say what the planner says."""
+"""The shipped configs fit the hardware that they name, and their headers agree with the planner."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_what_needs_a_cluster_is_planned() -> None:
 def test_the_header_is_the_plan(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The figures in the header are the command's; where they differ, run it and copy its summary."""
+    """The numbers in the header come from the command. If they differ, run it and copy its summary."""
     monkeypatch.chdir(ROOT)
     found = PLANNED.search(path.read_text(encoding="utf-8"))
     assert found, "a header has '# Plan: python tools/plan.py ...' and below it the summary"
@@ -52,7 +52,7 @@ def test_the_header_is_the_plan(
 def test_the_table_of_stages_is_the_planners(
     row: str, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """docs/scaling.md's table for LLaDA-8B on 64 H100."""
+    """The table of docs/scaling.md for LLaDA-8B on 64 H100 agrees with the planner."""
     config = str(ROOT / "configs" / "8b_mirror.yaml")
     main(["--config", config, "--gpus", "64", "--json", "model.activation_checkpointing=none", *overrides])
     plan = json.loads(capsys.readouterr().out)["plan"]

@@ -1,4 +1,4 @@
-"""The memory model against torch and DeepSpeed on the CPU: each part within 5% of allocated bytes."""
+"""The memory model compared with torch and DeepSpeed on the CPU: each part within 5% of allocated bytes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def build(workload: Workload) -> PreTrainedModel:
 
 
 def rows_of(workload: Workload) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Token ids, and a padding mask where the plan counts on one."""
+    """Token ids, and a padding mask if the plan includes one."""
     token_ids = torch.randint(
         0, workload.shape.vocab, (workload.batch_layout.rows_per_forward, workload.length)
     )
@@ -54,7 +54,7 @@ def rows_of(workload: Workload) -> tuple[torch.Tensor, torch.Tensor | None]:
     ids=["llama", "qwen2", "qwen3", "padded", "pairs", "eager"],
 )
 def test_activations(small_workload: Callable[..., Workload], dtype: str, sections: dict[str, Any]) -> None:
-    """What autograd keeps of the decoder when forward is done."""
+    """The bytes of the decoder that autograd keeps at the end of forward."""
     workload = small_workload(**{**sections, "model": {**sections["model"], "dtype": dtype}})
     model = build(workload)
     token_ids, mask = rows_of(workload)
@@ -68,7 +68,7 @@ def test_activations(small_workload: Callable[..., Workload], dtype: str, sectio
 def test_activations_of_packed_rows(
     small_workload: Callable[..., Workload], dtype: str, annealing_steps: int
 ) -> None:
-    """Rows of different lengths end to end, as many tokens as the longest would have."""
+    """Packed rows of different lengths, with as many tokens as one row of the maximum length."""
     workload = small_workload(
         model={"dtype": dtype, "num_key_value_heads": 2, "attention_annealing_steps": annealing_steps},
         data={"random_length_fraction": 0.5},
@@ -93,7 +93,7 @@ def test_activations_of_packed_rows(
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_checkpointed_activations(small_workload: Callable[..., Workload], dtype: str) -> None:
-    """Each layer's input when forward is done."""
+    """At the end of forward only each layer's input is kept."""
     workload = small_workload(
         model={"dtype": dtype, "num_hidden_layers": 6, "activation_checkpointing": "full"}
     )
@@ -116,7 +116,7 @@ def test_checkpointed_activations(small_workload: Callable[..., Workload], dtype
 def test_selectively_checkpointed_activations(
     small_workload: Callable[..., Workload], dtype: str, sections: dict[str, Any]
 ) -> None:
-    """What is alive when forward is done: beside inputs the outputs of products and attention."""
+    """At the end of forward inputs and the outputs of matrix products and attention are kept."""
     keys = {"dtype": dtype, "activation_checkpointing": "selective"}
     workload = small_workload(**sections | {"model": sections["model"] | keys})
     model = build(workload)
@@ -135,7 +135,7 @@ def test_selectively_checkpointed_activations(
 def test_forward_and_backward(
     small_workload: Callable[..., Workload], dtype: str, vocab: int, checkpointing: str
 ) -> None:
-    """The most that is alive at once beside weights and gradients; whether layers or the head need more."""
+    """The peak beyond weights and gradients, whether layers or the head need more."""
     keys = {"dtype": dtype, "num_hidden_layers": 4, "vocab_size": vocab}
     keys |= {"head": "chunked", "head_chunk_size": 96}
     workload = small_workload(
@@ -158,7 +158,7 @@ def test_forward_and_backward(
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("chunk", [64, 512], ids=["small chunk", "large chunk"])
 def test_head(small_workload: Callable[..., Workload], dtype: str, chunk: int) -> None:
-    """The most that the head holds while it makes its gradients, all positions being masked."""
+    """The peak of the head while it computes its gradients, with all positions masked."""
     workload = small_workload(
         model={"dtype": dtype, "head": "chunked", "head_chunk_size": chunk, "vocab_size": 2048},
         train={"micro_batch_size": 16},
@@ -175,7 +175,7 @@ def test_head(small_workload: Callable[..., Workload], dtype: str, chunk: int) -
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_probes_forward(small_workload: Callable[..., Workload], dtype: str) -> None:
-    """The most of a layer without gradients, of all rows that a probe takes at once."""
+    """The peak of a layer without gradients, for all rows that a probe's forward takes."""
     workload = small_workload(
         model={"dtype": dtype, "vocab_size": 64},
         diffusion={"t_sampler": "p_pots", "p_pots": {"num_masks": 8}},

@@ -1,4 +1,4 @@
-"""Weights, gradients and optimizer state against what DeepSpeed's engines hold, alone and on 2 ranks."""
+"""Planned weights, gradients and optimizer state compared with DeepSpeed's engines on 1 and 2 ranks."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ SQUARE = {"hidden_size": 320, "intermediate_size": 320, "num_key_value_heads": 4
 
 @pytest.fixture
 def engine_config(small_config: Callable[..., RunConfig]) -> Callable[[str, int, int], RunConfig]:
-    """A config for an engine of a precision and a ZeRO stage on some ranks, two micro-batches a step."""
+    """A config for an engine: precision, ZeRO stage and ranks, with two micro-batches per step."""
 
     def make(dtype: str, stage: int, num_ranks: int) -> RunConfig:
         batch = {"global_batch_size": 2 * num_ranks, "micro_batch_size": 1}

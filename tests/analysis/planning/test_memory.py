@@ -1,4 +1,4 @@
-"""What changes which part of a rank's memory, and by how much."""
+"""Which option changes which part of a rank's memory, and by how much."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The plan command: what it prints, as tables and JSON, and which mistakes it names."""
+"""The plan command: its output as tables and JSON, and the mistakes that it reports."""
 
 import json
 import subprocess

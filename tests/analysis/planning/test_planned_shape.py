@@ -1,4 +1,4 @@
-"""A model's sizes from its keys: those of the model that would be built."""
+"""The sizes that the planner derives from a model's keys equal those of the built model."""
 
 import json
 from pathlib import Path

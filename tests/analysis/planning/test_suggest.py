@@ -1,4 +1,4 @@
-"""The layout that the planner proposes: it fits, divides, and none that fits is faster by more than 2%."""
+"""The suggested layout fits and divides, and no layout that fits is faster by more than 2%."""
 
 from collections.abc import Callable
 
@@ -100,7 +100,7 @@ def test_probes_are_a_share_of_the_run(small_config: Configs, masking: str) -> N
 
 
 def test_what_is_printed_is_what_was_planned() -> None:
-    """The suggestion as arguments, options that only the given stage has put back among them."""
+    """The printed arguments give the planned config. They reset options that only the given stage allows."""
     path = ROOT / "configs" / "8b_mirror.yaml"
     nvme = ["parallel.zero_stage=3", "parallel.offload_optimizer=nvme", "parallel.nvme_path=/disk"]
     config = load_config(path, nvme)

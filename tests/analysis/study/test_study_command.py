@@ -1,4 +1,4 @@
-"""The study's command, end to end on a tiny model, and what it refuses."""
+"""The study command, end to end on a tiny model, and the input that it refuses."""
 
 import copy
 import json

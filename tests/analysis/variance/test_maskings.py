@@ -1,4 +1,4 @@
-"""What the report knows of maskings is what training does."""
+"""The report treats maskings as training does."""
 
 import numpy as np
 import pytest

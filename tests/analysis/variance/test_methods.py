@@ -23,7 +23,7 @@ WIDTHS = np.diff(TABLE_EDGES)
 
 
 def gradients(kinds: np.ndarray, t: np.ndarray, uniforms: np.ndarray, masking: str) -> np.ndarray:
-    """Y of draws: kinds, t [...], uniforms [..., LENGTH] -> [..., 2]."""
+    """Y of draws, [..., 2], from their sample kinds, t [...] and uniforms [..., LENGTH]."""
     rate = mask_rate(t, EPS)[..., None]
 
     def row(masks: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ def gradients(kinds: np.ndarray, t: np.ndarray, uniforms: np.ndarray, masking: s
 
 
 def toy_draws(kind: int, rng: np.random.Generator) -> Draws:
-    """A sample's draws, as the measuring pass makes them."""
+    """A sample's draws, made as the measuring pass makes them."""
     low = TABLE_EDGES[:-1]
     first, other, mirror, complement = low + WIDTHS * rng.random((4, len(low)))
     t = np.stack([first, first, other], axis=1)  # [K, 3]
@@ -71,7 +71,7 @@ def estimated(measured: tuple[list[SampleStatistics], np.ndarray, np.ndarray]) -
 
 
 def brute_force(method: Method, density: DensityTable, num_batches: int = 6000) -> float:
-    """B times the trace of the covariance of the batch mean, from whole batches."""
+    """B times the trace of the covariance of the batch mean, measured on whole batches."""
     rng = np.random.default_rng(2)
     sampler, each = method.sampler(BATCH, density), method.draws_per_sample
     drawn = [sampler.draw(index) for index in range(num_batches * sampler.global_batch_size)]
@@ -90,14 +90,14 @@ def test_a_method_s_variance_is_that_of_whole_batches(method: Method, estimated:
 
 
 def test_independent_methods_do_not_depend_on_the_size_of_the_batch(estimated: Moments) -> None:
-    """B times the variance of the mean of B independent samples is the same for every B."""
+    """For independent samples, B times the variance of a mean of B does not depend on B."""
     for method in (Method("single"), Method("pair", "mirror"), Method("other", "complement")):
         found = [coefficients(method, SKEWED, TABLE_EDGES, size).variance(estimated) for size in (4, 64, 512)]
         assert found == pytest.approx([found[0]] * 3, rel=0.01)
 
 
 def test_methods_differ_in_the_toy(estimated: Moments) -> None:
-    """What the agreement above compares must be able to differ."""
+    """Otherwise the agreement above would prove nothing."""
     found = [
         coefficients(each, DensityTable.uniform(), TABLE_EDGES, BATCH).variance(estimated)
         for each in (Method("a"), Method("b", stratified=True), Method("c", "mirror"))

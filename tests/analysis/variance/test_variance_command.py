@@ -1,4 +1,4 @@
-"""The command on a tiny trained model, on 1 rank and on 2, and what it refuses."""
+"""The variance command on a tiny trained model, on 1 and 2 ranks, and the input that it refuses."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ TOOL = ROOT / "tools" / "variance_report.py"
 
 @pytest.fixture(scope="module")
 def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """--config and --checkpoint of a run of a few steps, and the folder that it lies in."""
+    """--config and --checkpoint of a short run, and the folder that contains it."""
     folder = tmp_path_factory.mktemp("variance")
     values = tiny_values(corpus, folder)
     values["train"]["steps"] = 10
@@ -27,7 +27,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[lis
 
 @pytest.fixture(scope="module")
 def reports(trained: tuple[list[str], Path]) -> dict[int, dict[str, Any]]:
-    """report.json by number of ranks."""
+    """The content of report.json, by number of ranks."""
     arguments, folder = trained
     found = {}
     for ranks in (1, 2):

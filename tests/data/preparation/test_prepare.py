@@ -16,7 +16,7 @@ from mdmscale.system.errors import UserError
 
 @pytest.fixture(scope="module")
 def corpus(texts, tmp_path_factory) -> Path:
-    """A JSONL file of texts; one contains special tokens, one is empty."""
+    """A JSONL file of texts. One text contains special tokens, one is empty."""
     path = tmp_path_factory.mktemp("corpus") / "c.jsonl"
     lines = [*texts, "", "a mask: <|mask|> and an end: </s>"]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))

@@ -26,7 +26,7 @@ def chat_tokenizer(tokenizer_folder):
 
 
 def encode(values: dict[str, object], tokenizer) -> tuple[str, str]:
-    """Texts of the prompt and the response of one line."""
+    """The texts of the prompt and the response in one encoded line."""
     sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer)
     return tokenizer.decode(sample.token_ids[: sample.prompt_length]), tokenizer.decode(
         sample.token_ids[sample.prompt_length :]
@@ -139,7 +139,7 @@ def write_lines(path: Path, *lines: object) -> Path:
 
 
 def numbered(prompt_length: int, length: int) -> dict[str, object]:
-    """A line of `length` tokens with its EOS."""
+    """A JSONL line that encodes to `length` tokens, EOS included."""
     return {"input_ids": [5] * (length - 1), "prompt_length": prompt_length}
 
 
