@@ -57,7 +57,7 @@ def test_rows_hold_the_samples(copies: int, packs: bool) -> None:
     weights = np.concatenate([sample.weights[sample.masks] for sample in made])
     np.testing.assert_allclose(batch.weights, weights, rtol=1e-6)
     assert batch.draw_of.bincount().tolist() == [int(sample.masks.sum()) for sample in made]
-    assert batch.num_tokens == 2 * sum(LENGTHS) and batch.num_token_pairs == 2 * (25 + 1 + 49)
+    assert batch.num_tokens == copies * sum(LENGTHS) and batch.num_token_pairs == copies * (25 + 1 + 49)
 
 
 def test_rows_of_one_length_need_no_packing() -> None:

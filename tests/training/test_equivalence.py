@@ -118,9 +118,8 @@ def test_the_fitted_density_agrees(runs: Path) -> None:
     from mdmscale.training.state import TrainingState
 
     def table(name: str) -> DensityTable:
-        return DensityTable.from_state(
-            TrainingState.read(runs / name / "checkpoints" / "step-00000020").density
-        )
+        state = TrainingState.read(runs / name / "checkpoints" / "step-00000020")
+        return DensityTable.from_state(state.components["p_pots"]["density"])
 
     reference = table(name_of("plain", 1, 4, 0))
     assert np.ptp(reference.density) > 1e-3, "a uniform table would prove nothing"

@@ -16,7 +16,6 @@ from mdmscale.config.model import ModelSection
 from mdmscale.config.run import RunConfig
 from mdmscale.data.indexed import IndexedWriter, token_dtype
 from mdmscale.data.preparation.arithmetic import problems
-from mdmscale.diffusion.density import DensityTable
 from mdmscale.models.backbone import build_backbone
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.stop import StopRequest
@@ -164,10 +163,8 @@ def test_a_probe_on_the_way_changes_the_density_and_shows_it(runs: Path) -> None
     figures = sorted(path.name for path in (folder / "figures").iterdir())
     assert figures == ["loss.png", "p_pots_step_00000000.png", "p_pots_step_00000005.png"]
     first, second = (
-        DensityTable.from_state(
-            TrainingState.read(folder / "checkpoints" / f"step-{step:08d}").density
-        ).density
-        for step in (5, 10)
+        np.array(state.components["p_pots"]["density"]["density"])
+        for state in (TrainingState.read(folder / "checkpoints" / f"step-{step:08d}") for step in (5, 10))
     )
     assert np.ptp(first) > 1e-3 and np.ptp(second) > 1e-3, "neither is uniform"
     assert np.abs(first - second).max() > 1e-3
