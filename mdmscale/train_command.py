@@ -13,6 +13,7 @@ from mdmscale.config.run import RunConfig
 from mdmscale.data.source import path_list
 from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import is_model
 
 STOPPED = 75  # exit status of a run that stopped on request; in sysexits.h it is a temporary failure
 
@@ -139,7 +140,7 @@ def check_paths(config: RunConfig) -> None:
                 "tools/prepare_data.py"
             )
     model = config.model.path
-    if model is not None and Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+    if model is not None and Path(model).is_dir() and not is_model(Path(model)):
         problems.append(
             f"model.path = {model!r}: a folder without config.json; give a Hugging Face model folder"
         )

@@ -130,7 +130,7 @@ class DiffusionSection(Section):
             problems.append(f"pair_forward is sequential but masking is {self.masking}, which has no pairs")
         if self.isad is not None and not corruption.takes_extra_rates:
             problems.append(f"isad is set but masking is {self.masking}, which has no mask rate per position")
-        if corruption.needs_symmetric_t and abs(sum(self.t_range) - 1) > 1e-9:
+        if corruption.needs_symmetric_range and abs(sum(self.t_range) - 1) > 1e-9:
             problems.append(
                 f"masking is {self.masking} but clip = {list(self.t_range)} is not symmetric: 1 - t may be "
                 "outside; give [low, 1 - low], or choose masking mirror"

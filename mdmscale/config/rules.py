@@ -5,6 +5,7 @@ from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.model import ModelSection
 from mdmscale.config.parallel import ParallelSection
 from mdmscale.config.training import EvalSection, OptimizerSection, TrainSection
+from mdmscale.diffusion.corruption import CORRUPTIONS
 
 
 def evaluation_problems(evaluation: EvalSection, data: DataSection) -> list[str]:
@@ -31,6 +32,16 @@ def schedule_problems(
             f"name no step below train.steps = {train.steps}, so p(t) would never be measured"
         )
     return problems
+
+
+def pattern_problems(diffusion: DiffusionSection, model: ModelSection) -> list[str]:
+    """An attention pattern is a mask of pairs of positions, which flash_attention_2 does not take."""
+    if CORRUPTIONS[diffusion.masking].has_attention_pattern and model.attention == "flash_attention_2":
+        return [
+            f"diffusion.masking = {diffusion.masking} has an attention pattern, which model.attention = "
+            "flash_attention_2 does not take; set attention to sdpa"
+        ]
+    return []
 
 
 def prompt_problems(diffusion: DiffusionSection, data: DataSection) -> list[str]:

@@ -28,8 +28,9 @@ class Batch:
     draw_of: torch.Tensor  # int64 [masked], index of the draw below that masked the position
     t: np.ndarray  # float64 [draws], as drawn
     importance_weights: np.ndarray  # float64 [draws], 1 / p(t)
-    num_tokens: int  # in all rows, without padding
-    num_eligible: int  # tokens in all rows that may be masked
+    num_tokens: int  # clean tokens of the samples, counted once for each row
+    num_eligible: int  # those of them that may be masked
+    num_row_tokens: int  # tokens of all rows, without padding
     num_token_pairs: int  # query-key pairs: the sum of the rows' squared lengths
     first_draw: int = 0  # index of the first draw among this rank's draws of the step
     position_ids: torch.Tensor | None = None  # int64 [1 or rows, length]; None: 0, 1, 2, ...

@@ -7,7 +7,7 @@ from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.diffusion.uniforms import mask_uniforms
-from mdmscale.models.annealing import open_pairs
+from mdmscale.models.annealing import visible_positions
 from mdmscale.parallel.batch_layout import BatchLayout
 
 
@@ -37,14 +37,14 @@ class TrainLoader:
 
         If the layout splits rows, each row of the same samples is a batch of its own; these are consecutive.
         """
-        open_mask = None
+        visible = None
         if step < self.annealing_steps:
-            open_mask = open_pairs(self.seed, step, self.annealing_steps, self.longest)
+            visible = visible_positions(self.seed, step, self.annealing_steps, self.longest)
         batches: list[Batch] = []
         first_draw = 0
         for indices in self.layout.sample_indices(step, self.dp_rank):
             samples = [self.noised(index, t_sampler) for index in indices]
-            batches += [self.collate(rows, open_mask, first_draw) for rows in self.rows_of(samples)]
+            batches += [self.collate(rows, visible, first_draw) for rows in self.rows_of(samples)]
             first_draw += sum(len(sample.t) for sample in samples)
         return batches
 

@@ -42,34 +42,39 @@ class NoisedRows:
     """The noised rows of one sample.
 
     masks: bool [rows, columns]. weights: float64 [rows, columns], the weight of a masked position (see
-    objective.position_weight), 0 elsewhere. t_of: int64 [columns], the index of each column's t; None if the
-    sample has only one t. source: int64 [columns], the sample position that each column shows, for rows that
-    show a position more than once; None if column i shows position i. attention: bool [columns, columns],
-    True at [i, j] if column i may attend to column j; None if all columns attend to all.
+    objective.position_weight), 0 elsewhere. t_of: the index of the t that a column is masked at, int64
+    [columns] or [rows, columns]; 0 if the sample has only one t. position_ids: int64 [columns], the sample
+    position that each column shows, for rows that show a position more than once; None if column i shows
+    position i. attention: bool [columns, columns], True at [i, j] if column i may attend to column j; None if
+    all columns attend to all.
     """
 
     masks: np.ndarray
     weights: np.ndarray
-    t_of: np.ndarray | None = None
-    source: np.ndarray | None = None
+    t_of: np.ndarray | int = 0
+    position_ids: np.ndarray | None = None
     attention: np.ndarray | None = None
 
 
 class Corruption(Protocol):
     """A way to corrupt samples.
 
-    needs_symmetric_t: the corruption also uses 1 - t, so t and 1 - t must be equally likely.
+    needs_symmetric_range: the corruption also masks at 1 - t, so the range of t must hold 1 - t with every t.
     takes_extra_rates: the corruption adds `Draw.extra_rates` to its mask rates, as ISAD needs.
+    has_attention_pattern: its rows have an attention pattern of their own (`NoisedRows.attention`).
     """
 
     @property
     def num_rows(self) -> int: ...
 
     @property
-    def needs_symmetric_t(self) -> bool: ...
+    def needs_symmetric_range(self) -> bool: ...
 
     @property
     def takes_extra_rates(self) -> bool: ...
+
+    @property
+    def has_attention_pattern(self) -> bool: ...
 
     def num_t(self, length: int) -> int:
         """The number of t to draw for a sample of `length` tokens."""
@@ -101,13 +106,14 @@ class BernoulliMasks:
     levels: tuple[Callable[[Any], Any], ...]
 
     takes_extra_rates = True
+    has_attention_pattern = False
 
     @property
     def num_rows(self) -> int:
         return len(self.levels)
 
     @property
-    def needs_symmetric_t(self) -> bool:
+    def needs_symmetric_range(self) -> bool:
         return reflected in self.levels
 
     def num_t(self, length: int) -> int:

@@ -64,8 +64,7 @@ class NoisedSample:
     token_ids: int64 [columns], clean. masks: bool [rows, columns]. weights: float64 [rows, columns], the
     weight of a masked position's cross-entropy in the sample's loss, 0 elsewhere. num_eligible: number of
     tokens that may be masked. t and importance_weights: float64 [num_t], as drawn. t_of, position_ids,
-    attention: see corruption.NoisedRows, where position_ids is called source; None if column i shows position
-    i with full attention.
+    attention: see corruption.NoisedRows.
     """
 
     token_ids: np.ndarray
@@ -74,14 +73,20 @@ class NoisedSample:
     num_eligible: int
     t: np.ndarray
     importance_weights: np.ndarray
-    t_of: np.ndarray | None = None
+    t_of: np.ndarray | int = 0
     position_ids: np.ndarray | None = None
     attention: np.ndarray | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Clean tokens of the sample, however often a row shows them."""
+        return len(self.token_ids) if self.position_ids is None else int(self.position_ids.max()) + 1
 
     def row(self, number: int) -> "NoisedSample":
         """Row `number` as a sample of its own. The losses of all rows add up to the sample's loss."""
         at = slice(number, number + 1)
-        return replace(self, masks=self.masks[at], weights=self.weights[at])
+        t_of = self.t_of[at] if isinstance(self.t_of, np.ndarray) and self.t_of.ndim == 2 else self.t_of
+        return replace(self, masks=self.masks[at], weights=self.weights[at], t_of=t_of)
 
 
 def noise_sample(
@@ -107,17 +112,17 @@ def noise_sample(
         extra_rates=noise.extra_rates(sample),
     )
     rows = noise.corruption.corrupt(draw)
-    token_ids = sample.token_ids if rows.source is None else sample.token_ids[rows.source]
+    at = rows.position_ids
     return NoisedSample(
-        token_ids,
-        rows.masks,
-        rows.weights,
-        num_eligible,
-        draw.t,
-        draw.importance_weights,
-        rows.t_of,
-        rows.source,
-        rows.attention,
+        token_ids=sample.token_ids if at is None else sample.token_ids[at],
+        masks=rows.masks,
+        weights=rows.weights,
+        num_eligible=num_eligible,
+        t=draw.t,
+        importance_weights=draw.importance_weights,
+        t_of=rows.t_of,
+        position_ids=at,
+        attention=rows.attention,
     )
 
 

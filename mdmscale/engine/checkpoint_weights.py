@@ -3,7 +3,6 @@
 It needs no engine and no process group: it opens DeepSpeed's files and joins the pieces of the ranks.
 """
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from mdmscale.engine.files import DeepSpeedFiles
 from mdmscale.engine.state import read_layout
 from mdmscale.parallel.tensor import split_dimension
+from mdmscale.system.files import read_object
 from mdmscale.system.run_folder import MODEL_FOLDER
 from mdmscale.weights.adapter_names import CONFIG_FILE, public_name
 from mdmscale.weights.tensor_source import TensorInfo
@@ -49,7 +49,7 @@ class DeepSpeedCheckpoint:
     def adapter(self) -> dict[str, Any] | None:
         """peft's adapter_config.json, parsed, if the run trains adapters. Their tensors have peft's names."""
         path = self.model_folder / CONFIG_FILE
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_object(path) if path.is_file() else None
 
     @cached_property
     def _by_public_name(self) -> dict[str, str]:
@@ -59,7 +59,7 @@ class DeepSpeedCheckpoint:
     def names(self) -> list[str]:
         """The names of the trained module's parameters, with one name for each tied pair."""
         tied = self._parts[0].tied
-        config = json.loads((self.model_folder / "config.json").read_text())
+        config = read_object(self.model_folder / "config.json")
         if config.get("tie_word_embeddings"):
             tied.add(f"{PREFIX}lm_head.weight")
         return [name for name in self._parts[0].module if name not in tied]

@@ -1,6 +1,7 @@
 """The engine of a run. The rest of the package uses `Engine` and never DeepSpeed's own engine."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Engine:
     gradient_clipping: float
     clips_itself: bool
     tensor_group: dist.ProcessGroup | None
-    mean_factor: float  # turns DeepSpeed's mean over micro-batches and ranks into a mean over samples
+    mean_factor: Fraction  # turns DeepSpeed's mean over micro-batches and ranks into a mean over samples
 
     def __call__(self, **inputs: Any) -> Any:
         """The model's forward. Under ZeRO-3 it is a collective, so every rank must call it equally often."""
@@ -65,7 +66,8 @@ class Engine:
         DeepSpeed counts a micro-batch when its own `step` is called. This method calls it for every
         micro-batch except the last of a step. For that one `Engine.step` calls it and updates the weights.
         """
-        self.deepspeed.backward((loss * (scale * self.mean_factor)).to(loss.dtype))
+        factor = scale * self.mean_factor.numerator / self.mean_factor.denominator
+        self.deepspeed.backward((loss * factor).to(loss.dtype))
         if not is_last:
             self.deepspeed.step()
 
@@ -170,14 +172,14 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
     )
 
 
-def mean_factor(layout: BatchLayout, ranks: Ranks) -> float:
+def mean_factor(layout: BatchLayout, ranks: Ranks) -> Fraction:
     """The factor of a micro-batch's summed loss that makes the step's gradient that of the mean over samples.
 
     DeepSpeed averages over micro-batches and over ranks. Ranks that share a sequence count as separate ranks
     in this average, although each has only a part of the loss.
     """
     num_averaged = layout.forwards_per_step * layout.dp_size * ranks.sp_size
-    return num_averaged / layout.global_batch_size
+    return Fraction(num_averaged, layout.global_batch_size)
 
 
 class ModelParallelUnit:

@@ -17,7 +17,7 @@ def open_share(step: int, num_steps: int) -> float:
     return min(1.0, (step + 1) / num_steps)
 
 
-def open_pairs(seed: int, step: int, num_steps: int, longest: int) -> np.ndarray:
+def visible_positions(seed: int, step: int, num_steps: int, longest: int) -> np.ndarray:
     """Which position (row) may attend to which (column) in step `step`: bool [longest, longest]."""
     draws = generator(seed, Stream.ANNEALING, step).random((longest, longest), dtype=np.float32)
     return (draws < open_share(step, num_steps)) | np.tri(longest, dtype=bool)
@@ -33,7 +33,7 @@ def annealed_mask(
 
     Args:
         attention_mask: [rows, length], 0 at padding; None where there is no padding.
-        visible: bool [longest, longest], of `open_pairs`.
+        visible: bool [longest, longest], of `visible_positions`.
     """
     mask = torch.from_numpy(visible[:length, :length]).expand(rows, 1, length, length)
     if attention_mask is None:

@@ -11,11 +11,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config.model import ModelSection
 from mdmscale.models.lora import add_lora
-from mdmscale.models.opening import first_line, load_weights
+from mdmscale.models.opening import load_weights
 from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up, shape_of_keys
 from mdmscale.models.tokenizer import load_tokenizer
-from mdmscale.system.errors import UserError
+from mdmscale.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 

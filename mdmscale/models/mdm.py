@@ -33,7 +33,7 @@ class MaskedDiffusionModel(nn.Module):
         positions: torch.Tensor,  # [masked], index in the flattened rows that a target is predicted from
         targets: torch.Tensor,  # [masked]
         weights: torch.Tensor,  # [masked]
-        position_ids: torch.Tensor | None = None,  # [1, length]; None: 0, 1, ...
+        position_ids: torch.Tensor | None = None,  # [1 or rows, length]; None: 0, 1, ...
         row_lengths: tuple[int, ...] | None = None,  # of packed rows, see packed_attention.PackedRows
     ) -> HeadOutput:
         """The weighted loss over masked positions, and each one's loss and squared logit-gradient norm."""

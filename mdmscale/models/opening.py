@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdmscale.models.tokenizer import load_tokenizer
-from mdmscale.system.errors import UserError
+from mdmscale.system.errors import UserError, first_line
 from mdmscale.system.files import read_object
 from mdmscale.system.run_folder import RunFolder, kind_of
 
@@ -151,11 +151,6 @@ def load_weights(folder: str | Path, **arguments: Any) -> "PreTrainedModel":
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text that is not blank; else the name of its type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _eos_ids(path: Path, value: Any) -> frozenset[int]:

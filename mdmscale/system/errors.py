@@ -23,6 +23,11 @@ class UserError(ValueError):
         return "\n".join(self.problems)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not blank; else the name of its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def run_command(main: Callable[[], int]) -> int:
     """Run a command's `main`. On a `UserError` report it on stderr and return status 2.
 

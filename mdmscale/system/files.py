@@ -51,7 +51,8 @@ def written_file(path: Path, *, durable: bool = True, writer: str = "") -> Itera
 
     A reader sees either the old file or the new one. If the block fails, the old file stays, and the
     unfinished file and the parent folders created for it are removed. If a writer is killed, the next writer
-    overwrites its unfinished file. If `path` is a device or a pipe, the block writes to it directly.
+    overwrites its unfinished file. If `path` is a device or a pipe, the block writes to it directly. If it is
+    a link, the file that it points to is replaced.
 
     Args:
         durable: survive a power failure too, and refuse a second process that writes the same file. Pass
@@ -65,6 +66,8 @@ def written_file(path: Path, *, durable: bool = True, writer: str = "") -> Itera
     if path.exists() and not path.is_file():
         yield path
         return
+    if path.is_symlink():
+        path = path.resolve()
     aside = unfinished(path.with_name(writer + path.name))
     with made_parents(path, durable), locked_file(aside) if durable else nullcontext():
         try:
@@ -110,11 +113,16 @@ def unfinished(path: Path) -> Path:
 
 def fsync(path: Path) -> None:
     """Wait until the content of a file, or the entries of a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # one that may be written to but not read
+            return
+        raise
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems cannot sync folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)

@@ -44,14 +44,16 @@ def published_folder(destination: Path, num_bytes: int | None = None) -> Iterato
 def published_files(paths: Sequence[Path]) -> Iterator[Path]:
     """Yield a new folder in which to write the files `paths`, which must all have the same parent.
 
-    When the block ends, the files are moved to their places in the order of `paths`. The last one should be
-    the file without which no reader looks at the others. Failures, kills and other processes are handled as
-    in `published_folder`.
+    When the block ends, the files are moved to their places in the order of `paths`. The last one must be the
+    file without which no reader looks at the others: an older one is removed first, so a kill in between
+    leaves no set that looks whole. Otherwise failures, kills and other processes are handled as in
+    `published_folder`.
     """
     *_, last = paths
     with made_parents(last), _locked_new_folder(unfinished(last)) as aside:
         yield aside
         _sync(aside)
+        last.unlink(missing_ok=True)
         for path in paths:
             (aside / path.name).replace(path)
         shutil.rmtree(aside)

@@ -1,6 +1,5 @@
 """Locks on files and folders that are being written. The system releases them when their process ends."""
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -9,21 +8,21 @@ from pathlib import Path
 
 from mdmscale.system.errors import UserError
 
-# The errors of flock on a network file system without locks.
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
-
 
 @contextmanager
 def locked_file(path: Path) -> Iterator[None]:
     """Hold the lock of a file. The file is created if it is missing.
 
     The lock is advisory: it excludes only processes that use these functions. Some network file systems have
-    no locks. There the block runs without a lock, and two writers at once are not detected.
+    no locks, or locks within a node only. There two writers at once are not detected.
 
     Raises:
-        UserError: naming `path`, if another living process holds its lock.
+        UserError: naming `path`, if another living process holds its lock, or if it may not be written to.
     """
-    descriptor = _open_locked(path, os.O_RDWR | os.O_CREAT)  # NFS locks only writable files
+    try:
+        descriptor = _open_locked(path, os.O_RDWR | os.O_CREAT)  # NFS locks only writable files
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; see its owner") from None
     try:
         yield
     finally:
@@ -32,7 +31,7 @@ def locked_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked_folder(path: Path) -> Iterator[None]:
-    """Hold the lock of an existing folder, as `locked_file` does for a file."""
+    """Hold the lock of an existing folder, as `locked_file` does for a file. NFS locks folders in a node."""
     descriptor = _open_locked(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield
@@ -69,6 +68,5 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{path}: another process is writing it; wait until that process has ended") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    except OSError:
+        pass  # a file system without locks

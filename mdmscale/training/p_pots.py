@@ -44,7 +44,7 @@ class PPots:
     def __init__(self, options: DiffusionSection, t_sampler: TSampler) -> None:
         self.options = options.p_pots
         self.is_on = options.t_sampler == "p_pots"
-        self.is_measured = False  # p(t) has been fitted at least once
+        self.has_missed_probes = False  # P-POTS was turned on when the run resumed
         self.t_sampler = t_sampler
         self.edges = probe_edges(self.options)
         self.cell_sums = np.zeros((4, len(self.edges) - 1))  # see p_pots.CellSums
@@ -72,28 +72,28 @@ class PPots:
 
     def _probe_is_due(self, step: int) -> bool:
         """Whether to probe now: at a probe step, or late if P-POTS was turned on after the first ones."""
-        missed = not self.is_measured and any(probe_step < step for probe_step in self.options.probe_steps)
-        return step in self.options.probe_steps or missed
+        steps = self.options.probe_steps
+        return step in steps or (self.has_missed_probes and any(probe_step < step for probe_step in steps))
 
     def _fit(self, moment: np.ndarray, ranks: Ranks) -> Renewal:
         """Fit on rank 0. From now on every rank samples t from the result."""
         state = on_first_rank(ranks, lambda: fit_density(moment, self.options).to_state())
         density = DensityTable.from_state(state)
         self.t_sampler = replace(self.t_sampler, density=density)
-        self.is_measured = True
+        self.has_missed_probes = False
         return Renewal(density, moment, expected_gain(moment, density, self.options))
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "density": self.t_sampler.density.to_state(),
             "cell_sums": self.cell_sums.tolist(),
-            "is_measured": self.is_measured,
+            "is_on": self.is_on,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         cell_sums = np.array(state["cell_sums"])
         if cell_sums.shape == self.cell_sums.shape:  # the checkpoint has the same cells
             self.cell_sums = cell_sums
-        if self.is_on and state["is_measured"]:
+        self.has_missed_probes = self.is_on and not state["is_on"]
+        if self.is_on and state["is_on"]:
             self.t_sampler = replace(self.t_sampler, density=DensityTable.from_state(state["density"]))
-            self.is_measured = True

@@ -37,8 +37,10 @@ def measure_p_pots(
         sample = samples[sample_place]
         draws = range(item * options.num_masks, (item + 1) * options.num_masks)
         uniforms = [mask_uniforms(seed, draw, len(sample.token_ids), Stream.PROBE) for draw in draws]
-        noised = [noise_sample(sample, t[t_place], 1.0, each, noise) for each in uniforms]
-        return forward_sums(engine, collate(noised), ranks.device)  # [2, num_masks]
+        levels = np.full(noise.corruption.num_t(len(sample.token_ids)), t[t_place])
+        noised = [noise_sample(sample, levels, np.ones_like(levels), each, noise) for each in uniforms]
+        sums = forward_sums(engine, collate(noised), ranks.device)  # [2, num_masks * num_t]
+        return sums.reshape(2, options.num_masks, -1).sum(axis=2)
 
     results = share_out(measure, options.num_x0 * len(t), (2, options.num_masks), ranks)
     grid = results.reshape(options.num_x0, len(t), 2, options.num_masks)

@@ -66,7 +66,7 @@ class TrainingState:
         p_pots = {
             "density": values.pop("density"),
             "cell_sums": values.pop("cell_sums"),
-            "is_measured": values.pop("t_sampler") == "p_pots",
+            "is_on": values.pop("t_sampler") == "p_pots",
         }
         components = {"p_pots": p_pots, "baseline": values.pop("baseline")}
         own = {name: value for name, value in values.items() if name not in asdict(engine)}

@@ -1,6 +1,7 @@
 """The sums of one optimizer step over its samples: collected on the device, reduced in one small message."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +17,15 @@ from mdmscale.system.transfer import Arriving, to_device
 class StepTotals:
     """The sums of a step over the global batch.
 
-    loss: sum of the samples' losses. baseline: sum of b(t) / p(t). num_tokens, num_token_pairs: in all rows.
+    loss: sum of the samples' losses. baseline: sum of b(t) / p(t). num_tokens: see Batch; so
+    num_row_tokens and num_token_pairs.
     num_stops: ranks that want to stop. cells: float64 [4, cells], see p_pots.CellSums.
     """
 
     loss: float
     baseline: float
     num_tokens: int
+    num_row_tokens: int
     num_token_pairs: int
     num_masked: int
     num_stops: int
@@ -32,9 +35,21 @@ class StepTotals:
     def of(cls, sent: Arriving) -> "StepTotals":
         """The totals that `StepSums.reduce` sent. Waits until they arrive."""
         values = sent.wait().numpy()
-        loss, baseline, *counts = values[:6].tolist()
-        tokens, pairs, masked, stops = map(int, counts)
-        return cls(loss, baseline, tokens, pairs, masked, stops, values[6:].reshape(4, -1))
+        loss, baseline, *counts = values[:7].tolist()
+        tokens, row_tokens, pairs, masked, stops = map(int, counts)
+        cells = values[7:].reshape(4, -1)
+        return cls(loss, baseline, tokens, row_tokens, pairs, masked, stops, cells)
+
+
+class DrawSums(NamedTuple):
+    """What the forwards of some samples gave, by draw: t and 1 / p(t), float64 [draws], and sums [2, draws].
+
+    sums: float64, losses and squared norms of the gradient of the logits.
+    """
+
+    t: np.ndarray
+    importance_weights: np.ndarray
+    sums: torch.Tensor
 
 
 class StepSums:
@@ -44,8 +59,8 @@ class StepSums:
         self.baseline = baseline
         self.ranks = ranks
         self.scale = scale  # times a batch's weighted cross-entropies: its losses, in nats per token
-        self.by_draw: dict[int, tuple[Batch, torch.Tensor]] = {}  # by first_draw: float64 [2, draws]
-        self.num_tokens = self.num_token_pairs = self.num_masked = 0
+        self.by_first_draw: dict[int, DrawSums] = {}
+        self.num_tokens = self.num_row_tokens = self.num_token_pairs = self.num_masked = 0
 
     def add(self, batch: Batch, cross_entropies: torch.Tensor, squared_norms: torch.Tensor) -> None:
         """Add the cross-entropies and squared norms [masked] of one forward.
@@ -59,10 +74,11 @@ class StepSums:
                 batch.sum_by_draw(weights.square() * squared_norms),
             ]
         )
-        if batch.first_draw in self.by_draw:
-            sums += self.by_draw[batch.first_draw][1]
-        self.by_draw[batch.first_draw] = batch, sums
+        if batch.first_draw in self.by_first_draw:
+            sums += self.by_first_draw[batch.first_draw].sums
+        self.by_first_draw[batch.first_draw] = DrawSums(batch.t, batch.importance_weights, sums)
         self.num_tokens += batch.num_tokens
+        self.num_row_tokens += batch.num_row_tokens
         self.num_token_pairs += batch.num_token_pairs
         self.num_masked += len(batch.positions)
 
@@ -71,26 +87,26 @@ class StepSums:
         device = self.ranks.device
         loss = torch.zeros((), dtype=torch.float64, device=device)
         cells = torch.zeros(4, len(self.baseline.edges) - 1, dtype=torch.float64, device=device)
-        counts = np.zeros(5)  # b(t) / p(t), tokens, pairs of tokens, masked tokens, stops
-        counts[3:] = self.num_masked * self.ranks.speaks_for_slice, stop
-        for batch, sums in self.by_draw.values():
-            losses, squared_norms = self.ranks.sum_over_sequence(sums)
+        counts = np.zeros(6)  # b(t) / p(t), tokens, tokens of rows, pairs of tokens, masked tokens, stops
+        counts[4:] = self.num_masked * self.ranks.speaks_for_slice, stop
+        for draws in self.by_first_draw.values():
+            losses, squared_norms = self.ranks.sum_over_sequence(draws.sums)
             if self.ranks.speaks_for_samples:
                 loss += losses.sum()
-                self._add_to_cells(cells, batch, losses, squared_norms)
-                counts[0] += np.sum(batch.importance_weights * self.baseline.values(batch.t))
+                self._add_to_cells(cells, draws, losses, squared_norms)
+                counts[0] += np.sum(draws.importance_weights * self.baseline.values(draws.t))
         if self.ranks.speaks_for_samples:
-            counts[1:3] = self.num_tokens, self.num_token_pairs
+            counts[1:4] = self.num_tokens, self.num_row_tokens, self.num_token_pairs
         sums_sent = [loss[None], to_device(torch.from_numpy(counts), device), cells.flatten()]
         return Arriving(all_reduce_sum(torch.cat(sums_sent)))
 
     def _add_to_cells(
-        self, cells: torch.Tensor, batch: Batch, losses: torch.Tensor, squared_norms: torch.Tensor
+        self, cells: torch.Tensor, draws: DrawSums, losses: torch.Tensor, squared_norms: torch.Tensor
     ) -> None:
-        """Add a batch's draws to `cells` [4, cells], without their importance weights 1 / p(t)."""
-        importance = to_device(torch.from_numpy(batch.importance_weights), cells.device)
+        """Add draws to `cells` [4, cells], without their importance weights 1 / p(t)."""
+        importance = to_device(torch.from_numpy(draws.importance_weights), cells.device)
         plain, plain_norms = losses / importance, squared_norms / importance.square()
         last = len(self.baseline.edges) - 2
-        cell_of = np.clip(np.searchsorted(self.baseline.edges, batch.t, side="right") - 1, 0, last)
+        cell_of = np.clip(np.searchsorted(self.baseline.edges, draws.t, side="right") - 1, 0, last)
         values = torch.stack([torch.ones_like(plain), plain, plain.square(), plain_norms])  # [4, draws]
         cells.index_add_(1, to_device(torch.from_numpy(cell_of), cells.device), values)

@@ -136,7 +136,7 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
 def speed(run: Run, totals: StepTotals, num_tokens: int, clock: StepClock) -> dict[str, float]:
     """The metrics of a step's speed and memory. `mfu` is among them if the device's peak is known."""
     seconds = clock.seconds
-    flops = run.flops.of(totals.num_tokens, totals.num_token_pairs, totals.num_masked)
+    flops = run.flops.of(totals.num_row_tokens, totals.num_token_pairs, totals.num_masked)
     flops_per_device = flops / seconds / run.ranks.world_size
     peak = peak_flops(run.ranks.device)
     return {

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from mdmscale.system.errors import UserError
+from mdmscale.system.errors import UserError, first_line
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -60,7 +60,7 @@ class SafetensorsFile:
         try:
             self._file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: is damaged or no safetensors file: {_first_line(error)}") from None
+            raise UserError(f"{path}: is damaged or no safetensors file: {first_line(error)}") from None
 
     def infos(self) -> dict[str, TensorInfo]:
         return {name: self._info(name) for name in self._file.offset_keys()}
@@ -194,7 +194,7 @@ def _load_bin(path: Path) -> dict[str, torch.Tensor]:
             "run; get the model as safetensors"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: is damaged: {_first_line(error)}") from None
+        raise UserError(f"{path}: is damaged: {first_line(error)}") from None
     if not isinstance(loaded, dict) or not all(isinstance(item, torch.Tensor) for item in loaded.values()):
         raise UserError(f"{path}: is no dictionary of tensors")
     return loaded
@@ -204,7 +204,3 @@ def _is_zip(path: Path) -> bool:
     """Whether torch can memory-map the file. It cannot map the format of torch before 1.6."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -26,8 +26,9 @@ class Counts:
     """Masks exactly l tokens per row, with l uniform on 1..n. The `num_rows` rows rotate one permutation."""
 
     num_rows: int
-    needs_symmetric_t = False
+    needs_symmetric_range = False
     takes_extra_rates = False
+    has_attention_pattern = False
 
     def num_t(self, length: int) -> int:
         return 1
@@ -51,8 +52,9 @@ class Blocks:
 
     size: int
     num_rows = 1
-    needs_symmetric_t = False
+    needs_symmetric_range = False
     takes_extra_rates = False
+    has_attention_pattern = True
 
     def num_t(self, length: int) -> int:
         return -(-length // self.size)
@@ -71,8 +73,9 @@ class Views:
     """One row of two noisy views and the clean sample. A view attends to itself and the clean past."""
 
     num_rows = 1
-    needs_symmetric_t = False
+    needs_symmetric_range = False
     takes_extra_rates = False
+    has_attention_pattern = True
 
     def num_t(self, length: int) -> int:
         return 1
@@ -84,7 +87,8 @@ class Views:
         weights = np.concatenate([*pair.weights, nothing])
         view, at = np.repeat([0, 1, 2], length), np.tile(np.arange(length), 3)
         past = (view == 2) & (at < at[:, None])
-        return NoisedRows(masked[None], weights[None], source=at, attention=(view[:, None] == view) | past)
+        attention = (view[:, None] == view) | past
+        return NoisedRows(masked[None], weights[None], position_ids=at, attention=attention)
 
 
 NEW = {"counts": Counts(1), "rotation": Counts(3), "blocks": Blocks(4), "views": Views()}
@@ -216,4 +220,51 @@ def test_views_share_the_positions_of_their_sample(new_names: None) -> None:
     batch = Collator(0)([noised])
     assert batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4] * 3]
-    assert batch.num_tokens == 15 and batch.num_token_pairs == 225
+    assert (batch.num_tokens, batch.num_row_tokens, batch.num_token_pairs) == (5, 15, 225)
+
+
+def test_shifted_views_are_predicted_within_themselves(new_names: None) -> None:
+    """With logit_shift a token is predicted from the one before it in its view, the first from itself."""
+    sample = Sample(np.arange(4) + 1, np.ones(4, dtype=bool))
+    noised = noise_sample(sample, 1.0, 1.0, np.full(4, 0.5), Noise(DiffusionSection(masking="views")))
+    batch = Collator(0, logit_shift=True)([noised])
+    assert batch.positions.tolist() == [0, 0, 1, 2, 4, 4, 5, 6]
+
+
+def test_annealing_hides_positions_whichever_column_shows_them(new_names: None) -> None:
+    sample = Sample(np.arange(3) + 1, np.ones(3, dtype=bool))
+    noised = noise_sample(sample, 0.5, 1.0, np.full(3, 0.5), Noise(DiffusionSection(masking="views")))
+    batch = Collator(0)([noised], np.tri(8, dtype=bool))
+    assert batch.attention_mask is not None and noised.attention is not None
+    mask = batch.attention_mask[0, 0].numpy()
+    assert np.array_equal(mask, noised.attention & np.tile(np.tri(3, dtype=bool), (3, 3)))
+
+
+@dataclass(frozen=True)
+class RowsOfTheirOwn(Counts):
+    """Two rows, each masked at a t of its own."""
+
+    def num_t(self, length: int) -> int:
+        return 2
+
+    def corrupt(self, draw: Draw) -> NoisedRows:
+        masked = draw.uniforms < draw.t[:, None]
+        weights = masked * position_weight(draw.share, draw.importance_weights, draw.t, 2)[:, None]
+        t_of = np.broadcast_to(np.arange(2)[:, None], masked.shape)
+        return NoisedRows(masked, weights, t_of=t_of)
+
+
+def test_rows_may_have_a_t_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CORRUPTIONS, "own", RowsOfTheirOwn(2))
+    noise, sample = Noise(DiffusionSection(masking="own")), Sample(np.arange(4), np.ones(4, dtype=bool))
+    noised = noise_sample(sample, np.array([0.3, 0.9]), np.ones(2), np.array([0.1, 0.2, 0.5, 0.8]), noise)
+    together, rows = Collator(9)([noised]), [Collator(9)([noised.row(number)]) for number in range(2)]
+    assert together.draw_of.tolist() == [0, 0, 1, 1, 1, 1]
+    assert torch.cat([batch.draw_of for batch in rows]).tolist() == together.draw_of.tolist()
+
+
+def test_a_pattern_is_refused_where_attention_takes_none(tiny: dict[str, Any], new_names: None) -> None:
+    tiny["diffusion"]["masking"] = "blocks"
+    tiny["model"]["attention"] = "flash_attention_2"
+    with pytest.raises(ValueError, match="masking = blocks has an attention pattern"):
+        RunConfig.model_validate(tiny)

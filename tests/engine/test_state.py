@@ -35,5 +35,5 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         read_layout(tmp_path)
     for state in ({"step": 3}, {"engine": {}}, {"engine": 3}):
         (tmp_path / "state.json").write_text(json.dumps(state))
-        with pytest.raises(UserError, match=r"state\.json: written by another version.* no world_size"):
+        with pytest.raises(UserError, match=r"state\.json: written by another version, as it lacks"):
             read_layout(tmp_path)

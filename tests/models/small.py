@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mdmscale.config.model import ModelSection
-from mdmscale.models.annealing import annealed_mask, open_pairs
+from mdmscale.models.annealing import annealed_mask, visible_positions
 from mdmscale.models.backbone import build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.models.packed_attention import attend_in_rows
@@ -35,7 +35,7 @@ def small_batch(layout: str, lengths: tuple[int, ...]) -> dict[str, Any]:
     """The arguments of a forward, for rows of `lengths` in which every third token is masked."""
     rows, longest = len(lengths), max(lengths)
     generator = torch.Generator().manual_seed(sum(lengths))
-    pairs = open_pairs(0, 1, 4, longest)
+    pairs = visible_positions(0, 1, 4, longest)
     places = torch.arange(longest)
     is_token = places < torch.tensor(lengths)[:, None]  # [rows, longest]
     batch: dict[str, Any] = {"attention_mask": None}

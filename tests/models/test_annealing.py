@@ -13,7 +13,7 @@ from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader, make_t_sampler
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.sample import Sample
-from mdmscale.models.annealing import annealed_mask, for_attention, open_pairs, open_share
+from mdmscale.models.annealing import annealed_mask, for_attention, open_share, visible_positions
 from mdmscale.models.backbone import build_backbone
 from mdmscale.parallel.batch_layout import BatchLayout
 
@@ -26,12 +26,12 @@ def test_the_share_grows_to_one() -> None:
 
 @pytest.mark.parametrize("step", [0, 3, 9])
 def test_looking_back_is_open_and_a_share_of_looking_ahead(step: int) -> None:
-    pairs = open_pairs(seed=1, step=step, num_steps=10, longest=200)
+    pairs = visible_positions(seed=1, step=step, num_steps=10, longest=200)
     assert pairs[np.tril_indices(200)].all()
     ahead = pairs[np.triu_indices(200, k=1)]
     assert ahead.mean() == pytest.approx((step + 1) / 10, abs=0.02)
-    assert np.array_equal(pairs, open_pairs(1, step, 10, 200))
-    assert not np.array_equal(pairs, open_pairs(2, step, 10, 200)) or step == 9
+    assert np.array_equal(pairs, visible_positions(1, step, 10, 200))
+    assert not np.array_equal(pairs, visible_positions(2, step, 10, 200)) or step == 9
 
 
 class Source:
@@ -79,7 +79,7 @@ def test_a_position_depends_on_the_open_ones_alone(corpus: Path, attention: str)
         attention=attention,
     )
     model = build_backbone(options, 1e-3, seed=0).model.eval()
-    pairs = open_pairs(seed=0, step=1, num_steps=4, longest=LENGTH)
+    pairs = visible_positions(seed=0, step=1, num_steps=4, longest=LENGTH)
     real = torch.ones(1, 24, dtype=torch.int64)
     real[:, 20:] = 0
     mask = annealed_mask(real, pairs, 1, 24)
@@ -100,6 +100,6 @@ def test_a_position_depends_on_the_open_ones_alone(corpus: Path, attention: str)
 
 
 def test_without_padding_the_mask_is_the_pairs() -> None:
-    pairs = open_pairs(0, 0, 3, LENGTH)
+    pairs = visible_positions(0, 0, 3, LENGTH)
     mask = annealed_mask(None, pairs, 2, 10)
     assert torch.equal(mask[1, 0], torch.from_numpy(pairs[:10, :10]))

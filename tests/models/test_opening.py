@@ -37,7 +37,7 @@ def test_finds_a_model_folder_and_the_export_of_a_run(model_folder: Path, tmp_pa
 def test_says_what_a_folder_is_not(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         find_model_folder(tmp_path / "missing")
-    with pytest.raises(UserError, match="neither a model folder"):
+    with pytest.raises(UserError, match="neither a Hugging Face model folder"):
         find_model_folder(tmp_path)
     (tmp_path / "config.yaml").write_text("run: {name: run}\n")
     with pytest.raises(UserError, match="no exported model yet"):
@@ -45,7 +45,7 @@ def test_says_what_a_folder_is_not(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "step-00000002"
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text("{}")
-    with pytest.raises(UserError, match="is a checkpoint, and only conversion reads those"):
+    with pytest.raises(UserError, match="is a checkpoint; make a model folder of it"):
         find_model_folder(checkpoint)
 
 

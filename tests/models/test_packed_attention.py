@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mdmscale.config.model import ModelSection
-from mdmscale.models.annealing import annealed_mask, open_pairs
+from mdmscale.models.annealing import annealed_mask, visible_positions
 from mdmscale.models.backbone import FAMILIES, build_backbone
 from mdmscale.models.packed_attention import PackedRows, attend_in_rows, packed_attention
 
@@ -50,7 +50,7 @@ def outputs(model: PreTrainedModel, packs: bool, pairs: torch.Tensor | None) -> 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_as_they_are_alone(corpus: Path, family: str, checkpointed: bool, annealed: bool) -> None:
-    pairs = torch.from_numpy(open_pairs(0, 1, 4, max(LENGTHS)))[None, None] if annealed else None
+    pairs = torch.from_numpy(visible_positions(0, 1, 4, max(LENGTHS)))[None, None] if annealed else None
     results = []
     for packs in (False, True):
         model = build(corpus, family).train()

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_what_another_process_takes_away_before_the_lock_is_opened_again(
             raise AssertionError("not reached")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EIO])
 def test_a_file_system_without_locks_is_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -54,9 +55,13 @@ def test_a_file_system_without_locks_is_written_to(
         assert (tmp_path / "file").exists()
 
 
-def test_other_failures_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_locks(monkeypatch, errno.EIO)
-    with pytest.raises(OSError, match="refused"), locked_file(tmp_path / "file"):
+def test_a_file_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    message = "file: cannot be written: Permission denied"
+    with pytest.raises(UserError, match=message), locked_file(tmp_path / "file"):
         raise AssertionError("not reached")
 
 

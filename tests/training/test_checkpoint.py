@@ -80,7 +80,7 @@ def test_p_pots_that_is_turned_on_later_probes_at_once_and_off_leaves_t_uniform(
 ) -> None:
     values, folder = trained
     off = set_up(config_of(values, diffusion={"t_sampler": "uniform"}), ranks)
-    assert off.t_sampler.density.density.tolist() == [1.0]
+    assert off.p_pots.t_sampler.density.density.tolist() == [1.0]
 
     plain = config_of(values, run={"name": "plain"}, diffusion={"t_sampler": "uniform"})
     train(plain)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mdmscale.system.run_folder import RunFolder
 from mdmscale.training import metrics
 from mdmscale.training.metrics import (
     MetricsWriter,
@@ -155,7 +156,7 @@ def finished_run(folder: Path) -> Any:
     """The attributes of a Run that the summary uses."""
     config = SimpleNamespace(train=SimpleNamespace(steps=40))
     return SimpleNamespace(
-        folder=folder, step=40, config=config, consumed_tokens=123_456, consumed_samples=320
+        folder=RunFolder(folder), step=40, config=config, consumed_tokens=123_456, consumed_samples=320
     )
 
 

@@ -70,7 +70,7 @@ def test_the_format_before_is_read(tmp_path: Path) -> None:
     state = TrainingState.read(tmp_path)
     assert (state.step, state.consumed_tokens, state.engine) == (10, 1000, LAYOUT)
     assert state.components["baseline"] == FORMAT_1["baseline"]
-    expected = {"density": FORMAT_1["density"], "cell_sums": FORMAT_1["cell_sums"], "is_measured": True}
+    expected = {"density": FORMAT_1["density"], "cell_sums": FORMAT_1["cell_sums"], "is_on": True}
     assert state.components["p_pots"] == expected
     assert read_layout(tmp_path) == LAYOUT
 

@@ -50,7 +50,7 @@ class PathBench:
         self.batches = path.batches(sizes)
         first = self.batches[0]
         rows = sum(rows_of(batch) for batch in self.batches)
-        num_row_tokens = sum(batch.num_tokens for batch in self.batches)
+        num_row_tokens = sum(batch.num_row_tokens for batch in self.batches)
         self.result = PathResult(
             path,
             num_tokens=num_row_tokens * first.num_draws // rows,

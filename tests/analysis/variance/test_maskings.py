@@ -7,8 +7,8 @@ from mdmscale.analysis.variance.maskings import MASKINGS, noise_of, row_times
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.keys import describe_keys
 from mdmscale.diffusion.noise import noise_sample
-from mdmscale.diffusion.objective import mask_rate
 from mdmscale.diffusion.sample import Sample
+from mdmscale.diffusion.schedule import mask_rate
 
 
 @pytest.mark.parametrize("t", [0.1, 0.7])
