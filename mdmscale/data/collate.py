@@ -41,7 +41,7 @@ class Collator:
         num_rows = samples[0].masks.shape[0]
         lengths = np.repeat([len(sample.token_ids) for sample in samples], num_rows)  # [rows]
         width = int(lengths.max())
-        rows, columns = places(lengths)  # [tokens] each; tokens of all rows, without padding
+        rows, columns = rows_and_columns(lengths)  # [tokens] each; tokens of all rows, without padding
         packs = self.packs and lengths.min() < width and samples[0].attention is None
         shape = (1, len(rows)) if packs else (len(lengths), width)
         at = np.arange(len(rows)) if packs else rows * width + columns  # [tokens], index in the batch
@@ -70,7 +70,7 @@ class Collator:
         )
 
 
-def places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def rows_and_columns(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The row and the column of each token, for rows of these lengths. Two int64 [sum of lengths]."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
     first = np.cumsum(lengths) - lengths  # [rows]

@@ -13,7 +13,7 @@ _SPLIT_SEED = 0
 MOST_HELD_OUT = 10**6
 
 
-def held_out_places(count: int, share: float, what: str) -> np.ndarray:
+def held_out_indices(count: int, share: float, what: str) -> np.ndarray:
     """Which of `count` items are held out: int64 [ceil(share * count)], ascending, a million at most.
 
     The items are divided into as many equal blocks, and one is drawn from each. At least one item is held out
@@ -40,6 +40,6 @@ def kept_before(held_out: np.ndarray) -> np.ndarray:
     return held_out - np.arange(len(held_out))
 
 
-def kept_place(kept_before: np.ndarray, number: int) -> int:
+def kept_index(kept_before: np.ndarray, number: int) -> int:
     """Where kept item `number` is among all items, in O(log(held out)). Kept items are those not held out."""
     return number + int(np.searchsorted(kept_before, number, side="right"))

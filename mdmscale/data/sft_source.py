@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mdmscale.config.data import DataSection
-from mdmscale.data.held_out import held_out_places, kept_before, kept_place
+from mdmscale.data.held_out import held_out_indices, kept_before, kept_index
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.data.sft_shard import SFTShard, fit_lengths, samples_path
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards
@@ -37,7 +37,7 @@ class SFTSource:
         left_out = _left_out(data, self._shards)
         self._fitting_before = kept_before(left_out)
         num_fitting = self._stream.num_documents - len(left_out)
-        self._held_out = held_out_places(num_fitting, data.held_out, "samples")
+        self._held_out = held_out_indices(num_fitting, data.held_out, "samples")
         self._kept_before = kept_before(self._held_out)
         self.num_held_out = len(self._held_out)
         self.num_train = num_fitting - self.num_held_out
@@ -48,14 +48,14 @@ class SFTSource:
 
     def train_sample(self, index: int) -> Sample:
         number = sequence_of_sample(index, self.num_train, self._seed)
-        return self._sample(kept_place(self._kept_before, number))
+        return self._sample(kept_index(self._kept_before, number))
 
     def held_out_sample(self, index: int) -> Sample:
         return self._sample(int(self._held_out[index]))
 
     def _sample(self, fitting: int) -> Sample:
         """The sample with number `fitting` among those that data.too_long does not leave out."""
-        document = kept_place(self._fitting_before, fitting)
+        document = kept_index(self._fitting_before, fitting)
         owner, local = self._stream.owner_of(document)
         start, stop = self._stream.document_span(owner, local)
         prompt_length, prefix = self._shards[owner].prompt_length(local), self._shards[owner].tokens.prefix

@@ -10,22 +10,22 @@ from mdmscale.data.batch import Batch
 
 @dataclass(frozen=True)
 class Slicer:
-    """Cuts slice `place` of `ranks` slices out of each row. Packed rows count as one row.
+    """Cuts the slice of rank `sp_rank` of `sp_size` out of each row. Packed rows count as one row.
 
     A masked position belongs to the slice with the hidden state that predicts it.
     """
 
-    place: int
-    ranks: int
+    sp_rank: int
+    sp_size: int
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch of this slice. Its numbers of draws and tokens remain those of the whole batch."""
-        if self.ranks == 1:
+        if self.sp_size == 1:
             return batch
         rows, length = batch.input_ids.shape
-        padding = -length % self.ranks
-        width = (length + padding) // self.ranks
-        first = self.place * width
+        padding = -length % self.sp_size
+        width = (length + padding) // self.sp_size
+        first = self.sp_rank * width
         position_ids = torch.arange(length)[None] if batch.position_ids is None else batch.position_ids
         attention_mask, row_lengths = batch.attention_mask, batch.row_lengths
         if row_lengths is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mdmscale.config.data import DataSection
-from mdmscale.data.held_out import held_out_places
+from mdmscale.data.held_out import held_out_indices
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards
 from mdmscale.data.source import describe, path_list
@@ -74,7 +74,7 @@ class TokenSource:
 
 def split_stream(stream: TokenStream, share: float) -> tuple[TokenSpans, TokenSpans]:
     """(training tokens, held-out tokens): a `share` of the documents, evenly spread, is held out."""
-    places = held_out_places(stream.num_documents, share, "documents")
+    places = held_out_indices(stream.num_documents, share, "documents")
     ends = np.stack([places, places + 1], axis=1)  # [held out, 2]
     starts, stops = stream.document_starts(ends.ravel()).reshape(-1, 2).T
     between = TokenSpans(stream, np.append(0, stops), np.append(starts, stream.num_tokens))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 # Launchers end all ranks as soon as one has failed, so the other ranks give rank 0 time to report.
-SECONDS_FOR_RANK_0 = 5.0
+SECONDS_FOR_RANK_0 = 10.0
 
 
 class UserError(ValueError):

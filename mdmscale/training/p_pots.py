@@ -20,6 +20,9 @@ from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.parallel.collectives import on_first_rank
 from mdmscale.parallel.ranks import Ranks
 
+# Draws the estimator on a grid of t, on samples from this index on; see p_pots_probe.py.
+Probe = Callable[[int], ProbeStatistics]
+
 
 @dataclass(frozen=True, eq=False)
 class Renewal:
@@ -41,11 +44,12 @@ class PPots:
     too, so P-POTS can be turned on when a run resumes.
     """
 
-    def __init__(self, options: DiffusionSection, t_sampler: TSampler) -> None:
+    def __init__(self, options: DiffusionSection, t_sampler: TSampler, probe: Probe) -> None:
         self.options = options.p_pots
         self.is_on = options.t_sampler == "p_pots"
         self.has_missed_probes = False  # P-POTS was turned on when the run resumed
         self.t_sampler = t_sampler
+        self.probe = probe
         self.edges = probe_edges(self.options)
         self.cell_sums = np.zeros((4, len(self.edges) - 1))  # see p_pots.CellSums
 
@@ -53,16 +57,16 @@ class PPots:
         """Add the sums of a step over cells of t, float64 [4, cells], see p_pots.CellSums."""
         self.cell_sums += cells
 
-    def renew(self, step: int, probe: Callable[[], ProbeStatistics], ranks: Ranks) -> Renewal | None:
-        """Fit p(t) if a fit is due before step `step`. Returns None if it is not.
+    def renew(self, step: int, first_sample: int, ranks: Ranks) -> Renewal | None:
+        """Fit p(t) if a fit is due before step `step`, which begins with sample `first_sample`; else None.
 
         A probe runs forwards of its own. A refit uses the sums that training has collected since the last
         refit, and part of the older ones (FADING). Every rank calls this, with the same sums.
         """
+        if self.probe_is_due(step):
+            return self._fit(self.probe(first_sample).second_moment(self.options.target), ranks)
         if not self.is_on:
             return None
-        if self._probe_is_due(step):
-            return self._fit(probe().second_moment(self.options.target), ranks)
         every = self.options.refit_every
         if every and step and step % every == 0 and self.cell_sums.any():
             moment = CellSums(self.cell_sums).second_moment(self.options.target)
@@ -70,10 +74,11 @@ class PPots:
             return self._fit(moment, ranks)
         return None
 
-    def _probe_is_due(self, step: int) -> bool:
-        """Whether to probe now: at a probe step, or late if P-POTS was turned on after the first ones."""
+    def probe_is_due(self, step: int) -> bool:
+        """Whether `renew` probes: at a probe step, or late if P-POTS was turned on after the first ones."""
         steps = self.options.probe_steps
-        return step in steps or (self.has_missed_probes and any(probe_step < step for probe_step in steps))
+        is_late = self.has_missed_probes and any(probe_step < step for probe_step in steps)
+        return self.is_on and (step in steps or is_late)
 
     def _fit(self, moment: np.ndarray, ranks: Ranks) -> Renewal:
         """Fit on rank 0. From now on every rank samples t from the result."""

@@ -4,6 +4,7 @@ Cheap checks come first, so errors appear early. Nothing is written if the input
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers.utils import logging as hf_logging
@@ -41,6 +42,7 @@ from mdmscale.system.stateful import Stateful
 from mdmscale.training import checkpoint
 from mdmscale.training.facts import gather_facts
 from mdmscale.training.p_pots import PPots
+from mdmscale.training.p_pots_probe import measure_p_pots
 from mdmscale.training.run_data import open_run_data, undone_on_refusal
 from mdmscale.training.state import TrainingState
 
@@ -145,7 +147,17 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     collate = Collator(backbone.mask_token_id, backbone.logit_shift, layout.packs, slicer)
     batches = TrainLoader(source, config, layout, ranks.dp_rank, noise, collate)
     loader = Prefetcher(batches, config.data.num_workers, ranks.device)
-    p_pots = PPots(config.diffusion, make_t_sampler(config))
+    probe = partial(
+        measure_p_pots,
+        engine,
+        source,
+        noise,
+        config.diffusion.p_pots,
+        collate,
+        seed=config.run.seed,
+        ranks=ranks,
+    )
+    p_pots = PPots(config.diffusion, make_t_sampler(config), probe)
     baseline = EmaBaseline(p_pots.edges, config.diffusion.t_range, config.diffusion.ema_decay)
     run = Run(
         config,

@@ -10,7 +10,6 @@ import torch
 
 from mdmscale.config.run import RunConfig
 from mdmscale.data.batch import Batch
-from mdmscale.diffusion.p_pots import ProbeStatistics
 from mdmscale.engine import nvme
 from mdmscale.engine.optim import learning_rate, set_learning_rate
 from mdmscale.models.flops import peak_flops
@@ -24,7 +23,6 @@ from mdmscale.training import checkpoint, export
 from mdmscale.training.evaluation import eval_t, evaluate
 from mdmscale.training.figures import p_pots_figure, save_figure, training_figure
 from mdmscale.training.metrics import MetricsWriter, ProgressLine, closing_summary, read_metrics
-from mdmscale.training.p_pots_probe import measure_p_pots
 from mdmscale.training.setup import Run, set_up
 from mdmscale.training.step_sums import StepSums, StepTotals
 from mdmscale.training.watchdog import Watchdog
@@ -194,22 +192,10 @@ def loss_scale(run: Run, batches: list[Batch]) -> float | torch.Tensor:
 
 
 def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
-    """Let P-POTS fit a new p(t) if one is due before the next step. Returns its metrics, if any."""
-
-    def probe() -> ProbeStatistics:
+    """Let P-POTS renew p(t) if that is due before the next step. Returns what the step's metrics gain."""
+    if run.p_pots.probe_is_due(run.step):
         line.say(f"step {run.step}: measuring p(t)")
-        return measure_p_pots(
-            run.engine,
-            run.source,
-            run.noise,
-            run.config.diffusion.p_pots,
-            run.collate,
-            run.consumed_samples,
-            run.config.run.seed,
-            run.ranks,
-        )
-
-    renewal = run.p_pots.renew(run.step, probe, run.ranks)
+    renewal = run.p_pots.renew(run.step, run.consumed_samples, run.ranks)
     if renewal is None:
         return {}
     if run.ranks.is_first:

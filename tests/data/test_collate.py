@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mdmscale.data.batch import Batch
-from mdmscale.data.collate import Collator, places
+from mdmscale.data.collate import Collator, rows_and_columns
 from mdmscale.diffusion.noise import NoisedSample
 
 MASK = 99
@@ -88,5 +88,5 @@ def test_shifted_positions_lie_one_before_their_token_but_within_its_row(packs: 
 
 
 def test_places() -> None:
-    rows, columns = places(np.array([2, 1, 3]))
+    rows, columns = rows_and_columns(np.array([2, 1, 3]))
     assert rows.tolist() == [0, 0, 1, 2, 2, 2] and columns.tolist() == [0, 1, 0, 0, 1, 2]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mdmscale.config.data import DataSection
-from mdmscale.data.held_out import held_out_places
+from mdmscale.data.held_out import held_out_indices
 from mdmscale.data.opening import open_source
 from mdmscale.data.source import SampleSource
 from mdmscale.data.token_source import cut_length
@@ -38,7 +38,7 @@ def open_tokens(folder: str, seed: int = 0, **options: object) -> SampleSource:
 
 def split(documents: list[list[int]], share: float) -> tuple[list[int], list[int]]:
     """Training and held-out tokens, selected with plain lists."""
-    places = set(held_out_places(len(documents), share, "documents").tolist())
+    places = set(held_out_indices(len(documents), share, "documents").tolist())
     train = [token for place, text in enumerate(documents) if place not in places for token in text]
     return train, [token for place in sorted(places) for token in documents[place]]
 
