@@ -175,7 +175,7 @@ def start_ranks(num_ranks: int, script: Path, *arguments: str) -> Job:
     return Job([str(script), *arguments], num_ranks, ROOT, without_ranks())
 
 
-def run_ranks(num_ranks: int, script: Path, *arguments: str, timeout: float = 1500) -> str:
+def run_ranks(num_ranks: int, script: Path, *arguments: str, timeout: float = 400) -> str:
     """Run `start_ranks` to its end. Returns the output; fails with the output if the status is not 0."""
     job = start_ranks(num_ranks, script, *arguments)
     try:
@@ -186,7 +186,7 @@ def run_ranks(num_ranks: int, script: Path, *arguments: str, timeout: float = 15
     return job.stdout
 
 
-def train_all(num_ranks: int, batch: list[dict[str, Any]], timeout: float = 1500) -> str:
+def train_all(num_ranks: int, batch: list[dict[str, Any]], timeout: float = 400) -> str:
     """Train several configs in turn, on the ranks of one process group. Returns the output."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(batch, file)

@@ -22,6 +22,7 @@ from mdmscale.training.metrics import read_metrics
 from mdmscale.training.trainer import train as train_run
 
 swaps = pytest.mark.skipif(not private.can_swap(), reason="libaio's headers are not installed")
+COMPILING = 1500  # seconds for the first job: DeepSpeed may compile its asynchronous I/O in it
 LAYOUTS: dict[str, dict[str, Any]] = {
     "memory": {"zero_stage": 3, "offload_optimizer": "cpu"},
     "optimizer": {"zero_stage": 3, "offload_optimizer": "nvme"},
@@ -68,7 +69,8 @@ RESUMED = [
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every layout uninterrupted, and every pair of layouts: the second resumes the first half-way."""
     folder = tmp_path_factory.mktemp("nvme")
-    train_all(2, [values_of(corpus, folder, f"{dtype}-{layout}", dtype, layout) for dtype, layout in WHOLE])
+    whole = [values_of(corpus, folder, f"{dtype}-{layout}", dtype, layout) for dtype, layout in WHOLE]
+    train_all(2, whole, timeout=COMPILING)
     second_halves = []
     for dtype, first, second in RESUMED:
         name = f"{dtype}-{first}-{second}"
@@ -90,7 +92,8 @@ def assert_same(run: Path, reference: Path, exactly: bool) -> None:
 
 
 @swaps
-@pytest.mark.slow  # DeepSpeed compiles its asynchronous I/O at the first use
+@pytest.mark.slow
+@pytest.mark.timeout(COMPILING + 500)
 @pytest.mark.distributed
 @pytest.mark.parametrize(("dtype", "layout"), [each for each in WHOLE if each[1] != "memory"])
 def test_disks_change_nothing(runs: Path, dtype: str, layout: str) -> None:
@@ -99,6 +102,7 @@ def test_disks_change_nothing(runs: Path, dtype: str, layout: str) -> None:
 
 @swaps
 @pytest.mark.slow
+@pytest.mark.timeout(COMPILING + 500)
 @pytest.mark.distributed
 @pytest.mark.parametrize(("dtype", "first", "second"), RESUMED)
 def test_runs_go_on(runs: Path, dtype: str, first: str, second: str) -> None:
@@ -112,6 +116,7 @@ def assert_empty(disk: Path) -> None:
 
 @swaps
 @pytest.mark.slow
+@pytest.mark.timeout(COMPILING + 500)
 @pytest.mark.distributed
 def test_nothing_is_left_on_the_disk(runs: Path) -> None:
     assert_empty(runs / "disk")
