@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from diffusion.tiny_model import make_model
 
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.run import RunConfig
@@ -169,17 +169,7 @@ def test_a_new_corruption_needs_no_other_change(
 
 @pytest.fixture(scope="module")
 def model() -> MaskedDiffusionModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        is_causal=False,
-        initializer_range=0.5,
-    )
-    return MaskedDiffusionModel(LlamaForCausalLM(config).double().eval(), head_chunk_size=None)
+    return make_model(vocab_size=8, head_chunk_size=None)
 
 
 def hidden_states(model: MaskedDiffusionModel, name: str, samples: list[Sample], t: float) -> torch.Tensor:

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from diffusion.tiny_model import make_model
 from numpy.polynomial.legendre import leggauss
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.collate import Collator
@@ -42,17 +41,7 @@ def isad_noise(**options: Any) -> Noise:
 
 @pytest.fixture(scope="module")
 def model() -> MaskedDiffusionModel:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=16,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        is_causal=False,
-    )
-    config.initializer_range = 0.5
-    return MaskedDiffusionModel(LlamaForCausalLM(config).double().eval(), head_chunk_size=5)
+    return make_model(vocab_size=16, head_chunk_size=5)
 
 
 def batch_loss(model: MaskedDiffusionModel, sample: NoisedSample) -> float:
