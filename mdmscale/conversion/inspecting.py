@@ -44,9 +44,8 @@ def inspect_model(folder: Path) -> dict[str, Any]:
     values = read_object(folder / "config.json")
     if identify(values, folder) != "mdmscale":
         model = translate(folder)
-        shift = (
-            None if model.family == "arm" else SHIFTED[model.family]
-        )  # an ARM's is chosen when it is imported
+        # The shift of an autoregressive model is chosen when it is imported.
+        shift = None if model.family == "arm" else SHIFTED[model.family]
         mdm = {"mask_token_id": model.mask_token_id, "logit_shift": shift}
         sizes = _sizes(model.config, model.weights.tensors())
         return {"kind": "model", "family": model.family, **mdm, **sizes}

@@ -48,9 +48,8 @@ class DensityTable:
 
     def mean_weights(self, edges: np.ndarray) -> np.ndarray:
         """The mean of 1 / p in each of the cells that `edges` [cells + 1] bound, float64 [cells]."""
-        integral = np.concatenate(
-            [[0.0], np.cumsum(np.diff(self.edges) / self.density)]
-        )  # integral of 1 / p from 0 to each edge
+        # The integral of 1 / p from 0 to each edge.
+        integral = np.concatenate([[0.0], np.cumsum(np.diff(self.edges) / self.density)])
         return np.diff(np.interp(edges, self.edges, integral)) / np.diff(edges)
 
     def to_state(self) -> dict[str, Any]:

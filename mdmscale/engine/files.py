@@ -50,9 +50,7 @@ class DeepSpeedFiles:
         """The shape of this tensor rank's part of a parameter."""
         if self.layout.zero_stage < 3:
             return tuple(self.module[name].shape)
-        first = self._models[0]
-        shapes = {key: shape for group in first[private.SHAPES] for key, shape in group.items()}
-        return tuple((shapes | (first[private.FROZEN_SHAPES] or {}))[name])
+        return tuple(self._whole_shapes[name])
 
     def weight(self, name: str) -> torch.Tensor:
         """The parameter in the model's precision. In bf16 it is the rounded fp32 master."""
@@ -130,6 +128,13 @@ class DeepSpeedFiles:
             return optimizer.get(private.INNER_STATE, optimizer)["state"]
         name = private.INNER_STATE if self.layout.zero_stage == 3 else private.BASE_STATE
         return self._optimizers[rank][name]["state"]
+
+    @cached_property
+    def _whole_shapes(self) -> dict[str, torch.Size]:
+        """ZeRO-3 records the shapes, as its tensors are empty."""
+        first = self._models[0]
+        shapes = {name: shape for group in first[private.SHAPES] for name, shape in group.items()}
+        return shapes | (first[private.FROZEN_SHAPES] or {})
 
     @cached_property
     def _optimizers(self) -> list[dict[str, Any]]:

@@ -91,10 +91,9 @@ def initialise(tp_size: int = 1, sp_size: int = 1) -> Ranks:
     equally. Every rank must call it. `tp_size * sp_size` must divide the number of ranks.
     """
     if "RANK" not in os.environ:
+        # Port 0: torch takes a free one.
         alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
-        os.environ.update(
-            {name: str(value) for name, value in alone.items()}
-        )  # port 0: torch takes a free one
+        os.environ.update({name: str(value) for name, value in alone.items()})
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
     # DeepSpeed calls the deprecated function. A user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)

@@ -27,9 +27,8 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
         data = data.model_copy(update={"path": str(prefix)})
     vocab_size, eos_token_id = backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
     source = on_every_rank(ranks, lambda: open_source(data, config.run.seed, vocab_size, eos_token_id))
-    source.description = describe(
-        config.data, source.fingerprint
-    )  # names the user's paths, not the encoded files
+    # The user's paths, not those of the encoded files.
+    source.description = describe(config.data, source.fingerprint)
     return source
 
 

@@ -48,9 +48,8 @@ def candidates(config: RunConfig, shape: ModelShape, cluster: Cluster) -> Iterat
     ranks. A compiled model is neither split over ranks nor sharded.
     """
     tensors = SHARING if config.model.lora is None else (1,)
-    stages = (
-        [0, 1, 2, 3] if config.model.dtype == "fp32" else [1, 2, 3]
-    )  # stage 0 would sum gradients in bf16
+    # In bf16, stage 0 would sum gradients in bf16.
+    stages = [0, 1, 2, 3] if config.model.dtype == "fp32" else [1, 2, 3]
     sequences = SHARING if config.model.attention == "sdpa" else (1,)
     recomputations = RECOMPUTATIONS
     if config.model.attention == "flash_attention_2":

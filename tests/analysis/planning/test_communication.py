@@ -55,9 +55,8 @@ def test_sequence_ranks_exchange_queries_keys_values_and_outputs(small_workload:
     message = workload.tokens * (2 * 128 + 2 * 64) * 2  # two query widths, two key widths, bf16
     sent = traffic(workload)["sequence ranks, all-to-all"].inside
     assert sent == pytest.approx(workload.forwards * 3 * 2 * message / 2)
-    repeated = small_workload(
-        4, parallel={"sequence": 4}
-    )  # more ranks than key heads: all query heads are sent
+    # More ranks than key heads: all query heads are sent.
+    repeated = small_workload(4, parallel={"sequence": 4})
     sent = traffic(repeated)["sequence ranks, all-to-all"].inside
     assert sent == pytest.approx(repeated.forwards * 3 * 2 * repeated.tokens * 4 * 128 * 2 * 3 / 4)
 
