@@ -132,10 +132,13 @@ def _print_summary(title: str, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    notes = summary.pop("notes", [])
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in _flattened(summary):
         table.add_row(name, value)
     Console(file=sys.stdout).print(table, markup=False)
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _flattened(summary: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
