@@ -1,7 +1,7 @@
 """Import a folder of another model family: make it a bidirectional Hugging Face folder with a mask token."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ class Translation:
     weights: TensorSource
     mask_token_id: int | None
     token_ids: TokenIds
-    has_adapter: bool
-    notes: list[str]
+    has_adapter: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def import_folder(source: Path, destination: Path, options: ImportOptions) -> dict[str, Any]:
@@ -162,10 +162,11 @@ def translate(source: Path, family: str = "auto") -> Translation:
             "LLaDA's code would ignore; set weight_tying to false, or remove ff_out from the weights"
         )
     check_expected(weights, expected_shapes(config, source), source)
-    notes = [f"{files.ignored} is ignored, as a single file of weights is beside it"] if files.ignored else []
-    notes += (
-        ["config.json says that the head is tied, but it is another weight: kept"] if has_own_head else []
-    )
+    notes = []
+    if files.ignored:
+        notes.append(f"{files.ignored} is ignored, as a single file of weights is beside it")
+    if has_own_head:
+        notes.append("config.json says that the head is tied, but it is another weight: kept")
     return Translation(family, config, weights, mask, stated_ids(source), adapter is not None, notes)
 
 

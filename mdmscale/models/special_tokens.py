@@ -60,11 +60,17 @@ def set_special_tokens(model: Any, path: str | None, tokenizer: Any, mask_token_
     Built with a padding token, torch's embedding gives that row no gradient. Where the padding token is also
     EOS, as it is in many models, EOS would not learn what it means as an input.
 
+    The rest of a folder's generation_config.json (temperature and the like) is for autoregressive sampling
+    and is dropped. transformers loads values in it that it then refuses to save.
+
     Args:
         path: the folder or hub id that the model was loaded from; None for a model from scratch.
     """
+    from transformers import GenerationConfig
+
     stated = TokenIds() if path is None else stated_ids(_described_in(path))
     ids, notices = settle_ids(stated, tokenizer, model.config.vocab_size, mask_token_id)
+    model.generation_config = GenerationConfig()
     ids.write(model.config, model.generation_config)
     for notice in notices:
         say(f"{path}: {notice}")
