@@ -143,7 +143,7 @@ def translate(source: Path, family: str = "auto") -> Translation:
     files, adapter = WeightFolder(source), read_adapter(source)
     infos = files.tensors()
     check_floating(infos, source)
-    stored = files if adapter is None else MergedSource(files, adapter, MERGE_BY_PEFT)
+    stored: TensorSource = files if adapter is None else MergedSource(files, adapter, MERGE_BY_PEFT)
     with describing(source / "config.json"):
         match family:
             case "llada":

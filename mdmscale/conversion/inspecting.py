@@ -53,7 +53,8 @@ def inspect_model(folder: Path) -> dict[str, Any]:
         shift = None if model.family == "arm" else SHIFTED[model.family]
         mdm = {"mask_token_id": model.mask_token_id, "logit_shift": shift}
         sizes = _sizes(model.config, model.weights.tensors())
-        return {"kind": "model", "family": model.family, **mdm, "adapter": model.has_adapter, **sizes}
+        facts = {"adapter": model.has_adapter, **sizes, "notes": model.notes}
+        return {"kind": "model", "family": model.family, **mdm, **facts}
     mdm = {name: values["mdm"].get(name) for name in ("mask_token_id", "logit_shift", "source")}
     stored = open_stored_model(folder, None)
     config = read_hf_config(folder)
