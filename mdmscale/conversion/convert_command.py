@@ -39,7 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
     importing = commands.add_parser("import", help="make an mdmscale model folder from another model family")
-    importing.add_argument("source", type=Path, metavar="SRC", help="folder with config.json and weights")
+    importing.add_argument(
+        "source",
+        type=Path,
+        metavar="SRC",
+        help="folder with config.json and weights; a LoRA adapter beside them is merged",
+    )
     importing.add_argument("destination", type=Path, metavar="DST", help="folder to write")
     importing.add_argument(
         "--family",
@@ -76,7 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--lora",
         choices=("merge", "keep"),
         default="merge",
-        help="merge a LoRA adapter into the weights, or keep it apart in DST/adapter (default: merge)",
+        help="merge a LoRA adapter into the weights, or keep it apart in DST/adapter, of a finished run from "
+        "the checkpoint of its hf/ (default: merge)",
     )
     _add_common(exporting)
     return parser
@@ -132,10 +138,13 @@ def _print_summary(title: str, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    notes = summary.pop("notes", [])
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in _flattened(summary):
         table.add_row(name, value)
     Console(file=sys.stdout).print(table, markup=False)
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _flattened(summary: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from mdmscale.conversion.expressible import unexpressed_attention
 from mdmscale.system.errors import UserError
 from mdmscale.weights.tensor_source import TensorInfo
 
@@ -51,17 +52,16 @@ def hf_config(values: dict[str, Any], infos: dict[str, TensorInfo], where: Path)
     )
 
 
-def dream_config(config: PretrainedConfig, mask_token_id: int, where: Path) -> dict[str, Any]:
-    """config.json for Dream's own code.
-
-    Raises:
-        UserError: where Dream's code cannot express the model.
-    """
+def unexpressed(config: PretrainedConfig) -> list[str]:
+    """What Dream's code cannot express of a model, one line for each field."""
+    problems = unexpressed_attention(config, "Dream's code")
     if config.model_type != "qwen2":
-        raise UserError(
-            f"{where}: cannot be a Dream model: it is a {config.model_type} model, and Dream's code needs "
-            "the biases of qwen2"
-        )
+        problems.append(f"it is a {config.model_type} model, and Dream's code needs the biases of qwen2")
+    return problems
+
+
+def dream_config(config: PretrainedConfig, mask_token_id: int) -> dict[str, Any]:
+    """config.json for Dream's own code."""
     rope = dict(config.rope_parameters)
     theta, rope_type = rope.pop("rope_theta"), rope.get("rope_type", "default")
     return {

@@ -11,13 +11,14 @@ from mdmscale.conversion.destination import check_destination
 from mdmscale.conversion.model_folder import (
     expected_shapes,
     main_dtype,
+    own_weights,
     read_hf_config,
     save_hf_config,
-    weight_parts,
 )
 from mdmscale.conversion.stored_model import StoredModel, open_stored_model
-from mdmscale.conversion.tokenizer_files import copy_tokenizer, drop_tokens_from
+from mdmscale.conversion.tokenizer_files import copy_tokenizer, drop_tokens_from, open_copied
 from mdmscale.models.precision import DTYPES
+from mdmscale.models.special_tokens import settle_ids, stated_ids
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
 from mdmscale.system.folders import published_folder
@@ -26,7 +27,7 @@ from mdmscale.weights.adapters import MergedSource
 from mdmscale.weights.progress import weights_progress
 from mdmscale.weights.tensor_source import TensorSource
 from mdmscale.weights.tensor_views import EMBEDDINGS, CastSource, Part, RemappedSource
-from mdmscale.weights.weight_files import check_expected
+from mdmscale.weights.weight_files import check_expected, check_floating
 from mdmscale.weights.weight_writer import MAX_SHARD_BYTES, write_weights
 
 
@@ -52,15 +53,17 @@ def export_folder(source: Path, destination: Path, options: ExportOptions) -> di
         UserError: naming the file or option at fault.
     """
     check_destination(source, destination, options.overwrite)
-    stored = open_stored_model(source, options.checkpoint)
+    stored = open_stored_model(source, options.checkpoint, keeps_adapter=options.lora == "keep")
     config = read_hf_config(stored.folder)
     mdm = _mdm_section(config, stored.folder)
-    _check_target(options, stored, mdm)
+    _check_target(options, stored, config)
     weights = _plain_weights(stored, config, options)
-    weights, foreign_config = _in_format(options.to, weights, config, stored.folder)
+    weights = _in_format(options.to, weights, config)
     infos = weights.tensors()
     with published_folder(destination, sum(info.num_bytes for info in infos.values())) as folder:
         copy_tokenizer(stored.folder, folder)
+        notices = _settle_special_tokens(config, mdm["mask_token_id"], stored.folder, folder)
+        foreign_config = _foreign_config(options.to, config, mdm["mask_token_id"])
         if foreign_config is not None:
             dtype = str(main_dtype(infos)).removeprefix("torch.")
             write_object(folder / "config.json", {**foreign_config, "torch_dtype": dtype})
@@ -78,6 +81,7 @@ def export_folder(source: Path, destination: Path, options: ExportOptions) -> di
         "parameters": sum(info.num_elements for info in infos.values()),
         "adapter": "none" if stored.adapter is None else {"merge": "merged", "keep": "kept"}[options.lora],
         **_notes(options.to, mdm),
+        "notes": notices,
     }
 
 
@@ -91,53 +95,81 @@ def _mdm_section(config: PretrainedConfig, folder: Path) -> dict[str, Any]:
     return mdm
 
 
-def _check_target(options: ExportOptions, stored: StoredModel, mdm: dict[str, Any]) -> None:
-    shift = mdm.get("logit_shift", False)
-    if options.to == "llada" and shift:
-        raise UserError(
-            f"--to llada: {stored.folder} predicts position i from i - 1 (logit_shift), but LLaDA's code "
-            "does not; give --to hf"
-        )
-    if options.to == "dream" and not shift:
-        raise UserError(
-            f"--to dream: {stored.folder} predicts each position from itself (no logit_shift), but Dream's "
-            "code does not; give --to hf"
-        )
-    if options.to == "llada" and stored.adapter is not None and options.lora == "keep":
-        raise UserError(
-            "--lora keep: an adapter has the names of Hugging Face modules, not LLaDA's; give --lora merge"
-        )
+def _check_target(options: ExportOptions, stored: StoredModel, config: PretrainedConfig) -> None:
+    """Refuse what the format cannot express, all problems at once."""
+    where, shift = stored.folder, config.mdm.get("logit_shift", False)
+    problems = []
+    if options.to == "llada":
+        if shift:
+            problems.append(
+                f"{where} predicts position i from i - 1 (logit_shift), but LLaDA's code does not"
+            )
+        problems += [f"{where}: {problem}" for problem in llada.unexpressed(config)]
+    if options.to == "dream":
+        if not shift:
+            problems.append(
+                f"{where} predicts each position from itself (no logit_shift), but Dream's code does not"
+            )
+        problems += [f"{where}: {problem}" for problem in dream.unexpressed(config)]
+    refusals = [f"--to {options.to}: {problem}; give --to hf" for problem in problems]
+    if options.lora == "keep":
+        if stored.adapter is None:
+            refusals.append(
+                f"--lora keep: {where} has no adapter apart from its weights; leave --lora out, or give the "
+                "folder of a run that has trained one"
+            )
+        elif options.to == "llada":
+            refusals.append(
+                "--lora keep: an adapter has names of Hugging Face modules, not LLaDA's; give --lora merge"
+            )
+    if refusals:
+        raise UserError(*refusals)
 
 
 def _plain_weights(stored: StoredModel, config: PretrainedConfig, options: ExportOptions) -> TensorSource:
     """The weights under Hugging Face names, checked, in the chosen precision and with the adapter merged."""
-    weights: TensorSource = stored.weights
-    weights = RemappedSource(weights, weight_parts(weights.tensors(), config))
+    check_floating(stored.weights.tensors(), stored.folder)
+    weights = own_weights(stored.weights, config)
     check_expected(weights, expected_shapes(config, stored.folder), stored.folder)
     if stored.adapter is not None and options.lora == "merge":
         weights = MergedSource(weights, stored.adapter)
     return weights if options.dtype == "keep" else CastSource(weights, DTYPES[options.dtype])
 
 
-def _in_format(
-    to: str, weights: TensorSource, config: PretrainedConfig, where: Path
-) -> tuple[TensorSource, dict[str, Any] | None]:
-    """The weights in the format `to`, and the config of that format's own code.
+def _settle_special_tokens(
+    config: PretrainedConfig, mask_token_id: int, source: Path, written: Path
+) -> list[str]:
+    """Set EOS, BOS and padding of the config to those of the copied tokenizer and those that `source` states.
 
-    The config is None where the Hugging Face config is the right one.
+    Returns:
+        what a user should know about them.
     """
-    infos, mdm = weights.tensors(), config.mdm
+    ids, notices = settle_ids(stated_ids(source), open_copied(written), config.vocab_size, mask_token_id)
+    ids.write(config)
+    return notices
+
+
+def _in_format(to: str, weights: TensorSource, config: PretrainedConfig) -> TensorSource:
+    """The weights under the names of the format `to`. For `arm`, `config` becomes causal again."""
+    infos = weights.tensors()
     match to:
         case "llada":
-            content = llada.llada_config(config, mdm["mask_token_id"], where)
-            return RemappedSource(weights, llada.llada_parts(infos)), content
-        case "dream":
-            return weights, dream.dream_config(config, mdm["mask_token_id"], where)
+            return RemappedSource(weights, llada.llada_parts(infos))
         case "arm":
             _make_causal(config)
             rows = {name: Part(name, 0, config.vocab_size) for name in infos.keys() & EMBEDDINGS}
-            return RemappedSource(weights, {name: rows.get(name, Part(name)) for name in infos}), None
-    return weights, None
+            return RemappedSource(weights, {name: rows.get(name, Part(name)) for name in infos})
+    return weights
+
+
+def _foreign_config(to: str, config: PretrainedConfig, mask_token_id: int) -> dict[str, Any] | None:
+    """The content of config.json for a format's own code; None where the Hugging Face config is right."""
+    match to:
+        case "llada":
+            return llada.llada_config(config, mask_token_id)
+        case "dream":
+            return dream.dream_config(config, mask_token_id)
+    return None
 
 
 def _make_causal(config: PretrainedConfig) -> None:

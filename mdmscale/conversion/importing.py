@@ -1,7 +1,7 @@
 """Import a folder of another model family: make it a bidirectional Hugging Face folder with a mask token."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from mdmscale.conversion.destination import check_destination
 from mdmscale.conversion.families import settle_family
 from mdmscale.conversion.mask_token import MaskToken, choose_mask_token, next_token_id
 from mdmscale.conversion.model_folder import (
+    all_dtypes,
     describing,
     expected_shapes,
+    own_weights,
     read_hf_config,
+    read_values,
     save_hf_config,
-    weight_parts,
 )
 from mdmscale.conversion.tokenizer_files import (
     add_mask_token,
@@ -28,19 +30,21 @@ from mdmscale.conversion.tokenizer_files import (
 from mdmscale.models.backbone import open_windows
 from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up
+from mdmscale.models.special_tokens import TokenIds, settle_ids, stated_ids
 from mdmscale.system.errors import UserError
-from mdmscale.system.files import read_object
 from mdmscale.system.folders import published_folder
+from mdmscale.weights.adapters import MergedSource, read_adapter
 from mdmscale.weights.progress import weights_progress
 from mdmscale.weights.tensor_source import TensorSource
 from mdmscale.weights.tensor_views import CastSource, MeanRowsSource, RemappedSource
-from mdmscale.weights.weight_files import WeightFolder, check_expected
+from mdmscale.weights.weight_files import WeightFolder, check_expected, check_floating
 from mdmscale.weights.weight_writer import MAX_SHARD_BYTES, write_weights
 
 # DiffuLLaMA was trained with an ordinary token of LLaMA-2 as its mask.
 DIFFULLAMA_MASK = 811
 # LLaDA's smallest mask rate; training replaces it with its own.
 EPS = 1e-3
+MERGE_BY_PEFT = "merge it with peft (merge_and_unload), and import the result"
 SHIFTED = {"arm": True, "llada": False, "dream": True, "diffullama": True}
 
 
@@ -58,12 +62,22 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Translation:
-    """A model of another family in Hugging Face's terms, checked: config, weights and declared mask token."""
+    """A model of another family in Hugging Face's terms, checked.
+
+    Attributes:
+        weights: with an adapter that lies beside them merged.
+        mask_token_id: the one that the folder declares.
+        token_ids: EOS, BOS and padding, as the folder states them.
+        notes: what a user should know about the weights.
+    """
 
     family: str
     config: PretrainedConfig
     weights: TensorSource
     mask_token_id: int | None
+    token_ids: TokenIds
+    has_adapter: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def import_folder(source: Path, destination: Path, options: ImportOptions) -> dict[str, Any]:
@@ -94,6 +108,8 @@ def import_folder(source: Path, destination: Path, options: ImportOptions) -> di
         _write_tokenizer(folder, mask)
         origin = f"{model.family} {source.resolve().name}"
         mdm = {"mask_token_id": mask.token_id, "logit_shift": shift, "eps": EPS, "source": origin}
+        ids, notices = settle_ids(model.token_ids, tokenizer, config.vocab_size, mask.token_id)
+        ids.write(config)
         _make_bidirectional(config, num_rows, mdm)
         save_hf_config(config, weights.tensors(), folder)
         with weights_progress(weights, "importing") as advance:
@@ -102,10 +118,14 @@ def import_folder(source: Path, destination: Path, options: ImportOptions) -> di
         "family": model.family,
         "architecture": config.model_type,
         "parameters": sum(info.num_elements for info in weights.tensors().values()),
+        "dtype": all_dtypes(weights.tensors()),
+        "adapter": "merged" if model.has_adapter else "none",
         "mask token": f"{mask.token_id} {mask.text or ''} ({mask.reason})",
+        "eos tokens": " ".join(map(str, ids.eos)) or "none",
         "logit shift": shift,
         "embeddings": config.vocab_size,
         "tokenizer": "copied" if tokenizer else "the source has none; to train, give model.tokenizer",
+        "notes": [*model.notes, *notices],
     }
 
 
@@ -115,25 +135,39 @@ def translate(source: Path, family: str = "auto") -> Translation:
     Raises:
         UserError: naming the file at fault, or where `source` is not of the requested family.
     """
-    values = read_object(source / "config.json")
+    values = read_values(source)
     family = settle_family(family, values, source)
     mask: Any = DIFFULLAMA_MASK if family == "diffullama" else values.get("mask_token_id")
     if mask is not None and type(mask) is not int:
         raise UserError(f"{source / 'config.json'}: mask_token_id = {mask!r} is not a token id")
-    files = WeightFolder(source)
+    files, adapter = WeightFolder(source), read_adapter(source)
     infos = files.tensors()
+    check_floating(infos, source)
+    stored: TensorSource = files if adapter is None else MergedSource(files, adapter, MERGE_BY_PEFT)
     with describing(source / "config.json"):
         match family:
             case "llada":
                 config = llada.hf_config(values, source / "config.json")
+                stored = RemappedSource(stored, llada.hf_parts(infos, config, source))
             case "dream":
                 config = dream.hf_config(values, infos, source / "config.json")
             case _:
                 config = read_hf_config(source)
-    parts = llada.hf_parts(infos, config, source) if family == "llada" else weight_parts(infos, config)
-    weights = RemappedSource(files, parts)
+    says_tied = config.tie_word_embeddings
+    weights = own_weights(stored, config)
+    has_own_head = says_tied and not config.tie_word_embeddings
+    if has_own_head and family == "llada":
+        raise UserError(
+            f"{source}: config.json has weight_tying, but the weights have another head in ff_out, which "
+            "LLaDA's code would ignore; set weight_tying to false, or remove ff_out from the weights"
+        )
     check_expected(weights, expected_shapes(config, source), source)
-    return Translation(family, config, weights, mask)
+    notes = []
+    if files.ignored:
+        notes.append(f"{files.ignored} is ignored, as a single file of weights is beside it")
+    if has_own_head:
+        notes.append("config.json says that the head is tied, but it is another weight: kept")
+    return Translation(family, config, weights, mask, stated_ids(source), adapter is not None, notes)
 
 
 def _rows(mask: MaskToken, num_rows: int) -> tuple[int, Iterable[int]]:

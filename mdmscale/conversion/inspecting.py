@@ -8,10 +8,16 @@ from transformers import PretrainedConfig
 
 from mdmscale.conversion.families import identify
 from mdmscale.conversion.importing import SHIFTED, translate
-from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, weight_parts
-from mdmscale.system.files import read_object
+from mdmscale.conversion.model_folder import (
+    all_dtypes,
+    expected_shapes,
+    own_weights,
+    read_hf_config,
+    read_values,
+)
+from mdmscale.conversion.stored_model import open_stored_model
+from mdmscale.models.folder_checks import check_not_adapter_alone
 from mdmscale.system.run_folder import (
-    ADAPTER_FOLDER,
     MODEL_FOLDER,
     RunFolder,
     is_model,
@@ -20,8 +26,6 @@ from mdmscale.system.run_folder import (
 from mdmscale.training.state import TrainingState
 from mdmscale.weights.adapters import read_adapter
 from mdmscale.weights.tensor_source import TensorInfo
-from mdmscale.weights.tensor_views import RemappedSource
-from mdmscale.weights.weight_files import WeightFolder
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
@@ -30,6 +34,7 @@ def inspect_folder(path: Path) -> dict[str, Any]:
     Raises:
         UserError: where the folder is none of them, is damaged, or holds an unsupported model.
     """
+    check_not_adapter_alone(path)
     match kind_of(path):
         case "model":
             return inspect_model(path)
@@ -41,23 +46,24 @@ def inspect_folder(path: Path) -> dict[str, Any]:
 
 def inspect_model(folder: Path) -> dict[str, Any]:
     """Family, sizes, mask token and logit shift of a model folder."""
-    values = read_object(folder / "config.json")
+    values = read_values(folder)
     if identify(values, folder) != "mdmscale":
         model = translate(folder)
         # The shift of an autoregressive model is chosen when it is imported.
         shift = None if model.family == "arm" else SHIFTED[model.family]
         mdm = {"mask_token_id": model.mask_token_id, "logit_shift": shift}
         sizes = _sizes(model.config, model.weights.tensors())
-        return {"kind": "model", "family": model.family, **mdm, **sizes}
+        facts = {"adapter": model.has_adapter, **sizes, "notes": model.notes}
+        return {"kind": "model", "family": model.family, **mdm, **facts}
     mdm = {name: values["mdm"].get(name) for name in ("mask_token_id", "logit_shift", "source")}
-    has_adapter = read_adapter(folder / ADAPTER_FOLDER) is not None
+    stored = open_stored_model(folder, None)
     config = read_hf_config(folder)
-    weights = RemappedSource(files := WeightFolder(folder), weight_parts(files.tensors(), config))
+    weights = own_weights(stored.weights, config)
     return {
         "kind": "model",
         "family": "mdmscale",
         **mdm,
-        "adapter": has_adapter,
+        "adapter": stored.adapter is not None,
         **_sizes(config, weights.tensors()),
     }
 
@@ -109,12 +115,11 @@ def _described(model: Path) -> dict[str, Any]:
 
 
 def _sizes(config: PretrainedConfig, infos: dict[str, TensorInfo]) -> dict[str, Any]:
-    dtypes = sorted({str(info.dtype).removeprefix("torch.") for info in infos.values()})
     return {
         "architecture": config.model_type,
         "parameters": sum(info.num_elements for info in infos.values()),
         "bytes": sum(info.num_bytes for info in infos.values()),
-        "dtype": ", ".join(dtypes),
+        "dtype": all_dtypes(infos),
         "vocab_size": config.vocab_size,
         "num_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from mdmscale.conversion.expressible import unexpressed_attention
 from mdmscale.system.errors import UserError
 from mdmscale.weights.tensor_source import TensorInfo
 from mdmscale.weights.tensor_views import Part
@@ -123,9 +124,9 @@ def hf_config(values: dict[str, Any], where: Path) -> PretrainedConfig:
         rope_parameters={"rope_type": "default", "rope_theta": float(llada["rope_theta"])},
         tie_word_embeddings=llada["weight_tying"],
         initializer_range=llada["init_std"],
-        bos_token_id=None,
-        eos_token_id=llada["eos_token_id"],
-        pad_token_id=llada["pad_token_id"],
+        bos_token_id=None,  # the import settles the ids: a default of LLaDA's code says nothing of them
+        eos_token_id=None,
+        pad_token_id=None,
     )
 
 
@@ -138,8 +139,6 @@ def hf_parts(infos: dict[str, TensorInfo], config: PretrainedConfig, where: Path
     parts: dict[str, Part] = {}
     for name in infos:
         parts |= _hf_parts_of(name, infos, config, where)
-    if config.tie_word_embeddings:
-        parts.pop("lm_head.weight", None)
     return parts
 
 
@@ -195,27 +194,24 @@ def llada_parts(infos: dict[str, TensorInfo]) -> dict[str, Part]:
     return parts
 
 
-def llada_config(config: PretrainedConfig, mask_token_id: int, where: Path) -> dict[str, Any]:
-    """config.json for LLaDA's own code. It names every field, as the defaults are not LLaDA's values.
-
-    Raises:
-        UserError: where LLaDA's code cannot express the model.
-    """
-    heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
-    rope = config.rope_parameters
-    problems = []
+def unexpressed(config: PretrainedConfig) -> list[str]:
+    """What LLaDA's code cannot express of a model, one line for each field."""
+    problems = unexpressed_attention(config, "LLaDA's code")
     if config.model_type not in ("llama", "mistral", "qwen2"):
         problems.append(f"LLaDA's code lacks parts of a {config.model_type} model")
-    if head_dim not in (None, config.hidden_size // heads):
-        problems.append(
-            f"head_dim = {head_dim} is not hidden_size / num_attention_heads, which LLaDA's code needs"
-        )
-    if rope.get("rope_type", "default") != "default":
-        problems.append(f"rope_type = {rope['rope_type']!r} is not supported by LLaDA's code")
-    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        problems.append("biases beyond those of q, k and v are not supported by LLaDA's code")
-    if problems:
-        raise UserError(*(f"{where}: cannot be a LLaDA model: {problem}" for problem in problems))
+    if config.hidden_act != "silu":
+        problems.append(f"hidden_act = {config.hidden_act!r} is not silu, as LLaDA's models have it")
+    if (rope_type := config.rope_parameters.get("rope_type", "default")) != "default":
+        problems.append(f"rope_type = {rope_type!r} is not supported by LLaDA's code")
+    for name in ("attention_bias", "mlp_bias"):
+        if getattr(config, name, False):
+            problems.append(f"{name}: biases beyond those of q, k and v are not supported by LLaDA's code")
+    return problems
+
+
+def llada_config(config: PretrainedConfig, mask_token_id: int) -> dict[str, Any]:
+    """config.json for LLaDA's own code. It names every field, as the defaults are not LLaDA's values."""
+    rope = config.rope_parameters
     eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     return {
         "architectures": ["LLaDAModelLM"],
@@ -228,14 +224,14 @@ def llada_config(config: PretrainedConfig, mask_token_id: int, where: Path) -> d
         "use_cache": False,
         **DEFAULTS,
         "d_model": config.hidden_size,
-        "n_heads": heads,
+        "n_heads": config.num_attention_heads,
         "n_kv_heads": config.num_key_value_heads,
         "n_layers": config.num_hidden_layers,
         "mlp_hidden_size": config.intermediate_size,
         "activation_type": "silu",
         "block_type": "llama",
         "rope": True,
-        "attention_dropout": 0.0,
+        "attention_dropout": config.attention_dropout,
         "residual_dropout": 0.0,
         "embedding_dropout": 0.0,
         "layer_norm_type": "rms",

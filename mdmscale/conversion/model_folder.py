@@ -4,15 +4,29 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from mdmscale.models.folder_checks import check_not_adapter_alone, check_unquantized
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
-from mdmscale.weights.tensor_source import TensorInfo
-from mdmscale.weights.tensor_views import Part
+from mdmscale.weights.tensor_source import TensorInfo, TensorSource
+from mdmscale.weights.tensor_views import HEAD, INPUT_EMBEDDING, Part, RemappedSource
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """The content of config.json.
+
+    Raises:
+        UserError: where it is missing or damaged, or says that the weights are quantised.
+    """
+    check_not_adapter_alone(folder)
+    values = read_object(folder / "config.json")
+    check_unquantized(values, folder)
+    return values
 
 
 def read_hf_config(folder: Path) -> PretrainedConfig:
@@ -21,7 +35,7 @@ def read_hf_config(folder: Path) -> PretrainedConfig:
     Raises:
         UserError: where transformers cannot read it.
     """
-    read_object(folder / "config.json")
+    read_values(folder)
     with describing(folder / "config.json"):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
@@ -52,6 +66,11 @@ def main_dtype(infos: dict[str, TensorInfo]) -> torch.dtype:
     return sizes.most_common(1)[0][0]
 
 
+def all_dtypes(infos: dict[str, TensorInfo]) -> str:
+    """Every precision of the weights. A conversion keeps each tensor's own."""
+    return ", ".join(sorted({str(info.dtype).removeprefix("torch.") for info in infos.values()}))
+
+
 def expected_shapes(config: PretrainedConfig, folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every weight of the model, as transformers builds it. A tied head is not listed.
 
@@ -63,9 +82,25 @@ def expected_shapes(config: PretrainedConfig, folder: Path) -> dict[str, tuple[i
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def weight_parts(infos: dict[str, TensorInfo], config: PretrainedConfig) -> dict[str, Part]:
-    """The weights under their own names, without the buffers and tied copies that old files also hold."""
-    kept = [name for name in infos if not name.endswith("rotary_emb.inv_freq")]
-    if config.tie_word_embeddings:
-        kept = [name for name in kept if name != "lm_head.weight"]
-    return {name: Part(name) for name in kept}
+def own_weights(source: TensorSource, config: PretrainedConfig) -> TensorSource:
+    """`source`, under Hugging Face names, without the copies and buffers that old files also hold.
+
+    Whether the head is tied to the embedding is decided as transformers decides it: the config must say so,
+    and the files must not hold a head that differs. Where they do, `config` becomes untied. If they hold only
+    the head, the embedding is the head.
+    """
+    infos = source.tensors()
+    parts = {name: Part(name) for name in infos if not name.endswith("rotary_emb.inv_freq")}
+    if config.tie_word_embeddings and HEAD in parts:
+        if INPUT_EMBEDDING not in parts:
+            parts[INPUT_EMBEDDING] = parts.pop(HEAD)
+        elif _are_equal(source, HEAD, INPUT_EMBEDDING):
+            del parts[HEAD]
+        else:
+            config.tie_word_embeddings = False
+    return RemappedSource(source, parts)
+
+
+def _are_equal(source: TensorSource, left: str, right: str) -> bool:
+    infos = source.tensors()
+    return infos[left] == infos[right] and torch.equal(source.read(left), source.read(right))

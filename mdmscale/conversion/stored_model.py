@@ -6,6 +6,9 @@ To compute with a model, see models/opening.py.
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from mdmscale.models.folder_checks import check_not_adapter_alone
 from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import ADAPTER_FOLDER, RunFolder, kind_of, step_of
 from mdmscale.weights.adapters import Adapter, read_adapter, split_adapter
@@ -28,25 +31,61 @@ class StoredModel:
     adapter: Adapter | None
 
 
-def open_stored_model(path: Path, step: int | None) -> StoredModel:
+def open_stored_model(path: Path, step: int | None, keeps_adapter: bool = False) -> StoredModel:
     """Open a model folder, a checkpoint or a run.
 
-    Of a run, open the checkpoint of `step`; where `step` is None, its hf/, else its newest checkpoint.
+    Of a run, open the checkpoint of `step`. Where `step` is None, open its hf/, in which adapters are merged;
+    to have them apart, the checkpoint that hf/ was made from; where it has no hf/ yet, its newest checkpoint.
+
+    Args:
+        keeps_adapter: open base model and adapter apart.
 
     Raises:
         UserError: naming what is missing or damaged.
     """
+    check_not_adapter_alone(path)
     kind = kind_of(path)
     if step is not None and kind != "run":
         raise UserError(f"--checkpoint {step}: {path} is a {kind}, and only a run folder has checkpoints")
     if kind == "model":
-        return StoredModel(path, WeightFolder(path), read_adapter(path / ADAPTER_FOLDER))
+        return StoredModel(path, WeightFolder(path), _adapter_of(path))
     if kind == "checkpoint":
         return _open_checkpoint(path)
     run = RunFolder(path)
     if step is None and run.has_export:
-        return StoredModel(run.export, WeightFolder(run.export), None)  # a run merges its adapters into hf/
+        adapter = read_adapter(run.adapter) if keeps_adapter else None
+        if adapter is not None:
+            return _checkpoint_with(adapter, run)
+        return StoredModel(run.export, WeightFolder(run.export), None)
     return _open_checkpoint(_find_checkpoint(run, step))
+
+
+def _adapter_of(folder: Path) -> Adapter | None:
+    """The adapter of a model folder: in adapter/, where an export keeps it, or beside the weights."""
+    inside, beside = read_adapter(folder / ADAPTER_FOLDER), read_adapter(folder)
+    if inside is not None and beside is not None:
+        raise UserError(f"{folder}: holds one adapter beside its weights and one in adapter/; remove one")
+    return inside if beside is None else beside
+
+
+def _checkpoint_with(adapter: Adapter, run: RunFolder) -> StoredModel:
+    """The checkpoint whose adapter is the one that the run has exported, bit for bit."""
+    checkpoints = run.published_checkpoints()
+    for checkpoint in reversed(checkpoints):
+        stored = _open_checkpoint(checkpoint)
+        if stored.adapter is not None and _are_equal(stored.adapter, adapter):
+            return stored
+    steps = ", ".join(str(step_of(each)) for each in checkpoints) or "none"
+    raise UserError(
+        f"--lora keep: no checkpoint of {run.path} holds the base model of its adapter/; give --checkpoint "
+        f"STEP (there are: {steps}), or use adapter/ with {adapter.config.get('base_model_name_or_path')!r}"
+    )
+
+
+def _are_equal(left: Adapter, right: Adapter) -> bool:
+    return left.weights.tensors() == right.weights.tensors() and all(
+        torch.equal(left.weights.read(name), right.weights.read(name)) for name in left.weights.tensors()
+    )
 
 
 def _find_checkpoint(run: RunFolder, step: int | None) -> Path:

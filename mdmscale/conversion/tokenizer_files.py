@@ -20,6 +20,8 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+# Each file in it is one more chat template, by name.
+TEMPLATES_FOLDER = "additional_chat_templates"
 # Tokenizers whose own code only wraps a library class. mdmscale runs no code of a folder.
 LIBRARY_CLASSES = {"DreamTokenizer": "Qwen2Tokenizer"}
 SPECIAL = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
@@ -30,6 +32,10 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if templates := sorted((source / TEMPLATES_FOLDER).glob("*.jinja")):
+        (target / TEMPLATES_FOLDER).mkdir()
+        for template in templates:
+            shutil.copyfile(template, target / TEMPLATES_FOLDER / template.name)
 
     def use_library_class(config: dict[str, Any]) -> None:
         config.pop("auto_map", None)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config.model import ModelSection
+from mdmscale.models.folder_checks import check_not_adapter_alone
 from mdmscale.models.lora import add_lora
 from mdmscale.models.opening import load_weights
 from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up, shape_of_keys
+from mdmscale.models.special_tokens import set_special_tokens
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError, first_line
 
@@ -72,6 +75,7 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
     model = _make_model(options, config, seed)
     if is_new:
         _set_mean_row(model, mask_token_id)
+    set_special_tokens(model, options.path, tokenizer, mask_token_id)
     logit_shift = declared.get("logit_shift", False) if options.logit_shift is None else options.logit_shift
     model.config.mdm = {
         **declared,  # including what the import recorded for an export back
@@ -99,6 +103,7 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
     """
     if options.path is None:
         return scratch_config(options, num_tokens)
+    check_not_adapter_alone(Path(options.path))
     try:
         config = AutoConfig.from_pretrained(options.path)
     except (OSError, ValueError, KeyError) as error:

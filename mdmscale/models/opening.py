@@ -9,12 +9,16 @@ config.json costs a second.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mdmscale.models.folder_checks import check_no_adapter, check_not_adapter_alone, check_unquantized
+from mdmscale.models.special_tokens import TokenIds, settle_ids, stated_ids
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError, first_line
 from mdmscale.system.files import read_object
+from mdmscale.system.notices import say
 from mdmscale.system.run_folder import RunFolder, kind_of
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ class ModelDescription:
     logit_shift: bool
     vocab_size: int
     max_length: int  # max_position_embeddings
-    eos_ids: frozenset[int]  # config.json names none, one or several
+    stated_ids: TokenIds  # EOS, BOS and padding
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,12 @@ class LoadedModel:
     tokenizer: "PreTrainedTokenizerBase"
     device: "torch.device"
 
-    @property
+    @cached_property
     def eos_ids(self) -> frozenset[int]:
-        """The tokens that end a text: the tokenizer's EOS and those of config.json."""
-        of_tokenizer = self.tokenizer.eos_token_id
-        return self.description.eos_ids | ({of_tokenizer} if of_tokenizer is not None else set())
+        """The tokens that end a text: the tokenizer's EOS, and what the folder states besides."""
+        facts = self.description
+        ids, _ = settle_ids(facts.stated_ids, self.tokenizer, facts.vocab_size, facts.mask_token_id)
+        return frozenset(ids.eos)
 
     @property
     def mask_token(self) -> str:
@@ -62,6 +67,7 @@ def find_model_folder(path: Path) -> Path:
         UserError: where `path` is missing, is a checkpoint, is a run without an exported model, or is none of
             these.
     """
+    check_not_adapter_alone(path)
     kind, run = kind_of(path), RunFolder(path)
     if kind == "checkpoint":
         raise UserError(f"{path}: is a checkpoint; make a model folder of it with tools/convert.py export")
@@ -93,7 +99,7 @@ def describe_model(folder: Path) -> ModelDescription:
         logit_shift=_typed(path, mdm, "logit_shift", bool, "mdm."),
         vocab_size=_typed(path, config, "vocab_size", int),
         max_length=_typed(path, config, "max_position_embeddings", int),
-        eos_ids=_eos_ids(path, config.get("eos_token_id")),
+        stated_ids=stated_ids(folder),
     )
     if not 0 <= description.mask_token_id < description.vocab_size:
         raise UserError(
@@ -135,29 +141,75 @@ def load_model(source: str | Path | ModelDescription, dtype: str | None = None) 
 
 
 def load_weights(folder: str | Path, **arguments: Any) -> "PreTrainedModel":
-    """`AutoModelForCausalLM.from_pretrained`, but refuse missing weights instead of drawing them at random.
+    """`AutoModelForCausalLM.from_pretrained`, but the model is exactly what the folder holds.
+
+    Missing weights are refused instead of drawn at random, unknown ones instead of left out. A head of its
+    own is no longer called tied.
 
     Raises:
-        UserError: where weights are missing or damaged.
+        UserError: where weights are missing, unknown, quantised or damaged, or an adapter lies beside them.
     """
     from transformers import AutoModelForCausalLM
 
+    if Path(folder).is_dir():
+        check_folder(Path(folder))
     try:
         # Typed Any: from_pretrained's annotation lacks the pair that output_loading_info makes it return.
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
     except Exception as error:  # transformers and safetensors raise many types for damaged files
         raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
     model, report = loaded
+    _check_plain(model, folder)
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
+    if unknown := sorted(report["unexpected_keys"]):
+        raise UserError(
+            f"{folder}: {len(unknown)} weights are not known to the model, such as {unknown[0]}; its "
+            "config.json belongs to another model"
+        )
+    _untie_own_head(model, folder)
     return model
 
 
-def _eos_ids(path: Path, value: Any) -> frozenset[int]:
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(token_id) is int for token_id in ids):
-        raise UserError(f"{path}: eos_token_id = {value!r} is neither a token id nor a list of token ids")
-    return frozenset(ids)
+def check_folder(folder: Path) -> None:
+    """Refuse a model folder that transformers would load as another model, or not at all. Loads nothing.
+
+    Raises:
+        UserError: where its weights are quantised or damaged, or an adapter lies beside them.
+    """
+    from mdmscale.weights.weight_files import WeightFolder, check_floating
+
+    config = read_object(folder / "config.json")
+    check_unquantized(config, folder)
+    command = "export FOLDER DST --to hf" if "mdm" in config else "import FOLDER DST"
+    check_no_adapter(folder, f"merge it with tools/convert.py {command}, or move it away")
+    files = WeightFolder(folder)
+    check_floating(files.tensors(), folder)
+    if files.ignored:
+        say(f"{folder}: {files.ignored} is ignored, as a single file of weights is beside it")
+
+
+def _check_plain(model: Any, folder: str | Path) -> None:
+    """Refuse what `check_folder` refuses for a model of the hub, which is downloaded only by loading it."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"{folder}: is a LoRA adapter; download it with its model, and merge them by an import"
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise UserError(
+            f"{folder}: quantised weights cannot be trained; choose the model without quantisation"
+        )
+
+
+def _untie_own_head(model: Any, folder: str | Path) -> None:
+    """Call a model untied whose folder has a head of its own, though config.json says that it is tied.
+
+    transformers loads such a head but keeps the config, so the head would be lost at the next save.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.tie_word_embeddings and head.weight is not embedding.weight:
+        model.config.tie_word_embeddings = False
+        say(f"{folder}: config.json says that the head is tied, but it has a head of its own, which is kept")
 
 
 def _typed(path: Path, section: dict[str, Any], name: str, kind: type, prefix: str = "") -> Any:

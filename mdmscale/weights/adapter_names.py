@@ -1,15 +1,18 @@
 """The names of LoRA's tensors and files: in a model under training, and in peft's folders.
 
-In a model under training peft renames an adapted `q_proj.weight` to `q_proj.base_layer.weight`, and puts
-`q_proj.lora_A.default.weight` and `q_proj.lora_B.default.weight` beside it. In folders the base model keeps
-its own names. The adapter's names start with `base_model.model.` there and have no `.default` in them.
+In a model under training peft wraps each adapted layer. `q_proj.weight` and `q_proj.bias` become
+`q_proj.base_layer.weight` and `q_proj.base_layer.bias`, with `q_proj.lora_A.default.weight` and
+`q_proj.lora_B.default.weight` beside them. In folders the base model keeps its own names. The adapter's names
+start with `base_model.model.` there and have no `.default` in them.
 """
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+OLD_WEIGHTS_FILE = "adapter_model.bin"
 
 _PEFT_PREFIX = "base_model.model."
-_ADAPTED = ".base_layer.weight"
+_WRAPPED = ".base_layer."
+_ADAPTED = f"{_WRAPPED}weight"
 _TRAINED_PAIR = (".lora_A.default.weight", ".lora_B.default.weight")
 
 
@@ -17,7 +20,7 @@ def public_name(trained: str) -> str:
     """The name that a parameter under training has in the base model's folder, or an adapter's in peft's."""
     if is_trained_adapter(trained):
         return _PEFT_PREFIX + trained.replace(".default.", ".")
-    return trained.removesuffix(_ADAPTED) + ".weight" if trained.endswith(_ADAPTED) else trained
+    return trained.replace(_WRAPPED, ".")
 
 
 def is_trained_adapter(trained: str) -> bool:

@@ -12,6 +12,7 @@ from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object, write_object
 from mdmscale.weights.adapter_names import (
     CONFIG_FILE,
+    OLD_WEIGHTS_FILE,
     WEIGHTS_FILE,
     is_public_adapter,
     is_trained_adapter,
@@ -21,7 +22,10 @@ from mdmscale.weights.adapter_names import (
 )
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 from mdmscale.weights.tensor_views import Part, RemappedSource
-from mdmscale.weights.weight_files import SafetensorsFile
+from mdmscale.weights.weight_files import BinFile, SafetensorsFile, WeightFile
+
+# Variants of LoRA that compute something else from the same A and B.
+VARIANTS = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config")
 
 
 def merged_weight(
@@ -45,10 +49,17 @@ def merge_trained(weights: dict[str, torch.Tensor], scale: float) -> dict[str, t
 
 @dataclass(frozen=True)
 class Adapter:
-    """peft's adapter_config.json and tensors, under peft's names."""
+    """peft's adapter_config.json and tensors, under peft's names.
+
+    Attributes:
+        config: the content of adapter_config.json.
+        weights: the pairs of A and B, and whatever else the adapter has.
+        origin: where it is, for messages.
+    """
 
     config: dict[str, Any]
     weights: TensorSource
+    origin: str = "adapter"
 
     def scale(self, module: str) -> float:
         """alpha / rank of a module (rsLoRA: alpha / sqrt(rank)). A pattern may set both for some modules."""
@@ -56,15 +67,29 @@ class Adapter:
         alpha = _of_pattern(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
-    def check_mergeable(self, base: TensorSource) -> None:
-        """Raises UserError for an adapter that is more than pairs of A and B for weights of `base`."""
-        if self.config.get("use_dora") or self.config.get("peft_type", "LORA") != "LORA":
-            raise UserError("--lora merge: the adapter is no plain LoRA; give --lora keep")
-        names = self.weights.tensors().keys()
-        pairs = [pair for weight in base.tensors() if names >= set(pair := public_pair(weight))]
-        known = {name for pair in pairs for name in pair}
-        if unknown := sorted(names - known):
-            raise UserError(f"--lora merge: {unknown[0]} is no LoRA pair of a weight; give --lora keep")
+    def check_mergeable(self, base: TensorSource, mend: str) -> None:
+        """Check that the adapter is pairs of A and B for weights of `base`, and nothing more.
+
+        Raises:
+            UserError: naming what cannot be merged, and `mend`.
+        """
+        if missing := [name for name in ("r", "lora_alpha") if name not in self.config]:
+            raise UserError(f"{self.origin}: {CONFIG_FILE} has no {missing[0]}, so it is no LoRA adapter")
+        variants = [name for name in VARIANTS if self.config.get(name)]
+        if variants or self.config.get("peft_type", "LORA") != "LORA":
+            named = variants[0] if variants else f"peft_type {self.config['peft_type']}"
+            raise UserError(f"{self.origin}: is no plain LoRA ({named}), so it is not merged; {mend}")
+        weights, names = base.tensors(), self.weights.tensors()
+        pairs = {weight: pair for weight in weights if names.keys() >= set(pair := public_pair(weight))}
+        if unknown := sorted(names.keys() - {name for pair in pairs.values() for name in pair}):
+            raise UserError(f"{self.origin}: {unknown[0]} is no LoRA pair of a weight; {mend}")
+        for weight, (lora_a, lora_b) in pairs.items():
+            a, b = names[lora_a].shape, names[lora_b].shape
+            if (b[0], a[-1]) != weights[weight].shape or a[0] != b[-1]:
+                raise UserError(
+                    f"{self.origin}: {lora_a} {a} and its lora_B {b} do not fit {weight} "
+                    f"{weights[weight].shape}; the adapter belongs to another model"
+                )
 
     def save(self, folder: Path) -> None:
         """Write a standard peft adapter folder. An adapter is small enough to be in memory at once."""
@@ -79,8 +104,9 @@ class Adapter:
 class MergedSource:
     """`base` with an adapter's products added to the weights that it adapts."""
 
-    def __init__(self, base: TensorSource, adapter: Adapter) -> None:
-        adapter.check_mergeable(base)
+    def __init__(self, base: TensorSource, adapter: Adapter, mend: str = "give --lora keep") -> None:
+        """Refuses, with `mend`, an adapter that cannot be merged."""
+        adapter.check_mergeable(base, mend)
         self._base = base
         self._adapter = adapter
         self._adapted = adapter.weights.tensors().keys()
@@ -97,11 +123,24 @@ class MergedSource:
         return merged_weight(weight, read(lora_a), read(lora_b), scale)
 
 
-class AdapterFile(SafetensorsFile):
-    """The tensors of a peft adapter folder."""
+class AdapterFile:
+    """The tensors of a peft adapter folder, whose file is safetensors, or .bin of older releases.
+
+    Raises:
+        UserError: where the file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        old, path = folder / OLD_WEIGHTS_FILE, folder / WEIGHTS_FILE
+        if not path.is_file() and not old.is_file():
+            raise UserError(f"{path}: is missing, but {CONFIG_FILE} is there")
+        self._file: WeightFile = SafetensorsFile(path) if path.is_file() else BinFile(old)
 
     def tensors(self) -> dict[str, TensorInfo]:
-        return self.infos()
+        return self._file.infos()
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._file.read(name)
 
 
 def read_adapter(folder: Path) -> Adapter | None:
@@ -112,7 +151,7 @@ def read_adapter(folder: Path) -> Adapter | None:
     """
     if not (folder / CONFIG_FILE).is_file():
         return None
-    return Adapter(read_object(folder / CONFIG_FILE), AdapterFile(folder / WEIGHTS_FILE))
+    return Adapter(read_object(folder / CONFIG_FILE), AdapterFile(folder), str(folder))
 
 
 def split_adapter(source: TensorSource, config: dict[str, Any]) -> tuple[TensorSource, Adapter]:

@@ -7,7 +7,9 @@ import torch
 
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 
-EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+INPUT_EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+EMBEDDINGS = (INPUT_EMBEDDING, HEAD)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # safetensors' names of all dtypes that torch has.
 _DTYPES = {
@@ -96,18 +97,25 @@ class BinFile:
 class WeightFolder:
     """The tensors of a model folder, with one of its files open at a time.
 
+    Attributes:
+        ignored: an index beside a single file of the same format. Two saves of different size leave both.
+            transformers takes the single file, and so does this class.
+
     Raises:
         UserError: naming the file that is missing, damaged, outside the folder, or holds code.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.ignored: str | None = None
         self._file_of: dict[str, str] = {}
         self._infos: dict[str, TensorInfo] = {}
         self._open_name: str | None = None
         self._open_file: WeightFile | None = None
         for file_name, names in _listed_files(folder).items():
             self._add(file_name, names)
+            if names is None and (folder / (file_name + INDEX_SUFFIX)).is_file():
+                self.ignored = file_name + INDEX_SUFFIX
         self._open_file = None
 
     def tensors(self) -> dict[str, TensorInfo]:
@@ -154,13 +162,30 @@ def check_expected(source: TensorSource, expected: dict[str, tuple[int, ...]], w
         raise UserError(f"{where}: {len(unknown)} weights are not known to the model, such as {unknown[0]}")
 
 
+def check_floating(infos: dict[str, TensorInfo], where: Path) -> None:
+    """Refuse weights of integers or of 8 bits: they are parts of a quantised model, and mean nothing alone.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, info in infos.items():
+        if info.dtype not in FLOATING:
+            kind = str(info.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{where}: {name} has the dtype {kind}, so the model is quantised; get it in bf16 or fp32"
+            )
+
+
 def _listed_files(folder: Path) -> dict[str, set[str] | None]:
-    """The files, with the tensors to take from each (None: all). safetensors files come before .bin files."""
+    """The files, with the tensors to take from each (None: all), in transformers' order of preference.
+
+    safetensors files come before .bin files, and a single file before an index.
+    """
     for single in SINGLE_FILES:
-        if (folder / (single + INDEX_SUFFIX)).is_file():
-            return dict(_read_index(folder / (single + INDEX_SUFFIX)))
         if (folder / single).is_file():
             return {single: None}
+        if (folder / (single + INDEX_SUFFIX)).is_file():
+            return dict(_read_index(folder / (single + INDEX_SUFFIX)))
     shards = sorted(path.name for path in folder.iterdir() if "-of-" in path.name)
     reason = f"{shards[0]} is there, but no index of the shards" if shards else "no weights there"
     raise UserError(f"{folder}: {reason}; expected {SINGLE_FILES[0]} or {SINGLE_FILES[1]}, or {INDEX_SUFFIX}")

@@ -1,5 +1,7 @@
 """The exported folder: opens in plain transformers, same for every ZeRO stage, complete or absent."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_values, train_all
+from conversion.folders import assert_same_bytes, read_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config.model import ModelSection
 from mdmscale.config.run import RunConfig
+from mdmscale.conversion.exporting import ExportOptions, export_folder
 from mdmscale.engine.engine import Engine, initialise_engine
 from mdmscale.models.backbone import Backbone, build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel
@@ -20,7 +24,11 @@ from mdmscale.parallel.ranks import Ranks
 from mdmscale.training.export import export_model
 
 STEPS = 5
-MODELS = {"tied": {}, "untied": {"tie_word_embeddings": False, "logit_shift": True, "architecture": "qwen3"}}
+MODELS: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "untied": {"tie_word_embeddings": False, "logit_shift": True, "architecture": "qwen3"},
+    "own_head": {},  # of a folder whose config.json says tied
+}
 STAGES = (0, 3)
 
 
@@ -29,16 +37,28 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs <model>-<stage> of a few steps on 2 ranks, all in one job."""
     folder = tmp_path_factory.mktemp("runs")
     batch = []
-    for kind, model in MODELS.items():
+    models = MODELS | {"own_head": {"path": str(own_head(corpus, folder / "base")), "dtype": "fp32"}}
+    for kind, model in models.items():
         for stage in STAGES:
             values = tiny_values(corpus, folder)
             values["run"]["name"] = f"{kind}-{stage}"
-            values["model"].update(model)
+            values["model"] = model if "path" in model else values["model"] | model
             values["diffusion"] = {"masking": "mirror"}
             values["train"]["steps"] = STEPS
             values["parallel"] = {"zero_stage": stage}
             batch.append(values)
     train_all(2, batch)
+    return folder
+
+
+def own_head(corpus: Path, folder: Path) -> Path:
+    """A model with a head of its own, whose config.json says that it is tied."""
+    options = ModelSection(**tiny_values(corpus, folder)["model"] | {"tie_word_embeddings": False})
+    backbone = build_backbone(options, eps=1e-3, seed=0)
+    backbone.model.save_pretrained(folder)
+    shutil.copytree(corpus / "tokenizer", folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     return folder
 
 
@@ -64,6 +84,9 @@ def test_plain_transformers_opens_it(runs: Path, corpus: Path, kind: str, stage:
     assert model.config.is_causal is False
     assert model.config.mdm["mask_token_id"] == tokenizer.mask_token_id
     assert model.config.mdm["logit_shift"] is (kind == "untied")
+    for config in (model.config, model.generation_config):
+        ids = (config.eos_token_id, config.bos_token_id, config.pad_token_id)
+        assert ids == (tokenizer.eos_token_id, None, tokenizer.pad_token_id)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert tied is (kind == "tied")
     with torch.no_grad():
@@ -90,6 +113,17 @@ def test_the_weights_are_those_of_the_last_checkpoint(runs: Path, kind: str) -> 
     assert model.keys() == weights.keys()
     for name, weight in model.items():
         assert torch.equal(weight, weights[name]), name
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_checkpoint_exports_as_the_same_model(runs: Path, tmp_path: Path, kind: str, stage: int) -> None:
+    run = runs / f"{kind}-{stage}"
+    export_folder(run / "checkpoints" / f"step-{STEPS:08d}", tmp_path / "hf", ExportOptions(to="hf"))
+    assert_same_bytes(read_weights(tmp_path / "hf"), read_weights(run / "hf"))
+    after, before = (json.loads((each / "config.json").read_text()) for each in (tmp_path / "hf", run / "hf"))
+    assert after == before
 
 
 class FullDisk(PreTrainedTokenizerBase):

@@ -1,6 +1,7 @@
 """LoRA under every ZeRO stage: what is trained, saved, merged and continued."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script, tiny_values, train_all
+from conversion.folders import assert_same_bytes, make_arm, read_weights
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mdmscale.config.model import ModelSection
+from mdmscale.conversion.exporting import ExportOptions, export_folder
+from mdmscale.conversion.importing import ImportOptions, import_folder
 from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
 from mdmscale.models.backbone import build_backbone
+from mdmscale.models.opening import load_model
+from mdmscale.system.errors import UserError
 from mdmscale.training.metrics import read_metrics
 
 pytestmark = pytest.mark.distributed
@@ -22,6 +28,9 @@ pytestmark = pytest.mark.distributed
 STEPS, SAVED = 8, 4
 LORA = {"rank": 4, "alpha": 8}
 STAGES = range(4)
+# Models whose linear layers have biases: Qwen2's q, k and v, and a Llama's all.
+BIASED = {"qwen2": {}, "llama": {"attention_bias": True, "mlp_bias": True}}
+BIASED_RUNS = ["qwen2-0", "qwen2-3", "qwen2-resumed", "llama-1"]
 
 
 def lora_values(corpus: Path, folder: Path, name: str, stage: int, **model: Any) -> dict[str, Any]:
@@ -53,9 +62,28 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         start = folder / f"stage-{3 - stage}" / "checkpoints" / f"step-{SAVED:08d}"
         resumed = lora_values(corpus, folder, f"resumed-{stage}", stage)
         two.append(resumed | {"checkpoint": {"resume": str(start), "every": SAVED}})
+    two += biased_values(corpus, folder)
     train_all(1, [base, alone])
     train_all(2, two)
     return folder
+
+
+def biased_values(corpus: Path, folder: Path) -> list[dict[str, Any]]:
+    """Adapters on imported models with random biases; `resumed` continues at another stage."""
+    batch = []
+    for name in BIASED_RUNS:
+        architecture, stage = name.split("-")
+        base = folder / f"{architecture}-base"
+        if not base.exists():
+            source = make_arm(folder / architecture, architecture, vocab_size=512, **BIASED[architecture])
+            shutil.copytree(corpus / "tokenizer", source, dirs_exist_ok=True)
+            import_folder(source, base, ImportOptions())
+        values = lora_values(corpus, folder, name, 2 if stage == "resumed" else int(stage), path=str(base))
+        if stage == "resumed":
+            start = folder / "qwen2-0" / "checkpoints" / f"step-{SAVED:08d}"
+            values["checkpoint"] = {"resume": str(start), "every": SAVED}
+        batch.append(values)
+    return batch
 
 
 def losses(run: Path) -> np.ndarray:
@@ -112,6 +140,49 @@ def test_a_checkpoint_holds_base_and_adapter_apart(runs: Path, stage: int) -> No
     assert set(checkpoint.tensors()) == set(base) | set(adapter)
     for name, weight in (base | adapter).items():
         assert torch.equal(checkpoint.read(name), weight), name
+
+
+@pytest.mark.parametrize("name", BIASED_RUNS)
+def test_biases_of_adapted_layers_stay_bit_for_bit(runs: Path, tmp_path: Path, name: str) -> None:
+    base_folder = runs / f"{name.split('-')[0]}-base"
+    base = read_weights(base_folder)
+    biases = {key: each for key, each in base.items() if key.endswith(".bias")}
+    assert len(biases) == {"qwen2": 6, "llama": 14}[name.split("-")[0]]
+    assert all(each.abs().max() > 0 for each in biases.values())
+    model: Any = AutoModelForCausalLM.from_pretrained(base_folder)
+    expected = logits(PeftModel.from_pretrained(model, runs / name / "adapter").merge_and_unload())
+
+    last = runs / name / "checkpoints" / f"step-{STEPS:08d}"
+    export_folder(last, tmp_path / "merged", ExportOptions(to="hf"))
+    for folder in (runs / name / "hf", tmp_path / "merged"):
+        weights = read_weights(folder)
+        assert weights.keys() == base.keys()
+        assert_same_bytes({key: weights[key] for key in biases}, biases)
+        torch.testing.assert_close(logits(load_model(folder).model), expected, rtol=1e-5, atol=1e-5)
+
+    for source in (last, runs / name):
+        kept = tmp_path / f"kept-{source.name}"
+        export_folder(source, kept, ExportOptions(to="hf", lora="keep"))
+        assert_same_bytes(read_weights(kept), base)
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(kept), kept / "adapter")
+        torch.testing.assert_close(logits(adapted), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_keeps_the_adapter_that_it_has_exported(runs: Path, tmp_path: Path) -> None:
+    """Of a run that went on after its export, keep is the same model as merge: that of hf/ and adapter/."""
+    run = tmp_path / "run"
+    shutil.copytree(runs / "stage-0", run)
+    early = run / "checkpoints" / f"step-{SAVED:08d}"
+    export_folder(early, tmp_path / "early", ExportOptions(to="hf", lora="keep"))
+    shutil.rmtree(run / "adapter")
+    shutil.copytree(tmp_path / "early" / "adapter", run / "adapter")
+    export_folder(run, tmp_path / "kept", ExportOptions(to="hf", lora="keep"))
+    assert_same_bytes(read_weights(tmp_path / "kept" / "adapter"), read_weights(run / "adapter"))
+    shutil.rmtree(early)
+    with pytest.raises(UserError, match=rf"--lora keep: no checkpoint of .* \(there are: {STEPS}\)"):
+        export_folder(run, tmp_path / "out", ExportOptions(to="hf", lora="keep"))
+    with pytest.raises(UserError, match=r"--lora keep: .*hf has no adapter apart from its weights"):
+        export_folder(run / "hf", tmp_path / "out", ExportOptions(to="hf", lora="keep"))
 
 
 @pytest.mark.parametrize("how", ["merge", "keep"])

@@ -6,14 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from conversion.folders import Weights, assert_same_bytes, make_arm, read_weights
+from conversion.folders import (
+    LLADA,
+    Weights,
+    assert_same_bytes,
+    llada_shapes,
+    make_arm,
+    random_weights,
+    read_weights,
+    write_folder,
+)
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from weights.memory import Memory
 
+from mdmscale.conversion.convert_command import main
 from mdmscale.conversion.exporting import ExportOptions, export_folder
 from mdmscale.conversion.importing import ImportOptions, import_folder
+from mdmscale.conversion.inspecting import inspect_model
 from mdmscale.system.errors import UserError
 from mdmscale.weights.adapters import Adapter, merged_weight, split_adapter
 
@@ -118,7 +129,16 @@ def test_the_product_is_added_in_fp32() -> None:
 def test_what_cannot_be_merged_is_said(model: Path, tmp_path: Path) -> None:
     config = model / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**CONFIG, "use_dora": True}))
-    with pytest.raises(UserError, match="no plain LoRA; give --lora keep"):
+    with pytest.raises(UserError, match=r"no plain LoRA \(use_dora\), so it is not merged; give --lora keep"):
+        export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
+    config.write_text(json.dumps({**CONFIG, "alora_invocation_tokens": [1]}))
+    with pytest.raises(UserError, match=r"no plain LoRA \(alora_invocation_tokens\)"):
+        export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
+    config.write_text(json.dumps({**CONFIG, "peft_type": "IA3"}))
+    with pytest.raises(UserError, match=r"no plain LoRA \(peft_type IA3\)"):
+        export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
+    config.write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(UserError, match=r"adapter_config\.json has no r, so it is no LoRA adapter"):
         export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
     config.write_text(json.dumps(CONFIG))
     file = model / "adapter" / "adapter_model.safetensors"
@@ -137,3 +157,101 @@ def test_an_unpaired_half_of_an_adapter_is_refused(model: Path, tmp_path: Path) 
     save_file(weights, file)
     with pytest.raises(UserError, match=r"down_proj\.lora_A\.weight is no LoRA pair of a weight"):
         export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
+
+
+def beside_weights(source: Path, **config: Any) -> Weights:
+    """Put an adapter beside the weights of a folder, as a careless download leaves it."""
+    adapter = adapter_weights(read_weights(source))
+    (source / "adapter_config.json").write_text(json.dumps(CONFIG | config))
+    save_file(adapter, source / "adapter_model.safetensors")
+    return adapter
+
+
+@pytest.mark.parametrize("values", [{}, {"attention_bias": True, "mlp_bias": True}, {"tied": True}], ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_an_adapter_beside_the_weights_is_merged_by_import(
+    tmp_path: Path, architecture: str, values: dict[str, Any]
+) -> None:
+    """As peft merges it, biases and all."""
+    source = make_arm(tmp_path / "arm", architecture, **values)
+    base: Any = AutoModelForCausalLM.from_pretrained(source).eval()
+    beside_weights(source)
+    ids = torch.arange(2, 20)[None]
+    facts = import_folder(source, tmp_path / "ours", ImportOptions())
+    assert facts["adapter"] == "merged"
+    found = load_file(tmp_path / "ours" / "model.safetensors")
+    assert not [name for name in found if "lora" in name]
+    merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", is_causal=True).eval()
+    with torch.no_grad():
+        before = base(ids).logits.clone()
+        expected = PeftModel.from_pretrained(base, source).merge_and_unload()(ids).logits
+        torch.testing.assert_close(merged(ids).logits[..., :100], expected, rtol=1e-4, atol=1e-4)
+    assert (before - expected).abs().max() > 1e-1, "the adapter says something"
+
+
+def test_an_adapter_of_lladas_own_names_is_merged(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "llada", LLADA, random_weights(llada_shapes(LLADA)))
+    adapter = beside_weights(source, target_modules=["q_proj", "ff_out"])
+    import_folder(source, tmp_path / "ours", ImportOptions())
+    base, ours = read_weights(source), load_file(tmp_path / "ours" / "model.safetensors")
+    stem = "model.transformer.blocks.1.q_proj"
+    lora_a, lora_b = (adapter[f"base_model.model.{stem}.lora_{side}.weight"] for side in "AB")
+    expected = base[f"{stem}.weight"] + 2.0 * lora_b @ lora_a
+    torch.testing.assert_close(ours["model.layers.1.self_attn.q_proj.weight"], expected)
+
+
+def test_adapters_of_a_model_folder_are_found_wherever_they_lie(model: Path, tmp_path: Path) -> None:
+    export_folder(model, tmp_path / "merged", ExportOptions(to="hf"))
+    for file in (model / "adapter").iterdir():
+        file.rename(model / file.name)
+    (model / "adapter").rmdir()
+    assert inspect_model(model)["adapter"] is True
+    export_folder(model, tmp_path / "again", ExportOptions(to="hf"))
+    assert_same_bytes(read_weights(tmp_path / "again"), read_weights(tmp_path / "merged"))
+    (model / "adapter").mkdir()
+    (model / "adapter" / "adapter_config.json").write_text(json.dumps(CONFIG))
+    save_file({}, model / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="one adapter beside its weights and one in adapter/"):
+        export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
+
+
+def test_an_old_adapters_bin_file_is_read(model: Path, tmp_path: Path) -> None:
+    export_folder(model, tmp_path / "merged", ExportOptions(to="hf"))
+    file = model / "adapter" / "adapter_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    export_folder(model, tmp_path / "again", ExportOptions(to="hf"))
+    assert_same_bytes(read_weights(tmp_path / "again"), read_weights(tmp_path / "merged"))
+    file.with_suffix(".bin").unlink()
+    with pytest.raises(
+        UserError, match=r"adapter_model\.safetensors: is missing, but adapter_config\.json is"
+    ):
+        export_folder(model, tmp_path / "out", ExportOptions(to="hf"))
+
+
+def test_an_adapter_that_cannot_be_merged_stops_an_import(tmp_path: Path) -> None:
+    source = make_arm(tmp_path / "arm", "llama")
+    adapter = beside_weights(source)
+    file = source / "adapter_model.safetensors"
+    mend = r"merge it with peft \(merge_and_unload\), and import the result"
+    save_file(adapter | {"base_model.model.lm_head.modules_to_save.weight": torch.zeros(2)}, file)
+    with pytest.raises(UserError, match=f"is no LoRA pair of a weight; {mend}"):
+        import_folder(source, tmp_path / "ours", ImportOptions())
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    save_file(adapter | {name: torch.zeros(31, RANK)}, file)
+    with pytest.raises(UserError, match=r"do not fit model\.layers\.0\.self_attn\.q_proj\.weight \(32, 32\)"):
+        import_folder(source, tmp_path / "ours", ImportOptions())
+    assert not (tmp_path / "ours").exists()
+
+
+def test_keeping_needs_an_adapter(tmp_path: Path) -> None:
+    import_folder(make_arm(tmp_path / "arm", "llama"), tmp_path / "ours", ImportOptions())
+    with pytest.raises(UserError, match=r"--lora keep: .* has no adapter apart from its weights"):
+        export_folder(tmp_path / "ours", tmp_path / "out", ExportOptions(to="hf", lora="keep"))
+
+
+def test_an_adapter_alone_names_its_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**CONFIG, "base_model_name_or_path": "x/base"}))
+    for command in (["inspect", str(tmp_path)], ["import", str(tmp_path), "out"]):
+        with pytest.raises(UserError, match="is a LoRA adapter for 'x/base' without that model; copy"):
+            main(command)
