@@ -58,6 +58,7 @@ class IndexedWriter:
 
     def add_document(self, token_ids: np.ndarray) -> None:
         """Append the ids of a document, integers [length] that fit the dtype of the shard."""
+        assert not len(token_ids) or token_ids.max() <= np.iinfo(self.dtype).max, "the id would wrap"
         self._bin.write(token_ids.astype(self.dtype, copy=False).tobytes())
         self._lengths.append(len(token_ids))
         self.num_tokens += len(token_ids)

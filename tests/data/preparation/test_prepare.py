@@ -101,10 +101,14 @@ def test_an_interrupt_leaves_nothing(corpus, tokenizer_folder, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_result_is_refused(tokenizer_folder, tmp_path):
-    (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(UserError, match="holds no text"):
-        run(tmp_path / "empty.txt", "--tokenizer", tokenizer_folder, "--output", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [("e.txt", "", r"e\.txt: is empty \(0 bytes\)"), ("e.jsonl", '{"text": ""}\n', "holds no text")],
+)
+def test_an_empty_result_is_refused(tokenizer_folder, tmp_path, name, content, problem):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=problem):
+        run(tmp_path / name, "--tokenizer", tokenizer_folder, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
