@@ -34,9 +34,10 @@ def without_mask(
         return [list(ids) for ids in pieces]
     if rule == "error":
         raise UserError(
-            f"{where}: holds the mask token ({tokenizer.mask_token!r}, id {mask}) {num_masks} times, which "
-            "training puts in place of the tokens to predict; prepare the data with --mask-in-text reencode "
-            "or drop"
+            f"{where}: holds the mask token ({tokenizer.mask_token!r}, id {mask}) as {num_masks} of its "
+            f"{sum(map(len, pieces))} tokens, but training puts it in place of the tokens to predict; "
+            "tools/prepare_data.py --mask-in-text reencode spells it with other tokens, drop leaves such "
+            "texts out"
         )
     spelling = _spelling(tokenizer, mask) if rule == "reencode" else None
     if spelling is None:
