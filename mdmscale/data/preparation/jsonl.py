@@ -6,10 +6,12 @@ text must be a string, and ids must be integers.
 
 import codecs
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mdmscale.system.errors import UserError
 
 DEEPEST = 100  # what chat templates and checks can walk through without Python's limit on recursion
 _CHUNK = 2**20
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
@@ -52,23 +55,29 @@ def read_json(path: Path) -> Iterator[Record]:
     """
     with opened(path) as file:
         text = _Text(file)
-        is_array = text.peek() == "["
-        if is_array:
-            text.take()
-        number = 0
-        while text.peek() not in ("", "]" if is_array else ""):
-            line, values = text.take_object()
-            where = f"{path}:{line}, item {number}" if is_array else f"{path}:{line}"
-            yield Record(values, where, file.consumed())
-            number += 1
-            if is_array and text.peek() == ",":
-                text.take()
-            elif is_array:
-                break
-        if is_array and text.take() != "]":
-            raise UserError(f"{path}:{text.line}: not JSON: expected ',' or ']' after an item of the array")
-        if text.peek():
-            raise UserError(f"{path}:{text.line}: not JSON: there is more after the end of the array")
+        if text.peek() == "[":
+            yield from _read_array(text, file)
+        else:
+            while text.peek():
+                line, values = text.take_object()
+                yield Record(values, f"{path}:{line}", file.consumed())
+
+
+def _read_array(text: "_Text", file: InputFile) -> Iterator[Record]:
+    """The items of an array, counted from 0: a whole array may be in one line."""
+    follows = text.take()
+    for number in count():
+        if text.peek() == "]" and number == 0:
+            follows = text.take()
+            break
+        line, values = text.take_object()
+        yield Record(values, f"{file.path}:{line}, item {number}", file.consumed())
+        if (follows := text.take()) != ",":
+            break
+    if follows != "]":
+        raise UserError(f"{file.path}:{text.line}: not JSON: expected ',' or ']' after an item of the array")
+    if text.peek():
+        raise UserError(f"{file.path}:{text.line}: not JSON: there is more after the end of the array")
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:
@@ -164,18 +173,18 @@ class _Text:
     def peek(self) -> str:
         """The next character that is no white space; "" at the end of the file."""
         while True:
-            while self._place < len(self._piece):
-                if not self._piece[self._place].isspace():
-                    return self._piece[self._place]
-                self.take()
+            space = _SPACE.match(self._piece, self._place)
+            assert space is not None  # it may be empty
+            self._pass(space.end())
+            if self._place < len(self._piece):
+                return self._piece[self._place]
             if not self._read_more():
                 return ""
 
     def take(self) -> str:
-        """The next character, which is then behind."""
-        taken = self._piece[self._place : self._place + 1]
-        self._place += len(taken)
-        self.line += taken == "\n"
+        """As `peek`, but the character is then behind."""
+        taken = self.peek()
+        self._pass(self._place + len(taken))
         return taken
 
     def take_object(self) -> tuple[int, dict[str, Any]]:
@@ -195,9 +204,13 @@ class _Text:
                 raise UserError(f"{self._file.path}:{line}: not JSON: {error.msg}") from None
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: {_problem(error)}") from None
-            begin, self.line = self.line, self.line + self._piece.count("\n", self._place, end)
-            self._place = end
+            begin = self.line
+            self._pass(end)
             return begin, values
+
+    def _pass(self, end: int) -> None:
+        self.line += self._piece.count("\n", self._place, end)
+        self._place = end
 
     def _read_more(self) -> bool:
         """Read as much again as there is, so that an object is not parsed again for each small piece."""

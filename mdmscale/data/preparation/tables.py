@@ -151,8 +151,9 @@ def read_hub(item: HubDataset, split: str, columns: list[str] | None) -> Iterato
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: datasets that are scripts
+        place = f" after {number} rows" if number else ""
         reason = " ".join(str(error).split())
-        raise UserError(f"input '{item}' (split {split}), row {number}: {reason}") from None
+        raise UserError(f"input '{item}' (split {split}){place}: {reason}") from None
 
 
 def check_columns(columns: list[str] | None, names: list[str], where: object) -> None:
