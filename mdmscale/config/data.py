@@ -13,7 +13,8 @@ class DataSection(Section):
     )
     path: str | list[str] = key(
         ...,
-        "tokens: prefixes, folders or globs of .bin/.idx shards; sft: .jsonl files or prepared prefixes",
+        "tokens: prefixes, folders or globs of .bin/.idx shards; sft: those, or .jsonl, .json, .csv, .tsv, "
+        ".parquet or .arrow files",
     )
     sequence_length: int = key(
         ..., "most tokens in a sample; `too_long` says what happens to longer SFT samples", ge=2

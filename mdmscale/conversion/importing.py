@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from mdmscale.conversion import dream, llada
 from mdmscale.conversion.destination import check_destination
 from mdmscale.conversion.families import settle_family
-from mdmscale.conversion.mask_token import MaskToken, choose_mask_token, next_token_id
+from mdmscale.conversion.mask_token import MaskToken, choose_mask_token
 from mdmscale.conversion.model_folder import (
     all_dtypes,
     describing,
@@ -31,6 +31,7 @@ from mdmscale.models.backbone import open_windows
 from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up
 from mdmscale.models.special_tokens import TokenIds, settle_ids, stated_ids
+from mdmscale.models.tokenizer import num_token_ids
 from mdmscale.system.errors import UserError
 from mdmscale.system.folders import published_folder
 from mdmscale.weights.adapters import MergedSource, read_adapter
@@ -103,7 +104,7 @@ def import_folder(source: Path, destination: Path, options: ImportOptions) -> di
         mask = choose_mask_token(options.mask_token, model.mask_token_id, tokenizer, config.vocab_size)
         num_rows, mean_rows = _rows(mask, config.vocab_size)
         if mean_rows:
-            num_tokens = config.vocab_size if tokenizer is None else next_token_id(tokenizer)
+            num_tokens = config.vocab_size if tokenizer is None else num_token_ids(tokenizer)
             weights = MeanRowsSource(weights, num_rows, mean_rows, min(config.vocab_size, num_tokens))
         _write_tokenizer(folder, mask)
         origin = f"{model.family} {source.resolve().name}"

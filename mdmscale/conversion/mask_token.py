@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdmscale.models.backbone import MASK_TOKEN
+from mdmscale.models.tokenizer import num_token_ids
 from mdmscale.system.errors import UserError
 
 # <|reserved_special_token_7|> of Llama 3, [control_8] of Mistral, <unused3> of Gemma, <|extra_0|> of Qwen
@@ -51,7 +52,7 @@ def choose_mask_token(
     for text, token_id in sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1]):
         if RESERVED.fullmatch(text) and token_id < num_rows and not _is_in_use(text, tokenizer):
             return MaskToken(token_id, text, False, True, "an unused reserved token")
-    return MaskToken(next_token_id(tokenizer), MASK_TOKEN, True, True, "added")
+    return MaskToken(num_token_ids(tokenizer), MASK_TOKEN, True, True, "added")
 
 
 def _by_text(text: str, tokenizer: Any | None, num_rows: int) -> MaskToken:
@@ -59,7 +60,7 @@ def _by_text(text: str, tokenizer: Any | None, num_rows: int) -> MaskToken:
         raise UserError(f"--mask-token {text}: give an id, as the folder has no tokenizer to find it in")
     token_id = tokenizer.get_vocab().get(text)
     if token_id is None:
-        return MaskToken(next_token_id(tokenizer), text, True, True, "added, as requested")
+        return MaskToken(num_token_ids(tokenizer), text, True, True, "added, as requested")
     return _by_id(token_id, tokenizer, num_rows, "requested")
 
 
@@ -68,14 +69,9 @@ def _by_id(token_id: int, tokenizer: Any | None, num_rows: int, reason: str) -> 
         raise UserError(f"mask token {token_id}: the model has only {num_rows} embeddings; see --mask-token")
     if tokenizer is None:
         return MaskToken(token_id, None, False, False, reason)
-    if token_id >= next_token_id(tokenizer):
+    if token_id >= num_token_ids(tokenizer):
         return MaskToken(token_id, None, False, True, f"{reason}; no token of the tokenizer has this id")
     return MaskToken(token_id, tokenizer.convert_ids_to_tokens(token_id), False, False, reason)
-
-
-def next_token_id(tokenizer: Any) -> int:
-    """One more than the highest token id. Ids may have gaps, so the number of tokens can be too low."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def _is_in_use(text: str, tokenizer: Any) -> bool:

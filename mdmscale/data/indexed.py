@@ -13,7 +13,7 @@ from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _TWO_INT64 = struct.Struct("<qq")
 _DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 _BYTES_PER_SEQUENCE = 4 + 8
-CHECKED_SEQUENCES = 65536  # when shards are opened, over all of them together
+CHECKED_SEQUENCES = 65536  # when shards are opened, over all of them together, and as many documents
 
 
 def bin_path(prefix: Path) -> Path:
@@ -58,6 +58,7 @@ class IndexedWriter:
 
     def add_document(self, token_ids: np.ndarray) -> None:
         """Append the ids of a document, integers [length] that fit the dtype of the shard."""
+        assert not len(token_ids) or token_ids.max() <= np.iinfo(self.dtype).max, "the id would wrap"
         self._bin.write(token_ids.astype(self.dtype, copy=False).tobytes())
         self._lengths.append(len(token_ids))
         self.num_tokens += len(token_ids)
@@ -103,10 +104,12 @@ class IndexedShard:
 
     Nothing stays open or mapped between reads, and no array has the size of the shard. So thousands of shards
     cost neither file descriptors nor memory, and the page cache makes repeated reads cheap. The constructor
-    checks `num_checked` of the sequences.
+    checks `num_checked` of the sequences and as many documents; every entry is checked when it is read, so a
+    damaged one is never trained on.
 
     Raises:
-        UserError: in the constructor, where a file is missing, empty, cut short or not in this format.
+        UserError: in the constructor, where a file is missing, empty, cut short or not in this format; when
+            reading, where an entry of the index cannot be right.
     """
 
     def __init__(self, prefix: Path, num_checked: int = CHECKED_SEQUENCES) -> None:
@@ -125,31 +128,67 @@ class IndexedShard:
     def document_starts(self, documents: np.ndarray) -> np.ndarray:
         """The offsets, in tokens of the shard, at which `documents` begin. int64 [n] -> int64 [n].
 
-        Document number `num_documents` begins where the shard ends.
+        `documents` ascend. Document number `num_documents` begins where the shard ends.
         """
         index = self._arrays(_map(self._idx))
         sequences = index.documents[documents]
+        self._check((sequences >= 0) & (sequences <= self._num_sequences), documents)
         inner = sequences < self._num_sequences
         starts = np.full(len(sequences), self.num_tokens, dtype=np.int64)
         starts[inner] = index.pointers[sequences[inner]] // self.dtype.itemsize
+        self._check(self._fit(index, sequences[inner]), documents[inner])
+        self._check(np.diff(starts, prepend=0) >= 0, documents)
         return starts
 
     def document_span(self, document: int) -> tuple[int, int]:
         """`document_starts` of a document and of the next one. It reads, because to map takes longer."""
-        pointers = _HEADER.size + 4 * self._num_sequences
-        documents = _HEADER.size + _BYTES_PER_SEQUENCE * self._num_sequences
-        first, end = _TWO_INT64.unpack(read_at(self._idx, 16, documents + 8 * document))
-        if first == self._num_sequences:  # nothing but empty documents follows
+        count, itemsize = self._num_sequences, self.dtype.itemsize
+        offset = _HEADER.size + _BYTES_PER_SEQUENCE * count + 8 * document
+        first, end = _TWO_INT64.unpack(read_at(self._idx, 16, offset))
+        if not 0 <= first <= end <= count:
+            self._refuse(document)
+        if first == count:  # nothing but empty documents follows
             return self.num_tokens, self.num_tokens
-        starts = np.frombuffer(read_at(self._idx, 8 * (end - first + 1), pointers + 8 * first), "<i8")
-        stop = self.num_tokens if end == self._num_sequences else int(starts[-1]) // self.dtype.itemsize
-        return int(starts[0]) // self.dtype.itemsize, stop
+        lengths = np.frombuffer(read_at(self._idx, 4 * (end - first), _HEADER.size + 4 * first), "<i4")
+        starts = np.frombuffer(
+            read_at(self._idx, 8 * (min(end + 1, count) - first), _HEADER.size + 4 * count + 8 * first), "<i8"
+        )
+        start = int(starts[0])
+        stop = self.num_tokens * itemsize if end == count else int(starts[-1])
+        announced = int(lengths.sum(dtype=np.int64)) * itemsize
+        if start % itemsize or start < 0 or stop - start != announced or (end > first and lengths.min() < 0):
+            self._refuse(document)
+        return start // itemsize, stop // itemsize
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """The ids of tokens start..stop - 1 of the shard, int64 [stop - start]."""
+        """The ids of tokens start..stop - 1 of the shard, int64 [stop - start].
+
+        Raises:
+            UserError: where the shard does not have them.
+        """
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise UserError(f"{self._bin}: has {self.num_tokens} tokens, and no tokens {start} to {stop}")
         itemsize = self.dtype.itemsize
         raw = read_at(self._bin, (stop - start) * itemsize, start * itemsize)
         return np.frombuffer(raw, self.dtype).astype(np.int64)
+
+    def _fit(self, index: _Index, sequences: np.ndarray) -> np.ndarray:
+        """Whether each of `sequences` lies where tokens can, and ends where the next one begins: bool [n]."""
+        ends = np.full(len(sequences), self.num_tokens * self.dtype.itemsize, dtype=np.int64)
+        inner = sequences + 1 < self._num_sequences
+        ends[inner] = index.pointers[sequences[inner] + 1]
+        starts, lengths = index.pointers[sequences], index.lengths[sequences].astype(np.int64)
+        lies_well = (starts >= 0) & (starts % self.dtype.itemsize == 0) & (lengths >= 0)
+        return lies_well & (starts + lengths * self.dtype.itemsize == ends)
+
+    def _check(self, fits: np.ndarray, documents: np.ndarray) -> None:
+        if not fits.all():
+            self._refuse(int(documents[np.argmin(fits)]))
+
+    def _refuse(self, document: int) -> NoReturn:
+        raise UserError(
+            f"{self._idx}: damaged: its entries for document {document} cannot be right; write it again"
+        )
 
     def _arrays(self, raw: mmap.mmap | bytes) -> _Index:
         count, offset = self._num_sequences, _HEADER.size
@@ -169,8 +208,15 @@ class IndexedShard:
             num_bytes = os.stat(self._bin).st_size
         except FileNotFoundError:
             raise UserError(f"{self._bin}: no such file, though its .idx is there") from None
+        except OSError as error:
+            raise UserError(f"{self._bin}: cannot be read: {error.strerror}") from None
         if not num_bytes or not self._num_sequences:
             raise UserError(f"{self._bin}: holds no tokens; leave the shard out or prepare it again")
+        if num_bytes % self.dtype.itemsize:
+            raise UserError(
+                f"{self._bin}: {num_bytes} bytes are no whole number of tokens of {self.dtype.itemsize} "
+                "bytes; it is cut short or from another shard"
+            )
         return num_bytes
 
     def _check_index(self, index: _Index, num_bytes: int, num_checked: int) -> None:
@@ -182,14 +228,20 @@ class IndexedShard:
                 f"{self._bin}: {num_bytes} bytes, but {os.path.basename(self._idx)} announces {announced}; "
                 "one of the two is cut short or from another shard"
             )
-        num_inner = self._num_sequences - 1  # sequences that another one follows
-        num_places = min(num_checked, num_inner)
-        places = np.arange(num_places) * (num_inner - 1) // max(1, num_places - 1)
-        ends = index.pointers[places] + index.lengths[places].astype(np.int64) * itemsize
-        if index.pointers[0] or (index.pointers[places + 1] != ends).any():
+        if index.pointers[0] or not self._fit(index, _places(self._num_sequences, num_checked)).all():
             raise UserError(f"{self._idx}: its sequences do not lie one after the other; write it again")
         if index.documents[0] or index.documents[-1] != self._num_sequences:
-            raise UserError(f"{self._idx}: its document index does not span its sequences")
+            raise UserError(f"{self._idx}: its document index does not span its sequences; write it again")
+        places = _places(self.num_documents, num_checked)
+        ends = np.stack([index.documents[places], index.documents[places + 1]], axis=1).ravel()
+        if (np.diff(ends, prepend=0) < 0).any() or (ends > self._num_sequences).any():
+            raise UserError(f"{self._idx}: the documents of its index are not in order; write it again")
+
+
+def _places(count: int, most: int) -> np.ndarray:
+    """At most `most` evenly spaced numbers below `count`, the first and the last among them."""
+    number = min(most, count)
+    return np.arange(number) * (count - 1) // max(1, number - 1)
 
 
 def _map(path: str) -> mmap.mmap | bytes:
@@ -198,6 +250,8 @@ def _map(path: str) -> mmap.mmap | bytes:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         is_empty = os.fstat(descriptor).st_size == 0  # an empty file cannot be mapped
         return b"" if is_empty else mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
@@ -230,9 +284,12 @@ def read_at(path: str, size: int, offset: int) -> bytes:
     """`size` bytes of a file from `offset` on. It reads in a loop, because some file systems return pieces.
 
     Raises:
-        UserError: where the file ends earlier.
+        UserError: where the file ends earlier or is gone.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; was it moved during the run?") from None
     try:
         read = os.pread(descriptor, size, offset)
         while len(read) < size:

@@ -7,6 +7,7 @@ import numpy as np
 
 from mdmscale.config.diffusion import DiffusionSection, ISADSection, SyRMSection
 from mdmscale.diffusion.noise import Noise
+from mdmscale.models.tokenizer import num_token_ids
 from mdmscale.system.errors import UserError
 
 if TYPE_CHECKING:  # without this import, workers that make batches start one second earlier
@@ -44,7 +45,7 @@ def _structural_ids(syrm: SyRMSection, tokenizer: "PreTrainedTokenizerBase") -> 
     special = set(tokenizer.all_special_ids)
     matching = [
         token_id
-        for token_id in range(len(tokenizer))
+        for token_id in range(num_token_ids(tokenizer))
         if token_id not in special and pattern.search(str(tokenizer.decode([token_id])))
     ]
     if not matching:

@@ -6,16 +6,26 @@ from mdmscale.data.source import SampleSource
 from mdmscale.data.token_source import TokenSource
 
 
-def open_source(data: DataSection, seed: int, vocab_size: int, eos_token_id: int | None) -> SampleSource:
+def open_source(
+    data: DataSection,
+    seed: int,
+    vocab_size: int,
+    eos_token_id: int | None,
+    mask_token_id: int | None = None,
+) -> SampleSource:
     """Open the shards that `data.path` names.
 
-    For kind sft the paths must name encoded shards. training/run_data.py encodes .jsonl files before this.
+    For kind sft the paths must name encoded shards. training/run_data.py encodes other files before this.
+
+    Args:
+        mask_token_id: the model's, which the shards must not hold; None checks nothing.
 
     Raises:
-        UserError: for missing, damaged or empty shards, ids outside the vocabulary, or too little data.
+        UserError: for missing, damaged or empty shards, ids outside the vocabulary, mask tokens in the text,
+            or too little data.
     """
     match data.kind:
         case "tokens":
-            return TokenSource(data, seed, vocab_size)
+            return TokenSource(data, seed, vocab_size, mask_token_id)
         case "sft":
-            return SFTSource(data, seed, vocab_size, eos_token_id)
+            return SFTSource(data, seed, vocab_size, eos_token_id, mask_token_id)

@@ -21,7 +21,14 @@ class SFTSource:
     batch. Memory is O(held-out samples + left-out samples), because samples are looked up when they are read.
     """
 
-    def __init__(self, data: DataSection, seed: int, vocab_size: int, eos_token_id: int | None) -> None:
+    def __init__(
+        self,
+        data: DataSection,
+        seed: int,
+        vocab_size: int,
+        eos_token_id: int | None,
+        mask_token_id: int | None = None,
+    ) -> None:
         if data.fill_multiple and eos_token_id is None:
             raise UserError(
                 f"data.fill_multiple = {data.fill_multiple} fills with EOS, but the tokenizer has none"
@@ -30,7 +37,7 @@ class SFTSource:
         self._fill = _Fill(data.fill_multiple, data.sequence_length, eos_token_id or 0)
         prefixes = find_prefixes(path_list(data))
         shards = open_shards(prefixes)
-        self._stream = TokenStream(shards, vocab_size)
+        self._stream = TokenStream(shards, vocab_size, mask_token_id)
         self._stream.check_token_ids()
         self._shards = [SFTShard(shard) for shard in shards]
         self._longest, self._truncates = data.sequence_length, data.too_long == "truncate"

@@ -44,12 +44,16 @@ def _prefixes_of(path: str) -> list[Path]:
         hint = "no .idx in this folder; tools/prepare_data.py writes shards"
     elif glob.has_magic(path):
         files = sorted(file for file in glob.glob(path) if file.endswith((".bin", ".idx")))
-        hint = "no .bin or .idx file matches"
+        hint = "no .bin or .idx file matches; tools/prepare_data.py writes them"
     else:
-        files = (
-            [path] if any(file.is_file() for file in map(Path, (path, f"{path}.idx", f"{path}.bin"))) else []
-        )
+        ends = ("", ".idx", ".bin") if path.endswith((".idx", ".bin")) else (".idx", ".bin")
+        files = [path] if any(Path(path + end).is_file() for end in ends) else []
         hint = "no such shard, file or folder; tools/prepare_data.py writes shards"
+        if Path(path).is_file():
+            hint = (
+                "no token shard; prepare the file first (python tools/prepare_data.py FILE --tokenizer ... "
+                "--output DIR) and give that DIR"
+            )
     if not files:
         raise UserError(f"data.path = {path!r}: {hint}")
     return list(dict.fromkeys(Path(file.removesuffix(".bin").removesuffix(".idx")) for file in files))
@@ -61,11 +65,15 @@ def open_shards(prefixes: list[Path]) -> list[IndexedShard]:
 
 
 class TokenStream:
-    """The tokens of all shards, concatenated. Every id that is read is checked against the vocabulary."""
+    """The tokens of all shards, concatenated. Every id that is read is checked.
 
-    def __init__(self, shards: list[IndexedShard], vocab_size: int) -> None:
+    It must be in the vocabulary, and it must not be `mask_token_id`, which clean text does not hold.
+    """
+
+    def __init__(self, shards: list[IndexedShard], vocab_size: int, mask_token_id: int | None = None) -> None:
         self.shards = shards
         self._vocab_size = vocab_size
+        self._mask_token_id = -1 if mask_token_id is None else mask_token_id  # -1: refused already
         self._token_offsets = _offsets([shard.num_tokens for shard in shards])  # [shards + 1]
         self._document_offsets = _offsets([shard.num_documents for shard in shards])  # [shards + 1]
         self.num_tokens = int(self._token_offsets[-1])
@@ -97,7 +105,7 @@ class TokenStream:
         """The ids of tokens start..stop - 1 of the stream, int64 [stop - start].
 
         Raises:
-            UserError: for an id outside the vocabulary, naming the shard.
+            UserError: for an id outside the vocabulary or the mask token, naming the shard.
         """
         owner = int(np.searchsorted(self._token_offsets, start, side="right")) - 1
         pieces = []
@@ -124,6 +132,13 @@ class TokenStream:
             raise UserError(
                 f"{bin_path(shard.prefix)}: token id {wrong} is outside the model's vocabulary of "
                 f"{self._vocab_size}; was it prepared with another tokenizer?"
+            )
+        if num_masks := int(np.count_nonzero(ids == self._mask_token_id)):
+            raise UserError(
+                f"{bin_path(shard.prefix)}: holds the model's mask token (id {self._mask_token_id}) as "
+                f"{num_masks} of the {len(ids)} tokens just read, so training would take clean text for "
+                "masked; prepare it again with a tokenizer that declares this mask token (of an imported "
+                "model, say) and tools/prepare_data.py --mask-in-text reencode or drop"
             )
 
 

@@ -42,12 +42,14 @@ class TokenSource:
     random length. Held-out samples are never cut.
     """
 
-    def __init__(self, data: DataSection, seed: int, vocab_size: int) -> None:
+    def __init__(
+        self, data: DataSection, seed: int, vocab_size: int, mask_token_id: int | None = None
+    ) -> None:
         self._length = data.sequence_length
         self._cut_fraction = data.random_length_fraction
         self._seed = seed
         prefixes = find_prefixes(path_list(data))
-        stream = TokenStream(open_shards(prefixes), vocab_size)
+        stream = TokenStream(open_shards(prefixes), vocab_size, mask_token_id)
         stream.check_token_ids()
         self._train, self._held_out = split_stream(stream, data.held_out)
         self.num_train = self._train.num_tokens // self._length
@@ -55,7 +57,13 @@ class TokenSource:
         if not self.num_train:
             raise UserError(
                 f"data.path = {data.path!r}: {self._train.num_tokens} training tokens do not fill one "
-                f"sequence of data.sequence_length = {self._length}"
+                f"sequence of data.sequence_length = {self._length} (data.held_out = {data.held_out} takes "
+                f"{self._held_out.num_tokens} others); give more data, or lower data.sequence_length"
+            )
+        if data.held_out and not self.num_held_out:
+            raise UserError(
+                f"data.held_out = {data.held_out}: the documents that it takes are all empty, so there is "
+                "nothing to evaluate on; raise it, or set it to 0"
             )
         self.fingerprint = _fingerprint(prefixes, data)
         self.description = describe(data, self.fingerprint)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import Request, decode_response
 from mdmscale.models.opening import LoadedModel
+from mdmscale.models.tokenizer import num_token_ids
 
 if TYPE_CHECKING:
     from mdmscale.generation.denoise import Frame
@@ -60,7 +61,7 @@ def stream(
         cache=options.cache,
     )
     # Embedding rows beyond the tokenizer are padding; they stand for no text.
-    without_text = range(len(loaded.tokenizer), description.vocab_size)
+    without_text = range(num_token_ids(loaded.tokenizer), description.vocab_size)
     yield from denoise(predictor, batch, options, banned_ids=without_text, eos_ids=sorted(loaded.eos_ids))
 
 

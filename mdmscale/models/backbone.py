@@ -17,7 +17,7 @@ from mdmscale.models.opening import load_weights
 from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up, shape_of_keys
 from mdmscale.models.special_tokens import set_special_tokens
-from mdmscale.models.tokenizer import load_tokenizer
+from mdmscale.models.tokenizer import load_tokenizer, num_token_ids
 from mdmscale.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -172,8 +172,8 @@ def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> P
 
 
 def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens a model from scratch has: the tokenizer's, and a mask token where it has none."""
-    return len(tokenizer) + (tokenizer.mask_token_id is None)
+    """How many rows a model from scratch needs: one for each id, and for a mask token where there is none."""
+    return num_token_ids(tokenizer) + (tokenizer.mask_token_id is None)
 
 
 def _settle_mask_token(
@@ -183,19 +183,34 @@ def _settle_mask_token(
     known: int | None
     for known in (options.mask_token_id, declared.get("mask_token_id"), tokenizer.mask_token_id):
         if known is not None:
-            if known < len(tokenizer):
-                tokenizer.mask_token = tokenizer.convert_ids_to_tokens(known)
+            text = tokenizer.convert_ids_to_tokens(known) if known < num_token_ids(tokenizer) else None
+            if text is not None:  # otherwise the id is in a gap of the tokenizer's ids, or beyond them
+                tokenizer.mask_token = text
             return known, False
+    return _add_mask_token(tokenizer), True
+
+
+def _add_mask_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Add a mask token. The tokenizers library gives it the id len(tokenizer), which may be another's."""
+    before = tokenizer.get_vocab()
     tokenizer.add_special_tokens({"mask_token": MASK_TOKEN})
-    return tokenizer.get_vocab()[MASK_TOKEN], True
+    token_id = tokenizer.get_vocab()[MASK_TOKEN]
+    taken = [text for text, known in before.items() if known == token_id and text != MASK_TOKEN]
+    if taken:
+        raise UserError(
+            f"the tokenizer has no mask token, and one added to it would take the id {token_id} of "
+            f"{taken[0]!r}, because its ids have gaps; name a token of your own with model.mask_token_id"
+        )
+    return token_id
 
 
 def _check_rows(
     options: ModelSection, num_rows: int, tokenizer: PreTrainedTokenizerBase, mask_token_id: int, is_new: bool
 ) -> None:
-    if options.path is None and len(tokenizer) > num_rows:
+    num_ids = num_token_ids(tokenizer)
+    if options.path is None and num_ids > num_rows:
         raise UserError(
-            f"model.vocab_size = {num_rows} is smaller than the tokenizer's {len(tokenizer)} tokens "
+            f"model.vocab_size = {num_rows} is smaller than the tokenizer's {num_ids} token ids "
             "(mask token included); give at least that, or null"
         )
     if mask_token_id >= num_rows and not is_new:

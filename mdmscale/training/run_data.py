@@ -9,6 +9,8 @@ from pathlib import Path
 from mdmscale.config.run import RunConfig
 from mdmscale.data.indexed import idx_path
 from mdmscale.data.opening import open_source
+from mdmscale.data.preparation.endings import RECORD_ENDINGS
+from mdmscale.data.preparation.formats import holds_records
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.source import SampleSource, describe, path_list
 from mdmscale.models.backbone import Backbone
@@ -19,14 +21,17 @@ from mdmscale.system.run_folder import RunFolder
 
 
 def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ranks) -> SampleSource:
-    """Open `data.path`. Rank 0 first tokenises SFT JSONL files into the run folder, once per run."""
+    """Open `data.path`. Rank 0 first tokenises SFT files into the run folder, once per run."""
     data = config.data
     paths = path_list(data)
-    if data.kind == "sft" and any(path.endswith(".jsonl") for path in paths):
+    if data.kind == "sft" and any(holds_records(Path(path)) for path in paths):
         prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, paths, RunFolder(folder).data))
         data = data.model_copy(update={"path": str(prefix)})
     vocab_size, eos_token_id = backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
-    source = on_every_rank(ranks, lambda: open_source(data, config.run.seed, vocab_size, eos_token_id))
+    source = on_every_rank(
+        ranks,
+        lambda: open_source(data, config.run.seed, vocab_size, eos_token_id, backbone.mask_token_id),
+    )
     # The user's paths, not those of the encoded files.
     source.description = describe(config.data, source.fingerprint)
     return source
@@ -53,11 +58,16 @@ def _matching(path: str) -> list[Path]:
     files = [Path(path)] if Path(path).is_file() else sorted(Path(match) for match in glob.glob(path))
     if not files:
         raise UserError(f"data.path = {path!r}: no such file")
+    if wrong := [file for file in files if not (file.is_file() and holds_records(file))]:
+        raise UserError(
+            f"data.path: {wrong[0]} is no file of records, but others are; give files to encode "
+            f"({' '.join(RECORD_ENDINGS)}) or prepared shards, not both"
+        )
     return files
 
 
 def _encode_once(config: RunConfig, backbone: Backbone, paths: list[str], folder: Path) -> Path:
-    """Encode JSONL files, unless that is done already. Returns the prefix of the encoded files.
+    """Encode SFT files, unless that is done already. Returns the prefix of the encoded files.
 
     The prefix has a hash of everything that decides the result: content, tokenizer and options.
     """

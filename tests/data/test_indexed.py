@@ -114,6 +114,78 @@ def test_a_missing_file_is_named(write_shard, suffix):
         IndexedShard(prefix)
 
 
+NUM_DOCUMENTS, NUM_SEQUENCES = 12, 12
+PLACES = {  # where entry i of each array of the index begins, and its type
+    "length": lambda i: (34 + 4 * i, "<i"),
+    "pointer": lambda i: (34 + 4 * NUM_SEQUENCES + 8 * i, "<q"),
+    "document": lambda i: (34 + 12 * NUM_SEQUENCES + 8 * i, "<q"),
+}
+WRONG = {
+    "length": [-1, 2, 4, 2**31 - 1],
+    "pointer": [-6, 1, 6 * 5 + 1, 6 * 11, 2**40],
+    "document": [-1, 13, 2**40],
+}
+
+
+@pytest.mark.parametrize("entry", range(NUM_DOCUMENTS))
+@pytest.mark.parametrize(("array", "value"), [(array, value) for array in WRONG for value in WRONG[array]])
+def test_no_document_is_read_through_a_damaged_entry(write_shard, array, value, entry):
+    """Opening checks two places only here, as of a large shard; then each read checks what it uses."""
+    shard_documents = [[3 * number, 3 * number + 1, 3 * number + 2] for number in range(NUM_DOCUMENTS)]
+    prefix = write_shard("a", shard_documents)
+    offset, kind = PLACES[array](entry)
+    path = Path(f"{prefix}.idx")
+    raw = bytearray(path.read_bytes())
+    truth = struct.unpack_from(kind, raw, offset)[0]
+    struct.pack_into(kind, raw, offset, value)
+    path.write_bytes(raw)
+    refusals = 0
+    try:
+        shard = IndexedShard(prefix, num_checked=2)
+    except UserError:
+        return
+    for document in range(NUM_DOCUMENTS):
+        try:
+            span = shard.document_span(document)
+        except UserError as error:
+            assert str(path) in str(error)
+            refusals += 1
+        else:
+            assert shard.tokens(*span).tolist() == shard_documents[document]
+    assert (refusals > 0) == (value != truth)
+    if value != truth:
+        with pytest.raises(UserError, match=r"a\.idx: damaged: its entries for document \d+ cannot be right"):
+            shard.document_starts(np.arange(NUM_DOCUMENTS + 1))
+
+
+@pytest.mark.parametrize(
+    "documents", [[0, 2, 1, 3], [0, 3, 3, 2, 3], [0, -1, 3], [0, 4, 3], [1, 2, 3], [0, 2]]
+)
+def test_documents_out_of_order_are_refused(tmp_path, documents):
+    write_by_hand(tmp_path / "m", 8, "<u2", lengths=[3, 1, 2], documents=documents)
+    with pytest.raises(UserError, match=r"m\.idx: .*(not in order|does not span its sequences)"):
+        IndexedShard(tmp_path / "m")
+
+
+def test_a_part_of_a_token_is_refused(write_shard):
+    prefix = write_shard("a", DOCUMENTS)
+    path = Path(f"{prefix}.bin")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"a\.bin: 11 bytes are no whole number of tokens of 2 bytes"):
+        IndexedShard(prefix)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(3, 2), (-1, 2), (0, 7), (7, 8)])
+def test_tokens_that_a_shard_does_not_have(write_shard, start, stop):
+    with pytest.raises(UserError, match=rf"a\.bin: has 6 tokens, and no tokens {start} to {stop}"):
+        IndexedShard(write_shard("a", DOCUMENTS)).tokens(start, stop)
+
+
+def test_an_id_that_the_dtype_does_not_hold_is_never_written(tmp_path):
+    with pytest.raises(AssertionError), IndexedWriter(tmp_path / "a", np.dtype("<u2")) as writer:
+        writer.add_document(np.asarray([70_000]))
+
+
 def test_a_failed_writer_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError), IndexedWriter(tmp_path / "a", np.dtype("<u2")) as writer:
         writer.add_document(np.asarray([1]))

@@ -96,3 +96,31 @@ def test_in_a_large_corpus_the_ends_of_every_file_are_hashed(prefixes, monkeypat
         bin_path(prefix).write_bytes(raw)
         fingerprints.add(fingerprint(prefixes, {}))
     assert len(fingerprints) == 4
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.txt"])
+def test_a_file_that_is_no_shard_is_to_be_prepared(tmp_path, name):
+    (tmp_path / name).write_text("x")
+    with pytest.raises(
+        UserError, match=rf"{name}': no token shard; prepare the file first \(python tools/prep"
+    ):
+        find_prefixes([str(tmp_path / name)])
+
+
+def test_a_prefix_may_look_like_a_file_of_data(write_shard):
+    prefix = write_shard("a.jsonl", [[1, 2]])
+    prefix.write_text("x")
+    assert find_prefixes([str(prefix)]) == [prefix]
+
+
+def test_a_mask_token_in_clean_text_names_the_shard(prefixes):
+    shards = [IndexedShard(prefix) for prefix in prefixes]
+    TokenStream(shards, 1000, mask_token_id=500).check_token_ids()
+    stream = TokenStream(shards, 1000, mask_token_id=12)  # of shard 1
+    with pytest.raises(
+        UserError, match=r"s1\.bin: holds the model's mask token \(id 12\) as 3 of the 10 tokens"
+    ):
+        stream.check_token_ids()
+    stream.read(0, 10)
+    with pytest.raises(UserError, match="as 1 of the 1 tokens"):
+        stream.read(13, 14)

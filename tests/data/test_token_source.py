@@ -3,7 +3,9 @@ import pytest
 
 from mdmscale.config.data import DataSection
 from mdmscale.data.held_out import held_out_indices
+from mdmscale.data.indexed import IndexedWriter
 from mdmscale.data.opening import open_source
+from mdmscale.data.sft_shard import write_samples
 from mdmscale.data.source import SampleSource
 from mdmscale.data.token_source import cut_length
 from mdmscale.system.errors import UserError
@@ -99,8 +101,30 @@ def test_too_few_tokens_for_a_sequence(write_shard):
     prefix = write_shard("d", [[1, 2, 3]])
     with pytest.raises(
         UserError, match=r"3 training tokens do not fill one sequence of data\.sequence_length = 8"
-    ):
+    ) as caught:
         open_tokens(str(prefix), held_out=0.0)
+    assert "give more data, or lower data.sequence_length" in str(caught.value)
+
+
+def test_held_out_documents_without_tokens_are_refused(tmp_path):
+    """Other programs write empty documents; an evaluation on them would be a mean of nothing."""
+    (place,) = held_out_indices(4, 0.1, "documents")
+    with IndexedWriter(tmp_path / "e", np.dtype("<u2")) as writer:
+        for number in range(4):
+            writer.add_document(np.arange(0 if number == place else 20))
+    with pytest.raises(UserError, match=r"data\.held_out = 0\.1: the documents that it takes are all empty"):
+        open_tokens(str(tmp_path / "e"))
+    assert open_tokens(str(tmp_path / "e"), held_out=0.0).num_held_out == 0
+
+
+@pytest.mark.parametrize("kind", ["tokens", "sft"])
+def test_a_mask_token_in_the_data_is_refused(write_shard, kind):
+    prefix = write_shard("d", [[1] * 20, [1, 2, 999, 4]])
+    write_samples(prefix, np.asarray([2, 1]), 20)
+    data = DataSection(kind=kind, path=str(prefix), sequence_length=20, held_out=0.0)
+    open_source(data, 0, 1000, 0, mask_token_id=998)
+    with pytest.raises(UserError, match=r"d\.bin: holds the model's mask token \(id 999\)"):
+        open_source(data, 0, 1000, 0, mask_token_id=999)
 
 
 def test_an_id_beyond_the_vocabulary_is_refused_on_opening(write_shard):

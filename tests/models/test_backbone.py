@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from models.tiny_tokenizers import gap_tokenizer, word_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
@@ -175,3 +176,30 @@ def test_user_mistakes_are_named(corpus: Path, causal_folder: Path, tmp_path: Pa
         path=str(tmp_path / "empty"), tokenizer=str(corpus / "tokenizer")
     )
     assert "no tokenizer folder" in message(path=str(tmp_path / "empty"))
+
+
+def test_a_model_from_scratch_has_a_row_for_the_largest_id(tmp_path: Path) -> None:
+    """600 tokens, one of them with the id 1500: 600 rows would leave that one out."""
+    gap_tokenizer(600, 1500).save_pretrained(tmp_path)
+    backbone = build(tmp_path, tokenizer=str(tmp_path))
+    assert backbone.model.config.vocab_size >= 1502
+    with torch.no_grad():
+        assert backbone.model(torch.tensor([[5, 1500, backbone.mask_token_id]])).logits.isfinite().all()
+    with pytest.raises(
+        UserError, match=r"model\.vocab_size = 1000 is smaller than the tokenizer's 1501 token ids"
+    ):
+        build(tmp_path, tokenizer=str(tmp_path), vocab_size=1000)
+
+
+def test_a_mask_token_that_would_take_anothers_id_is_refused(tmp_path: Path) -> None:
+    """The tokenizers library gives a new token the number of tokens as its id."""
+    word_tokenizer({"</s>": 1, "a": 2, "b": 3, "c": 4}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"would take the id 4 of 'c', .* model\.mask_token_id"):
+        build(tmp_path, tokenizer=str(tmp_path))
+    backbone = build(tmp_path, tokenizer=str(tmp_path), mask_token_id=2)
+    assert backbone.tokenizer.mask_token == "a"
+
+
+def test_a_mask_id_in_a_gap_is_taken(tmp_path: Path) -> None:
+    gap_tokenizer(600, 1500).save_pretrained(tmp_path)
+    assert build(tmp_path, tokenizer=str(tmp_path), mask_token_id=700).mask_token_id == 700

@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from models.tiny_tokenizers import gap_tokenizer
 
-from mdmscale.models.tokenizer import load_tokenizer
+from mdmscale.models.tokenizer import load_tokenizer, num_token_ids
 from mdmscale.system.errors import UserError
 
 
@@ -25,3 +26,17 @@ def test_a_tokenizer_opens_beside_a_models_config(corpus: Path, tmp_path: Path, 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer '.*nowhere': no tokenizer folder or hub id"):
         load_tokenizer(str(tmp_path / "nowhere"))
+
+
+def test_ids_may_have_gaps() -> None:
+    tokenizer = gap_tokenizer(600, 70_000)
+    assert (len(tokenizer), num_token_ids(tokenizer)) == (600, 70_001)
+    tokenizer.add_tokens("new")  # which takes an id in the gap
+    assert num_token_ids(tokenizer) == 70_001
+
+
+def test_without_gaps_the_ids_are_as_many_as_the_tokens(corpus: Path) -> None:
+    tokenizer = load_tokenizer(corpus / "tokenizer")
+    assert num_token_ids(tokenizer) == len(tokenizer)
+    tokenizer.add_tokens("new")
+    assert num_token_ids(tokenizer) == len(tokenizer)

@@ -1,12 +1,14 @@
-"""Read documents of text one at a time: from text, JSONL, parquet and Arrow files, and from Hugging Face."""
+"""Read documents of text one at a time, from text files and from the rows of data sets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mdmscale.data.preparation.inputs import HubDataset, Input
-from mdmscale.data.preparation.jsonl import check_unicode, read_jsonl
+from mdmscale.data.preparation.formats import holds_records, read_records
+from mdmscale.data.preparation.inputs import Input
+from mdmscale.data.preparation.jsonl import check_unicode
+from mdmscale.data.preparation.reading import opened
+from mdmscale.data.preparation.tables import shown_names
 from mdmscale.system.errors import UserError
 
 
@@ -16,13 +18,14 @@ class Document:
 
     text: str
     input_bytes: float
+    where: str  # the file, and the line or row, for messages
 
 
 def read_documents(inputs: list[Input], text_key: str, split: str) -> Iterator[Document]:
     """The inputs' documents, in order. Empty documents are left out.
 
     Args:
-        text_key: the key (JSONL) or column (parquet, Arrow, Hugging Face) that holds the text.
+        text_key: the key (JSON) or column (CSV, parquet, Arrow, Hugging Face) that holds the text.
         split: the split of a Hugging Face dataset.
 
     Raises:
@@ -30,112 +33,39 @@ def read_documents(inputs: list[Input], text_key: str, split: str) -> Iterator[D
             missing.
     """
     for item in inputs:
-        for document in _read(item, text_key, split):
+        for document in _read_rows(item, text_key, split) if holds_records(item) else _read_text(item):
             if document.text:
                 yield document
 
 
-def _read(item: Input, text_key: str, split: str) -> Iterator[Document]:
-    if isinstance(item, HubDataset):
-        return _read_hub(item, text_key, split)
-    match item.suffix:
-        case ".jsonl":
-            return _read_jsonl(item, text_key)
-        case ".parquet":
-            return _read_parquet(item, text_key)
-        case ".arrow":
-            return _read_arrow(item, text_key)
-        case _:
-            return _read_text(item)
-
-
-def _read_text(path: Path) -> Iterator[Document]:
+def _read_text(item: Input) -> Iterator[Document]:
+    assert isinstance(item, Path)  # datasets have rows
+    with opened(item) as file:
+        raw = file.file.read()
+        num_bytes = file.consumed()
+    if (place := raw.find(b"\0")) >= 0:
+        raise UserError(
+            f"{item}: not text, as it has a zero byte at {place}; leave it out, convert it to UTF-8, or give "
+            "it the ending of its format"
+        )
     try:
-        raw = path.read_bytes()
-        yield Document(raw.decode("utf-8"), len(raw))
+        yield Document(raw.decode("utf-8-sig"), num_bytes, str(item))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; convert it or leave it out") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{item}: not UTF-8 at byte {error.start}; convert it or leave it out") from None
 
 
-def _read_jsonl(path: Path, text_key: str) -> Iterator[Document]:
-    for record in read_jsonl(path):
+def _read_rows(item: Input, text_key: str, split: str) -> Iterator[Document]:
+    for record in read_records(item, split, [text_key]):
         if text_key not in record.values:
             raise UserError(
-                f"{record.where}: no key {text_key!r} among {sorted(record.values)}; see --text-key"
+                f"{record.where}: no key {text_key!r} among {shown_names(record.values)}; see --text-key"
             )
-        yield Document(_as_text(record.values[text_key], f"{record.where}: {text_key!r}"), record.num_bytes)
-
-
-def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file: {error}") from None
-    _check_column(text_key, file.schema_arrow.names, path)
-    share = path.stat().st_size / max(1, file.metadata.num_rows)
-    batches = file.iter_batches(batch_size=1024, columns=[text_key])
-    while (batch := _next_batch(batches, path)) is not None:
-        yield from _texts_of_column(batch.column(0), share, path, text_key)
-
-
-def _next_batch(batches: Iterator[Any], path: Path) -> Any | None:
-    import pyarrow
-
-    try:
-        return next(batches, None)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged: {error}") from None
-
-
-def _read_arrow(path: Path, text_key: str) -> Iterator[Document]:
-    import pyarrow
-
-    with pyarrow.memory_map(str(path)) as source:
-        try:
-            reader = pyarrow.ipc.open_stream(source)
-            batches = iter(reader)
-        except pyarrow.ArrowInvalid:
-            try:
-                reader = pyarrow.ipc.open_file(source)
-            except pyarrow.ArrowInvalid as error:
-                raise UserError(f"{path}: neither an Arrow stream nor an Arrow file: {error}") from None
-            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-        _check_column(text_key, reader.schema.names, path)
-        for batch in batches:
-            yield from _texts_of_column(
-                batch.column(text_key), batch.nbytes / max(1, len(batch)), path, text_key
-            )
-
-
-def _texts_of_column(column: Any, input_bytes: float, path: Path, text_key: str) -> Iterator[Document]:
-    for value in column:
-        yield Document(_as_text(value.as_py(), f"{path}: column {text_key!r}"), input_bytes)
-
-
-def _read_hub(item: HubDataset, text_key: str, split: str) -> Iterator[Document]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(item.name, item.config, split=split, streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: datasets that are scripts
-        raise UserError(f"input '{item}' (split {split}): {' '.join(str(error).split())}") from None
-    for number, row in enumerate(rows):
-        _check_column(text_key, list(row), item)
-        yield Document(_as_text(row[text_key], f"{item}, row {number}: {text_key!r}"), 0)
-
-
-def _check_column(text_key: str, names: list[str], item: Input) -> None:
-    if text_key not in names:
-        raise UserError(f"{item}: no column {text_key!r} among {sorted(names)}; see --text-key")
+        text = _as_text(record.values[text_key], f"{record.where}: {text_key!r}")
+        yield Document(text, record.num_bytes, record.where)
 
 
 def _as_text(value: object, where: str) -> str:
-    """The value of a column as text; null becomes an empty document."""
+    """The value of a key or column as text; null becomes an empty document."""
     if value is None:
         return ""
     if isinstance(value, str):

@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
 from mdmscale.data.preparation.documents import Document
+from mdmscale.models.mask_spelling import MaskInText, without_mask
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
 
@@ -28,20 +29,25 @@ class EncodedBatch:
     token_ids: np.ndarray  # int32 [tokens]
     lengths: np.ndarray  # int64 [documents]
     text_bytes: int  # the texts' length in UTF-8
-    input_bytes: float  # how much of the input they stand for
+    input_bytes: float  # how much of the input they and the dropped ones stand for
+    num_dropped: int = 0  # documents left out, because they hold the mask token
+    num_reencoded: int = 0  # documents in which other tokens spell the mask token
 
     def documents(self) -> list[np.ndarray]:
         """The token ids of each document."""
-        return np.split(self.token_ids, np.cumsum(self.lengths)[:-1])
+        return np.split(self.token_ids, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
 
-def encode_documents(documents: Iterable[Document], tokenizer: str, workers: int) -> Iterator[EncodedBatch]:
+def encode_documents(
+    documents: Iterable[Document], tokenizer: str, workers: int, mask_in_text: MaskInText = "error"
+) -> Iterator[EncodedBatch]:
     """Encode `documents` with the tokenizer of that name or folder, and add EOS at the end of each.
 
-    Special tokens written in a text are encoded as plain text, so a corpus cannot contain masks.
+    Special tokens written in a text are encoded as plain text. So a text holds the mask token only if that is
+    an ordinary word of the tokenizer, and `mask_in_text` says what then happens; see mask_spelling.py.
 
     Raises:
-        UserError: where the tokenizer has no EOS token.
+        UserError: where the tokenizer has no EOS token, or under `error` a document holds the mask token.
     """
     if load_tokenizer(tokenizer).eos_token_id is None:
         raise UserError(
@@ -49,23 +55,24 @@ def encode_documents(documents: Iterable[Document], tokenizer: str, workers: int
         )
     batches = _batches(documents)
     if workers == 1:
-        yield from (_encode(tokenizer, batch) for batch in batches)
+        yield from (_encode(tokenizer, mask_in_text, batch) for batch in batches)
         return
     # spawn, as forking a process in which tokenizer threads run can deadlock
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
     try:
-        yield from _in_order(pool, tokenizer, batches, workers * _BATCHES_AHEAD)
+        encode = partial(_encode, tokenizer, mask_in_text)
+        yield from _in_order(partial(pool.submit, encode), batches, workers * _BATCHES_AHEAD)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _in_order(
-    pool: ProcessPoolExecutor, tokenizer: str, batches: Iterator[list[Document]], limit: int
+    submit: Callable[[list[Document]], Future[EncodedBatch]], batches: Iterator[list[Document]], limit: int
 ) -> Iterator[EncodedBatch]:
     """The results in the order of `batches`, of which at most `limit` are read ahead."""
     waiting: deque[Future[EncodedBatch]] = deque()
     for batch in batches:
-        waiting.append(pool.submit(_encode, tokenizer, batch))
+        waiting.append(submit(batch))
         if len(waiting) >= limit:
             yield waiting.popleft().result()
     while waiting:
@@ -85,18 +92,29 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(tokenizer_name: str, batch: list[Document]) -> EncodedBatch:
+def _encode(tokenizer_name: str, mask_in_text: MaskInText, batch: list[Document]) -> EncodedBatch:
     tokenizer = _tokenizer(tokenizer_name)
     texts = [document.text for document in batch]
     encoded = tokenizer(
         texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
     )
-    ids = [np.asarray([*row, tokenizer.eos_token_id], dtype=np.int32) for row in encoded.input_ids]
+    ids = [np.empty(0, dtype=np.int32)]
+    num_dropped = num_reencoded = text_bytes = 0
+    for document, row in zip(batch, encoded.input_ids, strict=True):
+        clean = without_mask([row], tokenizer, mask_in_text, document.where)
+        if clean is None:
+            num_dropped += 1
+            continue
+        num_reencoded += clean[0] != row
+        text_bytes += len(document.text.encode())
+        ids.append(np.asarray([*clean[0], tokenizer.eos_token_id], dtype=np.int32))
     return EncodedBatch(
         token_ids=np.concatenate(ids),
-        lengths=np.asarray([len(row) for row in ids], dtype=np.int64),
-        text_bytes=sum(len(text.encode()) for text in texts),
+        lengths=np.asarray([len(row) for row in ids[1:]], dtype=np.int64),
+        text_bytes=text_bytes,
         input_bytes=sum(document.input_bytes for document in batch),
+        num_dropped=num_dropped,
+        num_reencoded=num_reencoded,
     )
 
 

@@ -6,6 +6,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from mdmscale.data.preparation.folders import DEFAULT_SPLIT, data_files
 from mdmscale.system.errors import UserError
 
 _HUB = "hf:"
@@ -28,16 +29,16 @@ class HubDataset:
 Input = Path | HubDataset
 
 
-def find_inputs(inputs: list[str], suffixes: list[str]) -> list[Input]:
+def find_inputs(inputs: list[str], suffixes: list[str], split: str = DEFAULT_SPLIT) -> list[Input]:
     """Find what `inputs` name: files, globs, folders, `hf:NAME[:CONFIG]` and `stdlib`.
 
-    Of a folder these are the files, at any depth, whose names end with one of `suffixes`. A file that is
-    named twice counts once.
+    Of a folder these are the files of `split` (see folders.py), at any depth, whose names end with one of
+    `suffixes`; a line on the console says if others are left out. A file that is named twice counts once.
 
     Raises:
-        UserError: where an input names nothing.
+        UserError: where an input names nothing, or nothing of this split.
     """
-    found = [item for name in inputs for item in _find(name, suffixes)]
+    found = [item for name in inputs for item in _find(name, suffixes, split)]
     return list(dict.fromkeys(found))
 
 
@@ -69,7 +70,7 @@ def stdlib_files() -> list[Path]:
     return sorted(chosen)
 
 
-def _find(name: str, suffixes: list[str]) -> list[Input]:
+def _find(name: str, suffixes: list[str], split: str) -> list[Input]:
     if name == "stdlib":
         return list(stdlib_files())
     if name.startswith(_HUB):
@@ -79,13 +80,13 @@ def _find(name: str, suffixes: list[str]) -> list[Input]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = [
-            file for file in sorted(path.rglob("*")) if file.is_file() and file.name.endswith(tuple(suffixes))
-        ]
-        problem = f"no file in this folder ends with {' or '.join(suffixes)}; see --suffix"
-    else:
-        files = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
-        problem = "no file matches" if glob.has_magic(name) else "no such file or folder"
+        files, others = data_files(path, suffixes, split)
+        if others:
+            left_out = ", ".join(f"{number} of {other}" for other, number in sorted(others.items()))
+            print(f"{path}: reads {len(files)} of split {split}; leaves out {left_out} (see --split)")
+        return list(files)
+    files = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
     if not files:
+        problem = "no file matches" if glob.has_magic(name) else "no such file or folder"
         raise UserError(f"input {name!r}: {problem}")
     return list(files)

@@ -9,11 +9,15 @@ from pathlib import Path
 
 from mdmscale.data.preparation.documents import Document, read_documents
 from mdmscale.data.preparation.encode import EncodedBatch, encode_documents
+from mdmscale.data.preparation.endings import DATA_ENDINGS, RECORD_ENDINGS
+from mdmscale.data.preparation.folders import DEFAULT_SPLIT
+from mdmscale.data.preparation.formats import holds_records
 from mdmscale.data.preparation.inputs import Input, find_inputs, input_bytes
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.preparation.shard_set import ShardSetWriter
 from mdmscale.data.preparation.tokenizer_training import train_tokenizer
-from mdmscale.models.tokenizer import load_tokenizer
+from mdmscale.models.mask_spelling import MASK_IN_TEXT
+from mdmscale.models.tokenizer import load_tokenizer, num_token_ids
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
 from mdmscale.system.folders import published_folder
@@ -52,8 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="files (.jsonl, .parquet, .arrow; any other file is one document), folders, globs, "
-        "hf:NAME[:CONFIG], or stdlib (5 MB of the Python standard library)",
+        help="files (.jsonl, .json, .csv, .tsv, .parquet, .arrow; any other file is one document; .gz, .bz2, "
+        ".xz and .zst are unpacked), folders (also of save_to_disk), globs, hf:NAME[:CONFIG], or stdlib "
+        "(5 MB of the Python standard library)",
     )
     add("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     add("--overwrite", action="store_true", help="replace DIR if this command has written it")
@@ -66,22 +71,39 @@ def build_parser() -> argparse.ArgumentParser:
         help="train a tokenizer of VOCAB tokens and save it as DIR/tokenizer",
     )
     add("--kind", choices=["tokens", "sft"], default="tokens", help="kind of data (default: tokens)")
+    _add_input_options(parser)
     _add_text_options(parser)
     _add_sft_options(parser)
     return parser
 
 
-def _add_text_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("text (--kind tokens)").add_argument
-    add("--text-key", default="text", metavar="KEY", help="key or column that holds the text (default: text)")
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what is read").add_argument
     add(
         "--suffix",
         nargs="+",
-        default=[".txt", ".jsonl", ".parquet", ".arrow"],
         metavar="END",
-        help="of a folder, read the files with these endings (default: .txt .jsonl .parquet .arrow)",
+        help="of a folder, read the files with these endings, compressed or not (default: .txt, for --kind "
+        "tokens, .jsonl .jsonlines .ndjson .json .csv .tsv .parquet .arrow)",
     )
-    add("--split", default="train", help="split of a Hugging Face dataset (default: train)")
+    add(
+        "--split",
+        default=DEFAULT_SPLIT,
+        help="split of a Hugging Face dataset, and of a folder whose files are named by split or which "
+        "save_to_disk has written (default: train)",
+    )
+    add(
+        "--mask-in-text",
+        choices=MASK_IN_TEXT,
+        default="error",
+        help="what happens to a text that holds the mask token because that is an ordinary word of the "
+        "tokenizer: refuse it, leave it out, or spell the word with other tokens (default: error)",
+    )
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("text (--kind tokens)").add_argument
+    add("--text-key", default="text", metavar="KEY", help="key or column that holds the text (default: text)")
     add(
         "--shard-tokens",
         type=_positive_integer,
@@ -131,29 +153,41 @@ def _positive_integer(text: str) -> int:
 
 
 def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
-    inputs = find_inputs(arguments.inputs, arguments.suffix)
+    inputs = find_inputs(arguments.inputs, arguments.suffix or list(DATA_ENDINGS), arguments.split)
     with published_folder(arguments.output) as folder:
         tokenizer = arguments.tokenizer
         if arguments.train_tokenizer is not None:
             tokenizer = str(folder / "tokenizer")
             texts = (document.text for document in _documents(inputs, arguments))
             train_tokenizer(texts, arguments.train_tokenizer, Path(tokenizer))
-        vocab_size = len(load_tokenizer(tokenizer))
+        vocab_size = num_token_ids(load_tokenizer(tokenizer))
         with ShardSetWriter(folder, vocab_size, arguments.shard_tokens) as shards:
             workers = arguments.workers or _default_workers(inputs)
-            encoded = encode_documents(_documents(inputs, arguments), tokenizer, workers)
+            documents = _documents(inputs, arguments)
+            encoded = encode_documents(documents, tokenizer, workers, arguments.mask_in_text)
             for batch in _with_progress(encoded, input_bytes(inputs)):
                 shards.add(batch)
         if not shards.num_documents:
-            raise UserError(f"{' '.join(arguments.inputs)}: holds no text, so there is nothing to write")
+            raise UserError(_no_text(inputs, arguments, shards.num_dropped))
         summary = {
             "kind": "tokens",
             "inputs": arguments.inputs,
             "tokenizer": arguments.tokenizer or "tokenizer",
             **shards.summary(),
         }
+        if arguments.mask_in_text != "error":
+            summary |= {"num_dropped": shards.num_dropped, "num_reencoded": shards.num_reencoded}
         _write_summary(folder, summary)
     return summary
+
+
+def _no_text(inputs: list[Input], arguments: argparse.Namespace, num_dropped: int) -> str:
+    names = " ".join(arguments.inputs)
+    if num_dropped:
+        return f"{names}: all {num_dropped} documents hold the mask token and are dropped; see --mask-in-text"
+    if input_bytes(inputs) == 0:
+        return f"{names}: is empty (0 bytes), so there is nothing to write"
+    return f"{names}: holds no text, so there is nothing to write"
 
 
 def _documents(inputs: list[Input], arguments: argparse.Namespace) -> Iterator[Document]:
@@ -165,17 +199,18 @@ def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
         raise UserError("--kind sft needs --sequence-length, the largest number of tokens in a sample")
     if arguments.tokenizer is None:
         raise UserError("--kind sft needs --tokenizer, the tokenizer of the model; it does not train one")
-    paths = [item for item in find_inputs(arguments.inputs, [".jsonl"]) if isinstance(item, Path)]
-    wrong = [path for path in paths if path.suffix != ".jsonl"]
-    if wrong or not paths:
-        raise UserError(f"--kind sft reads .jsonl files, not {wrong[0] if wrong else arguments.inputs[0]}")
+    inputs = find_inputs(arguments.inputs, arguments.suffix or list(RECORD_ENDINGS), arguments.split)
+    if wrong := [item for item in inputs if not holds_records(item)]:
+        raise UserError(f"--kind sft reads {' '.join(RECORD_ENDINGS)} files, not {wrong[0]}")
     with published_folder(arguments.output) as folder:
         counts = encode_sft(
-            paths,
+            inputs,
             load_tokenizer(arguments.tokenizer),
             folder / "shard-00000",
             sequence_length=arguments.sequence_length,
             too_long=arguments.too_long,
+            split=arguments.split,
+            mask_in_text=arguments.mask_in_text,
         )
         summary = {
             "kind": "sft",

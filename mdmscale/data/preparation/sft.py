@@ -1,7 +1,7 @@
-"""Encode SFT JSONL files to a prepared shard. See sft_record.py for the shapes that a line can have."""
+"""Encode SFT data to a prepared shard. See sft_record.py for the shapes that a line can have."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,14 @@ import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mdmscale.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
-from mdmscale.data.preparation.jsonl import read_jsonl
+from mdmscale.data.preparation.folders import DEFAULT_SPLIT
+from mdmscale.data.preparation.formats import read_records
+from mdmscale.data.preparation.inputs import Input
 from mdmscale.data.preparation.sft_record import EncodedSample, encode_record
 from mdmscale.data.sft_shard import fit_lengths, samples_path, write_samples
 from mdmscale.data.shards import prompts_path
+from mdmscale.models.mask_spelling import MaskInText
+from mdmscale.models.tokenizer import num_token_ids
 from mdmscale.system.errors import UserError
 from mdmscale.system.folders import published_files
 
@@ -32,11 +36,21 @@ class EncodeSummary:
 
 
 def encode_sft(
-    paths: list[Path], tokenizer: Any, prefix: Path, *, sequence_length: int, too_long: str
+    inputs: Sequence[Input],
+    tokenizer: Any,
+    prefix: Path,
+    *,
+    sequence_length: int,
+    too_long: str,
+    split: str = DEFAULT_SPLIT,
+    mask_in_text: MaskInText = "error",
 ) -> EncodeSummary:
-    """Encode JSONL files, in order, to the shard `prefix` (see sft_shard.py); write all of its files or none.
+    """Encode inputs, in order, to the shard `prefix` (see sft_shard.py); write all of its files or none.
 
     Args:
+        inputs: files whose format formats.py reads, and Hugging Face datasets, of which `split` is read.
+        mask_in_text: what happens to samples that hold the mask token; see mask_spelling.py. Those left out
+            count as dropped.
         too_long: what happens to samples longer than `sequence_length`. `error` refuses them, `drop` leaves
             them out, `truncate` cuts their responses (and adds no EOS after the cut) and leaves out those
             whose prompt leaves no room for a response.
@@ -47,26 +61,37 @@ def encode_sft(
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no EOS token, but responses must end with one; set its eos_token")
     with published_files([path_of(prefix) for path_of in _FILES]) as folder:
-        return _write_shard(paths, tokenizer, folder / prefix.name, sequence_length, too_long)
+        samples = _encode_inputs(inputs, tokenizer, split, mask_in_text)
+        summary = _write_shard(samples, tokenizer, folder / prefix.name, sequence_length, too_long)
+        if not summary.num_samples:
+            names = ", ".join(map(str, inputs))
+            if summary.num_dropped:
+                raise UserError(
+                    f"{names}: no sample is left ({summary.num_dropped} dropped, too_long = {too_long}, "
+                    f"mask_in_text = {mask_in_text})"
+                )
+            raise UserError(f"{names}: is empty; there is no sample to write")
+        return summary
 
 
 def _write_shard(
-    paths: list[Path], tokenizer: Any, prefix: Path, sequence_length: int, too_long: str
+    samples: Iterator[tuple[EncodedSample | None, str]],
+    tokenizer: Any,
+    prefix: Path,
+    sequence_length: int,
+    too_long: str,
 ) -> EncodeSummary:
     prompt_lengths = array("i")
     num_truncated = num_dropped = longest = 0
-    with IndexedWriter(prefix, token_dtype(len(tokenizer))) as writer:
-        for sample, where in _encode_files(paths, tokenizer):
-            length = _fitted(sample, where, sequence_length, too_long)
-            num_truncated += 0 < length < len(sample.token_ids)
+    with IndexedWriter(prefix, token_dtype(num_token_ids(tokenizer))) as writer:
+        for sample, where in samples:
+            length = 0 if sample is None else _fitted(sample, where, sequence_length, too_long)
             num_dropped += length == 0
-            if length:
+            if sample is not None and length:
+                num_truncated += length < len(sample.token_ids)
                 writer.add_document(sample.token_ids[:length])
                 prompt_lengths.append(sample.prompt_length)
                 longest = max(longest, length)
-        if not prompt_lengths:
-            names = ", ".join(map(str, paths))
-            raise UserError(f"{names}: no sample is left ({num_dropped} dropped, too_long = {too_long})")
     write_samples(prefix, np.asarray(prompt_lengths), longest)
     num_response_tokens = writer.num_tokens - sum(prompt_lengths)
     return EncodeSummary(
@@ -74,13 +99,15 @@ def _write_shard(
     )
 
 
-def _encode_files(paths: list[Path], tokenizer: Any) -> Iterator[tuple[EncodedSample, str]]:
+def _encode_inputs(
+    inputs: Sequence[Input], tokenizer: Any, split: str, mask_in_text: MaskInText
+) -> Iterator[tuple[EncodedSample | None, str]]:
     columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} samples encoded"), TimeElapsedColumn()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=None)
-        for path in paths:
-            for record in read_jsonl(path):
-                yield encode_record(record, tokenizer), record.where
+        for item in inputs:
+            for record in read_records(item, split):
+                yield encode_record(record, tokenizer, mask_in_text), record.where
                 progress.advance(task)
 
 

@@ -5,14 +5,17 @@ through the tokenizer's chat template; {"text"}, all of which is the response; {
 which is encoded already.
 """
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mdmscale.data.preparation.chat import render_sample
-from mdmscale.data.preparation.jsonl import Record, check_unicode
+from mdmscale.data.preparation.jsonl import Record, check_strings
+from mdmscale.models.mask_spelling import MaskInText, without_mask
 from mdmscale.models.prompts import prompt_ids, rendered_ids
+from mdmscale.models.tokenizer import num_token_ids
 from mdmscale.system.errors import UserError
 
 
@@ -24,15 +27,16 @@ class EncodedSample:
     prompt_length: int
 
 
-def encode_record(record: Record, tokenizer: Any) -> EncodedSample:
-    """Encode one line.
+def encode_record(record: Record, tokenizer: Any, mask_in_text: MaskInText = "error") -> EncodedSample | None:
+    """Encode one line. None where it holds the mask token and `mask_in_text` leaves it out.
 
     Raises:
         UserError: naming file and line.
     """
+    check_strings(record.values, record.where)
     match _shape(record):
         case "input_ids":
-            prompt, response = _given_ids(record, len(tokenizer))
+            prompt, response = _given_ids(record, num_token_ids(tokenizer))
         case "messages":
             texts = render_sample(record, tokenizer)
             prompt, response = (rendered_ids(tokenizer, text) for text in texts)
@@ -42,10 +46,10 @@ def encode_record(record: Record, tokenizer: Any) -> EncodedSample:
             prompt, response = _encode_pair("", record.values["text"], tokenizer)
     if not response:
         raise UserError(f"{record.where}: the response is empty; leave the line out")
-    if tokenizer.mask_token_id is not None and tokenizer.mask_token_id in (*prompt, *response):
-        raise UserError(
-            f"{record.where}: holds the mask token, which training puts in place of the tokens to predict"
-        )
+    clean = without_mask([prompt, response], tokenizer, mask_in_text, record.where)
+    if clean is None:
+        return None
+    prompt, response = clean
     if response[-1] != tokenizer.eos_token_id:
         response = [*response, tokenizer.eos_token_id]
     return EncodedSample(np.asarray([*prompt, *response], dtype=np.int64), len(prompt))
@@ -65,8 +69,6 @@ def _shape(record: Record) -> str:
                 value = record.values.get(key)
                 if not isinstance(value, expected):
                     raise UserError(f"{record.where}: {key!r} is missing or not a {expected.__name__}")
-                if isinstance(value, str):
-                    check_unicode(value, f"{record.where}: {key!r}")
             return name
     raise UserError(
         f"{record.where}: has the keys {sorted(record.values)}; expected prompt and response, "
@@ -88,10 +90,12 @@ def _given_ids(record: Record, vocab_size: int) -> tuple[list[int], list[int]]:
     wrong = next((item for item in ids if type(item) is not int or not 0 <= item < vocab_size), None)
     if wrong is not None:
         raise UserError(
-            f"{record.where}: {wrong!r} in input_ids is not a token of this vocabulary of {vocab_size}"
+            f"{record.where}: {reprlib.repr(wrong)} in input_ids is not a token of this vocabulary of "
+            f"{vocab_size}"
         )
     if not 0 <= prompt_length <= len(ids):
         raise UserError(
-            f"{record.where}: prompt_length = {prompt_length}, but there are {len(ids)} input_ids"
+            f"{record.where}: prompt_length = {reprlib.repr(prompt_length)}, but there are {len(ids)} "
+            "input_ids"
         )
     return ids[:prompt_length], ids[prompt_length:]

@@ -11,7 +11,10 @@ from mdmscale.data.preparation.encode import EncodedBatch
 
 
 class ShardSetWriter:
-    """Write `shard-00000`, ... of at most `shard_tokens` tokens each; a longer document gets its own."""
+    """Write `shard-00000`, ... of at most `shard_tokens` tokens each; a longer document gets its own.
+
+    All ids must be below `vocab_size`, which is more than the number of tokens where their ids have gaps.
+    """
 
     def __init__(self, folder: Path, vocab_size: int, shard_tokens: int) -> None:
         self._folder = folder
@@ -21,13 +24,15 @@ class ShardSetWriter:
         self._num_shards = 0
         self._text_bytes = 0
         self._counts = np.zeros(vocab_size, dtype=np.int64)  # [vocab], how often each token occurs
-        self.num_documents = 0
+        self.num_documents = self.num_dropped = self.num_reencoded = 0
 
     def add(self, batch: EncodedBatch) -> None:
         """Append the documents of `batch`."""
         for token_ids in batch.documents():
             self._shard_for(len(token_ids)).add_document(token_ids)
         self.num_documents += len(batch.lengths)
+        self.num_dropped += batch.num_dropped
+        self.num_reencoded += batch.num_reencoded
         self._text_bytes += batch.text_bytes
         self._counts += np.bincount(batch.token_ids, minlength=len(self._counts))
 
