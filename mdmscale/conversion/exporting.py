@@ -18,7 +18,7 @@ from mdmscale.conversion.model_folder import (
 from mdmscale.conversion.stored_model import StoredModel, open_stored_model
 from mdmscale.conversion.tokenizer_files import copy_tokenizer, drop_tokens_from, open_copied
 from mdmscale.models.precision import DTYPES
-from mdmscale.models.special_tokens import settle_ids, stated_ids
+from mdmscale.models.token_ids import settle_ids, stated_ids
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
 from mdmscale.system.folders import published_folder

@@ -30,7 +30,7 @@ from mdmscale.conversion.tokenizer_files import (
 from mdmscale.models.backbone import open_windows
 from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up
-from mdmscale.models.special_tokens import TokenIds, settle_ids, stated_ids
+from mdmscale.models.token_ids import TokenIds, settle_ids, stated_ids
 from mdmscale.models.tokenizer import num_token_ids
 from mdmscale.system.errors import UserError
 from mdmscale.system.folders import published_folder

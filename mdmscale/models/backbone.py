@@ -16,7 +16,7 @@ from mdmscale.models.lora import add_lora
 from mdmscale.models.opening import load_weights
 from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up, shape_of_keys
-from mdmscale.models.special_tokens import set_special_tokens
+from mdmscale.models.token_ids import set_special_tokens
 from mdmscale.models.tokenizer import load_tokenizer, num_token_ids
 from mdmscale.system.errors import UserError, first_line
 

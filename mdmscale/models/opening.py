@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdmscale.models.folder_checks import check_no_adapter, check_not_adapter_alone, check_unquantized
-from mdmscale.models.special_tokens import TokenIds, settle_ids, stated_ids
+from mdmscale.models.token_ids import TokenIds, settle_ids, stated_ids
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError, first_line
 from mdmscale.system.files import read_object

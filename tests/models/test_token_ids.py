@@ -15,7 +15,7 @@ from mdmscale.config.model import ModelSection
 from mdmscale.generation.prompts import Request, decode_response
 from mdmscale.models.backbone import build_backbone
 from mdmscale.models.opening import load_model
-from mdmscale.models.special_tokens import TokenIds, settle_ids, stated_ids
+from mdmscale.models.token_ids import TokenIds, settle_ids, stated_ids
 from mdmscale.system.errors import UserError
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
