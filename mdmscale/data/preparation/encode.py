@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mdmscale.data.preparation.documents import Document
+from mdmscale.models.prompts import opening_ids
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
 
@@ -23,7 +24,7 @@ _BATCHES_AHEAD = 3
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """The token ids of some documents, one after the other, each with EOS at its end."""
+    """The token ids of some documents, one after the other, each with BOS (if any) and EOS."""
 
     token_ids: np.ndarray  # int32 [tokens]
     lengths: np.ndarray  # int64 [documents]
@@ -38,7 +39,8 @@ class EncodedBatch:
 def encode_documents(documents: Iterable[Document], tokenizer: str, workers: int) -> Iterator[EncodedBatch]:
     """Encode `documents` with the tokenizer of that name or folder, and add EOS at the end of each.
 
-    Special tokens written in a text are encoded as plain text, so a corpus cannot contain masks.
+    Where the tokenizer opens texts with BOS, documents begin with it, as prompts do. Special tokens written
+    in a text are encoded as plain text, so a corpus cannot contain masks.
 
     Raises:
         UserError: where the tokenizer has no EOS token.
@@ -91,7 +93,8 @@ def _encode(tokenizer_name: str, batch: list[Document]) -> EncodedBatch:
     encoded = tokenizer(
         texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
     )
-    ids = [np.asarray([*row, tokenizer.eos_token_id], dtype=np.int32) for row in encoded.input_ids]
+    opening, eos = opening_ids(tokenizer), tokenizer.eos_token_id
+    ids = [np.asarray([*opening, *row, eos], dtype=np.int32) for row in encoded.input_ids]
     return EncodedBatch(
         token_ids=np.concatenate(ids),
         lengths=np.asarray([len(row) for row in ids], dtype=np.int64),

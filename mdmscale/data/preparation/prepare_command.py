@@ -5,14 +5,18 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
+from typing import get_args
 
+from mdmscale.config.data import SpecialTokens, TrainOn
 from mdmscale.data.preparation.documents import Document, read_documents
 from mdmscale.data.preparation.encode import EncodedBatch, encode_documents
 from mdmscale.data.preparation.inputs import Input, find_inputs, input_bytes
-from mdmscale.data.preparation.sft import encode_sft
+from mdmscale.data.preparation.sft import encode_sft, read_samples
 from mdmscale.data.preparation.shard_set import ShardSetWriter
 from mdmscale.data.preparation.tokenizer_training import train_tokenizer
+from mdmscale.diffusion.sample import Sample
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
@@ -33,7 +37,8 @@ examples:
   python tools/prepare_data.py ~/code --suffix .py .md --tokenizer models/llada --output data/code
   python tools/prepare_data.py hf:wikimedia/wikipedia:20231101.de --tokenizer models/llada --output data/wiki
 
-  # prompts and responses
+  # prompts and responses: see what is trained, then write it
+  python tools/prepare_data.py sft.jsonl --kind sft --tokenizer models/llada --show
   python tools/prepare_data.py sft.jsonl --kind sft --sequence-length 1024 --tokenizer models/llada \\
       --output data/sft
 """
@@ -55,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="files (.jsonl, .parquet, .arrow; any other file is one document), folders, globs, "
         "hf:NAME[:CONFIG], or stdlib (5 MB of the Python standard library)",
     )
-    add("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    add("--output", type=Path, metavar="DIR", help="folder to write")
     add("--overwrite", action="store_true", help="replace DIR if this command has written it")
     tokenizer = parser.add_mutually_exclusive_group(required=True)
     tokenizer.add_argument("--tokenizer", metavar="NAME", help="tokenizer folder or hub id")
@@ -107,6 +112,28 @@ def _add_sft_options(parser: argparse.ArgumentParser) -> None:
         help="what happens to longer samples: refuse them, cut their responses, or leave them out "
         "(default: error)",
     )
+    add(
+        "--train-on",
+        choices=get_args(TrainOn),
+        default="last",
+        help="what of a conversation is trained: the assistant's last turn, all of its turns, or all that "
+        "follows the prompt (default: last)",
+    )
+    add(
+        "--special-tokens",
+        choices=get_args(SpecialTokens),
+        default="refuse",
+        help="special tokens written out in a prompt, response or text: refuse the line, read them as tokens "
+        "(text that was rendered beforehand), or take them as ordinary text (default: refuse)",
+    )
+    add(
+        "--show",
+        type=_positive_integer,
+        nargs="?",
+        const=3,
+        metavar="N",
+        help="print the first N samples as text with what is trained in colour, and exit (default: 3)",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,7 +142,12 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError: for mistakes in the options or the data.
     """
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.show is not None:
+        return _show(arguments)
+    if arguments.output is None:
+        parser.error("--output DIR is required (without --show)")
     started = time.monotonic()
     _check_output(arguments.output, arguments.overwrite)
     summary = _prepare_sft(arguments) if arguments.kind == "sft" else _prepare_tokens(arguments)
@@ -163,12 +195,7 @@ def _documents(inputs: list[Input], arguments: argparse.Namespace) -> Iterator[D
 def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
     if arguments.sequence_length is None:
         raise UserError("--kind sft needs --sequence-length, the largest number of tokens in a sample")
-    if arguments.tokenizer is None:
-        raise UserError("--kind sft needs --tokenizer, the tokenizer of the model; it does not train one")
-    paths = [item for item in find_inputs(arguments.inputs, [".jsonl"]) if isinstance(item, Path)]
-    wrong = [path for path in paths if path.suffix != ".jsonl"]
-    if wrong or not paths:
-        raise UserError(f"--kind sft reads .jsonl files, not {wrong[0] if wrong else arguments.inputs[0]}")
+    paths = _sft_files(arguments)
     with published_folder(arguments.output) as folder:
         counts = encode_sft(
             paths,
@@ -176,16 +203,45 @@ def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
             folder / "shard-00000",
             sequence_length=arguments.sequence_length,
             too_long=arguments.too_long,
+            train_on=arguments.train_on,
+            special_tokens=arguments.special_tokens,
         )
         summary = {
             "kind": "sft",
             "inputs": arguments.inputs,
             "tokenizer": arguments.tokenizer,
             "sequence_length": arguments.sequence_length,
+            "train_on": arguments.train_on,
             **asdict(counts),
         }
         _write_summary(folder, summary)
     return summary
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mdmscale.data.preparation.show import print_samples
+
+    if arguments.kind != "sft":
+        raise UserError("--show needs --kind sft: it shows what is trained of prompts and responses")
+    files, tokenizer = _sft_files(arguments), load_tokenizer(arguments.tokenizer)
+    samples = read_samples(files, tokenizer, arguments.train_on, arguments.special_tokens)
+    shown = (
+        (where, Sample(sample.token_ids, sample.trained)) for sample, where in islice(samples, arguments.show)
+    )
+    print_samples(shown, tokenizer, Console())
+    return 0
+
+
+def _sft_files(arguments: argparse.Namespace) -> list[Path]:
+    if arguments.tokenizer is None:
+        raise UserError("--kind sft needs --tokenizer, the tokenizer of the model; it does not train one")
+    paths = [item for item in find_inputs(arguments.inputs, [".jsonl"]) if isinstance(item, Path)]
+    wrong = [path for path in paths if path.suffix != ".jsonl"]
+    if wrong or not paths:
+        raise UserError(f"--kind sft reads .jsonl files, not {wrong[0] if wrong else arguments.inputs[0]}")
+    return paths
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

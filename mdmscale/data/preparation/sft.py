@@ -1,6 +1,5 @@
 """Encode SFT JSONL files to a prepared shard. See sft_record.py for the shapes that a line can have."""
 
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mdmscale.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
+from mdmscale.config.data import SpecialTokens, TrainOn
+from mdmscale.data.indexed import bin_path, idx_path, token_dtype
 from mdmscale.data.preparation.jsonl import read_jsonl
-from mdmscale.data.preparation.sft_record import EncodedSample, encode_record
-from mdmscale.data.sft_shard import fit_lengths, samples_path, write_samples
-from mdmscale.data.shards import prompts_path
+from mdmscale.data.preparation.sft_record import EncodedSample, check_eos, encode_record
+from mdmscale.data.sft_shard import SFTWriter, fit_lengths, samples_path, why_none_fits
+from mdmscale.data.shards import prompts_path, trained_path
 from mdmscale.system.errors import UserError
 from mdmscale.system.folders import published_files
 
@@ -28,11 +28,18 @@ class EncodeSummary:
     num_truncated: int
     num_dropped: int
     num_tokens: int
-    num_response_tokens: int
+    num_trained_tokens: int
 
 
 def encode_sft(
-    paths: list[Path], tokenizer: Any, prefix: Path, *, sequence_length: int, too_long: str
+    paths: list[Path],
+    tokenizer: Any,
+    prefix: Path,
+    *,
+    sequence_length: int,
+    too_long: str,
+    train_on: TrainOn = "last",
+    special_tokens: SpecialTokens = "refuse",
 ) -> EncodeSummary:
     """Encode JSONL files, in order, to the shard `prefix` (see sft_shard.py); write all of its files or none.
 
@@ -40,55 +47,77 @@ def encode_sft(
         too_long: what happens to samples longer than `sequence_length`. `error` refuses them, `drop` leaves
             them out, `truncate` cuts their responses (and adds no EOS after the cut) and leaves out those
             whose prompt leaves no room for a response.
+        train_on: as data.train_on.
+        special_tokens: as data.special_tokens.
 
     Raises:
         UserError: naming file and line, where a line is unreadable, of unknown shape or without a response.
     """
-    if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no EOS token, but responses must end with one; set its eos_token")
-    with published_files([path_of(prefix) for path_of in _FILES]) as folder:
-        return _write_shard(paths, tokenizer, folder / prefix.name, sequence_length, too_long)
+    check_eos(tokenizer)
+    files = [path_of(prefix) for path_of in _FILES]
+    samples = read_samples(paths, tokenizer, train_on, special_tokens)
+    with published_files(files, optional=[trained_path(prefix)]) as folder:
+        with SFTWriter(folder / prefix.name, token_dtype(len(tokenizer)), train_on) as writer:
+            num_truncated, num_dropped = _write(writer, samples, sequence_length, too_long)
+            if not writer.num_samples:
+                names = ", ".join(map(str, paths))
+                why = why_none_fits(too_long) if num_dropped else "the files have no lines"
+                raise UserError(f"{names}: no sample is left ({num_dropped} dropped): {why}")
+        return EncodeSummary(
+            writer.num_samples, num_truncated, num_dropped, writer.num_tokens, writer.num_trained
+        )
 
 
-def _write_shard(
-    paths: list[Path], tokenizer: Any, prefix: Path, sequence_length: int, too_long: str
-) -> EncodeSummary:
-    prompt_lengths = array("i")
-    num_truncated = num_dropped = longest = 0
-    with IndexedWriter(prefix, token_dtype(len(tokenizer))) as writer:
-        for sample, where in _encode_files(paths, tokenizer):
-            length = _fitted(sample, where, sequence_length, too_long)
-            num_truncated += 0 < length < len(sample.token_ids)
-            num_dropped += length == 0
-            if length:
-                writer.add_document(sample.token_ids[:length])
-                prompt_lengths.append(sample.prompt_length)
-                longest = max(longest, length)
-        if not prompt_lengths:
-            names = ", ".join(map(str, paths))
-            raise UserError(f"{names}: no sample is left ({num_dropped} dropped, too_long = {too_long})")
-    write_samples(prefix, np.asarray(prompt_lengths), longest)
-    num_response_tokens = writer.num_tokens - sum(prompt_lengths)
-    return EncodeSummary(
-        len(prompt_lengths), num_truncated, num_dropped, writer.num_tokens, num_response_tokens
-    )
+def read_samples(
+    paths: list[Path], tokenizer: Any, train_on: TrainOn, special_tokens: SpecialTokens
+) -> Iterator[tuple[EncodedSample, str]]:
+    """The samples of JSONL files, in order, each with its "file:line".
+
+    Raises:
+        UserError: as `encode_sft`.
+    """
+    for path in paths:
+        for record in read_jsonl(path):
+            yield encode_record(record, tokenizer, train_on, special_tokens), record.where
 
 
-def _encode_files(paths: list[Path], tokenizer: Any) -> Iterator[tuple[EncodedSample, str]]:
+def _write(
+    writer: SFTWriter, samples: Iterator[tuple[EncodedSample, str]], sequence_length: int, too_long: str
+) -> tuple[int, int]:
+    """Write samples. Returns how many have been cut, and how many left out."""
+    num_truncated = num_dropped = 0
+    for sample, where in _with_progress(samples):
+        length = fitted_length(sample, where, sequence_length, too_long)
+        num_truncated += 0 < length < len(sample.token_ids)
+        num_dropped += length == 0
+        if length:
+            writer.add(sample.token_ids[:length], sample.trained[:length])
+    return num_truncated, num_dropped
+
+
+def _with_progress(samples: Iterator[tuple[EncodedSample, str]]) -> Iterator[tuple[EncodedSample, str]]:
     columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} samples encoded"), TimeElapsedColumn()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=None)
-        for path in paths:
-            for record in read_jsonl(path):
-                yield encode_record(record, tokenizer), record.where
-                progress.advance(task)
+        for sample in samples:
+            yield sample
+            progress.advance(task)
 
 
-def _fitted(sample: EncodedSample, where: str, sequence_length: int, too_long: str) -> int:
-    length = len(sample.token_ids)
-    if too_long == "error" and length > sequence_length:
+def fitted_length(sample: EncodedSample, where: str, longest: int, too_long: str) -> int:
+    """The length to which a sample is cut; 0 where it is left out.
+
+    Raises:
+        UserError: for one that is too long, where `too_long` is error.
+    """
+    length, prompt_length = len(sample.token_ids), sample.prompt_length
+    if too_long == "error" and length > longest:
+        what, mend = f"{length} tokens, more than", "truncate or drop"
+        if prompt_length >= longest:
+            what, mend = f"the prompt alone has {prompt_length} tokens, so no response fits in", "drop"
         raise UserError(
-            f"{where}: {length} tokens, more than the sequence length of {sequence_length}; "
-            "raise it, or choose to truncate or drop long samples"
+            f"{where}: {what} the sequence length of {longest}; raise it, or choose to {mend} long samples"
         )
-    return int(fit_lengths(np.asarray(sample.prompt_length), np.asarray(length), sequence_length, too_long))
+    fitted = int(fit_lengths(np.asarray(prompt_length), np.asarray(length), longest, too_long))
+    # A cut that falls into a turn that is not trained moves back to the last trained token.
+    return int(np.flatnonzero(sample.trained[:fitted])[-1]) + 1 if 0 < fitted < length else fitted

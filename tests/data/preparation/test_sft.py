@@ -25,9 +25,9 @@ def chat_tokenizer(tokenizer_folder):
     return tokenizer
 
 
-def encode(values: dict[str, object], tokenizer) -> tuple[str, str]:
+def encode(values: dict[str, object], tokenizer, **options: str) -> tuple[str, str]:
     """The texts of the prompt and the response in one encoded line."""
-    sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer)
+    sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer, **options)
     return tokenizer.decode(sample.token_ids[: sample.prompt_length]), tokenizer.decode(
         sample.token_ids[sample.prompt_length :]
     )
@@ -38,13 +38,13 @@ def test_prompt_and_response(tokenizer):
     assert encode({"prompt": "", "response": "19</s>"}, tokenizer) == ("", "19</s>")
 
 
-def test_special_tokens_in_texts_are_plain_text(tokenizer):
+def test_special_tokens_in_texts_can_be_plain_text(tokenizer):
     mask, eos = tokenizer.mask_token, tokenizer.eos_token
     values = {"prompt": f"a {mask} b", "response": f"c {eos} d {mask}"}
-    sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer)
+    sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer, special_tokens="text")
     assert tokenizer.mask_token_id not in sample.token_ids
     assert sample.token_ids.tolist().count(tokenizer.eos_token_id) == 1
-    assert encode(values, tokenizer) == (f"a {mask} b", f"c {eos} d {mask}{eos}")
+    assert encode(values, tokenizer, special_tokens="text") == (f"a {mask} b", f"c {eos} d {mask}{eos}")
 
 
 def test_a_mask_token_among_ids_is_refused(tokenizer):
@@ -149,7 +149,7 @@ def test_the_shard_holds_the_samples_in_order(tokenizer, tmp_path):
         write_lines(tmp_path / "b.jsonl", numbered(2, 4)),
     ]
     summary = encode_sft(files, tokenizer, tmp_path / "out/p.v1", sequence_length=4, too_long="error")
-    assert (summary.num_samples, summary.num_tokens, summary.num_response_tokens) == (3, 9, 6)
+    assert (summary.num_samples, summary.num_tokens, summary.num_trained_tokens) == (3, 9, 6)
     shard = IndexedShard(tmp_path / "out/p.v1")
     assert shard.document_starts(np.arange(4)).tolist() == [0, 3, 5, 9]
     samples = SFTShard(shard)
