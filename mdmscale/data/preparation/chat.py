@@ -54,7 +54,12 @@ def encode_conversation(
     spans = turns.spans(answers, is_whole=train_on == "completion")
     stop = len(without_space_after_special(tokenizer, turns.whole[: spans[-1][1]]))
     spans = [(start, min(end, stop)) for start, end in spans]
-    _check_trained(chat, answers, "".join(turns.whole[start:end] for start, end in spans))
+    texts = [turns.whole[start:end] for start, end in spans]
+    if len(texts) == len(answers):
+        for answer, text in zip(answers, texts, strict=True):
+            _check_trained(chat, [answer], text)
+    else:  # several tags in an answer, or one span for all of them
+        _check_trained(chat, answers, "".join(texts))
     return _encode(tokenizer, turns.whole[:stop], turns.last_start, spans)
 
 
