@@ -24,7 +24,8 @@ NO_TAGS = ("", "")
 # ChatML with a system turn of its own, as SmolLM2 has it.
 CHATML = (
     "{% for m in messages %}"
-    "{% if loop.first and m.role != 'system' %}{{ '<|im_start|>system\\nBe helpful.<|im_end|>\\n' }}{% endif %}"
+    "{% if loop.first and m.role != 'system' %}"
+    "{{ '<|im_start|>system\\nBe helpful.<|im_end|>\\n' }}{% endif %}"
     "{{ '<|im_start|>' + m.role + '\\n' }}"
     "{% if m.role == 'assistant' %}OPEN{{ m.content + '<|im_end|>' }}CLOSE{{ '\\n' }}"
     "{% else %}{{ m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
@@ -53,7 +54,8 @@ QWEN = (
     "{{ '\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>' }}CLOSE{{ '\\n' }}"
     "{% elif m.role == 'tool' %}"
     "{{ '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}"
-    "{% elif m.role != 'system' %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}"
+    "{% elif m.role != 'system' %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
@@ -108,9 +110,12 @@ def sentencepiece(kind: str, special: tuple[str, ...] = ()) -> Any:
     )
     tokenizer.add_special_tokens(named)
     tokenizer.post_processor = TemplateProcessing("<s> $A", None, [("<s>", vocab["<s>"])])
-    return PreTrainedTokenizerFast(
+    opened = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+    if "<|mask|>" in special:
+        opened.add_special_tokens({"mask_token": "<|mask|>"})
+    return opened
 
 
 def smollm2(tags: tuple[str, str] = NO_TAGS) -> Any:
