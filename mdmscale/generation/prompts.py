@@ -8,6 +8,7 @@ from mdmscale.config.data import SpecialTokens
 from mdmscale.models.chat import chat_prompt_ids
 from mdmscale.models.opening import LoadedModel, ModelDescription
 from mdmscale.models.prompts import infilling_ids, opening_ids, prompt_ids
+from mdmscale.models.special_tokens import is_ordinary
 from mdmscale.system.errors import UserError
 from mdmscale.system.unicode import check_utf8
 
@@ -56,7 +57,8 @@ def encode_prompt(
     label = shorten(text)
     check_utf8(text, f"prompt {label!r}")
     # As plain text a mask would do no harm, but whoever writes one wants it filled in.
-    if special_tokens != "text" and loaded.description.mask_token_id in infilling_ids(tokenizer, text):
+    is_written = loaded.description.mask_token_id in infilling_ids(tokenizer, text)
+    if is_written and special_tokens != "text" and not is_ordinary(tokenizer, loaded.mask_token):
         raise UserError(
             f"prompt {label!r} contains the mask token, and only the response is denoised; "
             "give it as a text to fill in (--text)"

@@ -42,15 +42,15 @@ def pair_ids(
     Raises:
         UserError: as `prompt_ids`.
     """
-    prompt_tokens = prompt_ids(tokenizer, prompt, special_tokens)
+    check_special(tokenizer, prompt, special_tokens, "the prompt")
     eos, is_read = tokenizer.eos_token, special_tokens == "read"
     if is_read:
         response = without_space_after_special(tokenizer, response)
     ends = bool(eos) and response.endswith(eos)
     response = response.removesuffix(eos) if ends else response
     check_special(tokenizer, response, special_tokens, "the response")
-    _, continued = encode_continued(tokenizer, TextReader(tokenizer, is_read), prompt, response)
-    return prompt_tokens, [*continued.ids, *([tokenizer.eos_token_id] if ends else [])]
+    first, continued = encode_continued(tokenizer, TextReader(tokenizer, is_read), prompt, response)
+    return _opened(tokenizer, first.ids), [*continued.ids, *([tokenizer.eos_token_id] if ends else [])]
 
 
 def infilling_ids(tokenizer: Any, text: str) -> list[int]:

@@ -28,9 +28,15 @@ def special_texts(tokenizer: Any) -> tuple[str, ...]:
 
 
 def find_special(tokenizer: Any, text: str) -> str | None:
-    """The first special token that is written out in a text."""
-    found = special_pattern(special_texts(tokenizer)).search(text)
-    return found[0] if found else None
+    """The first special token that is written out in a text, and that plain text does not make."""
+    found = (match[0] for match in special_pattern(special_texts(tokenizer)).finditer(text))
+    return next((special for special in found if not is_ordinary(tokenizer, special)), None)
+
+
+def is_ordinary(tokenizer: Any, special: str) -> bool:
+    """Whether a special token is an ordinary word of the vocabulary too, as DiffuLLaMA's mask token is."""
+    plain = tokenizer(special, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+    return tokenizer.convert_tokens_to_ids(special) in plain
 
 
 @lru_cache

@@ -10,10 +10,23 @@ from mdmscale.system.errors import UserError
 
 @dataclass(frozen=True)
 class Tokens:
-    """The token ids of a text, and the (start, stop) of each in it; None where the tokenizer cannot tell."""
+    """The token ids of a text, or of its end."""
 
     ids: list[int]
-    spans: list[tuple[int, int]] | None
+    encoding: Any  # of the `tokenizers` library; None from a tokenizer that is written in Python
+    shift: int = 0  # where the text begins
+
+    @property
+    def spans(self) -> list[tuple[int, int]] | None:
+        """The (start, stop) of each token; None where the tokenizer cannot tell. It is slow."""
+        if self.encoding is None:
+            return None
+        offsets = self.encoding.offsets[len(self.encoding.ids) - len(self.ids) :]
+        return [(start + self.shift, stop + self.shift) for start, stop in offsets]
+
+    def tail(self, first: int, shift: int) -> "Tokens":
+        """Tokens `first`, ...; of a text that begins at `shift`."""
+        return Tokens(self.ids[first:], self.encoding, shift)
 
 
 class Reader(Protocol):
@@ -37,10 +50,10 @@ class TextReader:
             text,
             add_special_tokens=False,
             split_special_tokens=not self.is_read,
-            return_offsets_mapping=self.tokenizer.is_fast,
+            return_attention_mask=False,
             verbose=False,
         )
-        return Tokens(list(encoded["input_ids"]), encoded.get("offset_mapping"))
+        return Tokens(list(encoded["input_ids"]), encoded.encodings[0] if encoded.encodings else None)
 
     def length(self, text: str) -> int:
         return len(text)
@@ -71,7 +84,7 @@ class TemplateReader:
 
     def encode(self, text: str) -> Tokens:
         encoded = self._copy.encode(literal(self._tokenizer, text), add_special_tokens=False)
-        return Tokens([self._ids.get(token, token) for token in encoded.ids], encoded.offsets)
+        return Tokens([self._ids.get(token, token) for token in encoded.ids], encoded)
 
     def length(self, text: str) -> int:
         return len(literal(self._tokenizer, text))
@@ -107,23 +120,17 @@ def encode_continued(tokenizer: Any, reader: Reader, before: str, after: str) ->
     text. Where decoding shows that space, it is encoded behind a newline, which is cut off again.
     """
     first, joined = reader.encode(before), reader.encode(before + after)
-    size, length = len(first.ids), reader.length(before)
+    size = len(first.ids)
     if joined.ids[:size] == first.ids:
-        return first, _tail(joined, size, 0)
+        return first, joined.tail(size, 0)
+    length = reader.length(before)
     newline, behind = reader.encode("\n"), reader.encode("\n" + after)
-    choices = [_tail(reader.encode(after), 0, length)]
+    choices = [reader.encode(after).tail(0, length)]
     if behind.ids[: len(newline.ids)] == newline.ids:
-        choices.append(_tail(behind, len(newline.ids), length - 1))
+        choices.append(behind.tail(len(newline.ids), length - 1))
     wanted = _decode(tokenizer, joined.ids)
     right = (choice for choice in choices if _decode(tokenizer, first.ids + choice.ids) == wanted)
     return first, next(right, choices[-1])
-
-
-def _tail(tokens: Tokens, first: int, shift: int) -> Tokens:
-    """Tokens `first`, ..., their spans moved by `shift`."""
-    spans = tokens.spans
-    moved = None if spans is None else [(start + shift, stop + shift) for start, stop in spans[first:]]
-    return Tokens(tokens.ids[first:], moved)
 
 
 def _decode(tokenizer: Any, token_ids: list[int]) -> str:

@@ -107,6 +107,21 @@ def test_special_tokens_that_are_read_are_the_tokens(opened: LoadedModel) -> Non
     assert ids["read"][-2] == eos
 
 
+def test_a_mask_token_that_is_a_word_is_not_refused_as_a_special_token(loaded: LoadedModel) -> None:
+    """DiffuLLaMA's is: it is a part of ordinary words, and the tokenizer calls it special."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "step"})
+    mask_token_id = tokenizer.convert_tokens_to_ids("step")
+    description = replace(loaded.description, mask_token_id=mask_token_id)
+    opened = replace(loaded, tokenizer=tokenizer, description=description)
+    assert find_special(tokenizer, "a step</s>") == "</s>"
+    assert mask_token_id in tokenizer("step", split_special_tokens=True).input_ids
+    ids = encode_prompt(opened, "range(steps", 1).token_ids[:-1]
+    assert ids == tokenizer("range(steps", split_special_tokens=True).input_ids and mask_token_id not in ids
+    with pytest.raises(UserError, match=r"x\.jsonl:1: holds the mask token"):
+        trained(tokenizer, {"prompt": "p", "response": "step"})
+
+
 def test_bos_that_is_written_is_not_doubled(opened: LoadedModel) -> None:
     tokenizer = opened.tokenizer
     if tokenizer.bos_token is None:

@@ -220,15 +220,19 @@ def _encode(tokenizer: Any, whole: str, last_start: int, spans: list[Span]) -> t
     before, after = encode_continued(tokenizer, reader, whole[:last_start], whole[last_start:])
     edges = [(reader.length(whole[:start]), reader.length(whole[:stop])) for start, stop in spans]
     if spans[-1][0] <= last_start and spans[-1][1] == len(whole):  # nearly always; no need to look
-        return before.ids + after.ids, _within(before, edges) + [True] * len(after.ids)
+        is_cut = spans[-1][0] == last_start  # then nothing of it lies before
+        return before.ids + after.ids, _within(before, edges[:-1] if is_cut else edges) + [True] * len(
+            after.ids
+        )
     return before.ids + after.ids, _within(before, edges) + _within(after, edges)
 
 
 def _within(tokens: Tokens, edges: list[Span]) -> list[bool]:
     """Whether each token has a character in one of the spans."""
-    if tokens.spans is None:
+    if not edges:
+        return [False] * len(tokens.ids)
+    if (places := tokens.spans) is None:
         raise UserError("which tokens are the assistant's cannot be told without a tokenizer.json")
     return [
-        any(start < right and max(stop, start + 1) > left for left, right in edges)
-        for start, stop in tokens.spans
+        any(start < right and max(stop, start + 1) > left for left, right in edges) for start, stop in places
     ]
