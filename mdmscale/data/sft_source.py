@@ -140,5 +140,5 @@ def _fit(data: DataSection, first: int, prompt_lengths: np.ndarray, lengths: np.
 
 
 def _fingerprint(prefixes: list[Path], data: DataSection) -> str:
-    names = ("kind", "sequence_length", "held_out", "fill_multiple", "too_long", "train_on")
+    names = ("kind", "sequence_length", "held_out", "fill_multiple", "too_long")
     return fingerprint(prefixes, {name: getattr(data, name) for name in names})

@@ -77,7 +77,6 @@ def test_long_samples_are_refused_cut_or_left_out(prefix):
 
 def test_options_that_change_samples_change_the_fingerprint(prefix):
     variants = [{}, {"fill_multiple": 4}, {"held_out": 0.2}, {"sequence_length": 9}, {"too_long": "drop"}]
-    variants.append({"train_on": "all"})
     assert len({open_sft(prefix, **options).fingerprint for options in variants}) == len(variants)
     before = open_sft(prefix).fingerprint
     assert open_sft(prefix, seed=7).fingerprint == before

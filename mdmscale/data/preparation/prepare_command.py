@@ -156,6 +156,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _positive_integer(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")

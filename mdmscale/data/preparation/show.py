@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mdmscale.diffusion.sample import Sample
+from mdmscale.system.errors import UserError
 
 OPEN, CLOSE = "⟦", "⟧"
 _TRAINED, _GIVEN, _SPECIAL = "bold green", "dim", "magenta"
@@ -19,7 +20,11 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
 
 
 def print_samples(samples: Iterable[tuple[str, Sample]], tokenizer: Any, console: Console) -> None:
-    """Print samples, each under its title with its number of tokens and of trained ones; then the sums."""
+    """Print samples, each under its title with its number of tokens and of trained ones; then the sums.
+
+    Raises:
+        UserError: where there are none.
+    """
     is_coloured = console.is_terminal and not console.no_color
     num_samples = num_tokens = num_trained = 0
     for title, sample in samples:
@@ -30,9 +35,12 @@ def print_samples(samples: Iterable[tuple[str, Sample]], tokenizer: Any, console
         num_samples += 1
         num_tokens += length
         num_trained += trained
+    if not num_samples:
+        raise UserError("no sample to show: the data holds none")
     share = num_trained / max(1, num_tokens)
     how = "in bold green" if is_coloured else f"between {OPEN} and {CLOSE}"
-    summary = f"── {num_samples:,} samples, {num_tokens:,} tokens; {num_trained:,} ({share:.0%}) are trained"
+    noun = "sample" if num_samples == 1 else "samples"
+    summary = f"── {num_samples:,} {noun}, {num_tokens:,} tokens; {num_trained:,} ({share:.0%}) are trained"
     console.print(Text(f"{summary}: what is {how}", style="bold"), soft_wrap=True)
 
 
@@ -52,7 +60,7 @@ def sample_text(sample: Sample, tokenizer: Any, *, is_coloured: bool) -> Text:
 
 def _pieces(ids: list[int], start: int, stop: int, tokenizer: Any) -> Iterable[tuple[str, bool]]:
     """The tokens `start`, ..., `stop` - 1 as (text, whether it is a special token's)."""
-    special = set(tokenizer.all_special_ids)
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def kind(place: int) -> int | None:
         return ids[place] if ids[place] in special else None

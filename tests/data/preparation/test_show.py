@@ -78,7 +78,13 @@ def test_the_command_says_what_it_lacks(folder: Path, capsys: pytest.CaptureFixt
     assert "--output DIR is required (without --show)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--tokenizer", "t", "--show", str(folder / "a.jsonl")])
-    assert "--show" in capsys.readouterr().err
+    assert (
+        "argument --show: " in (message := capsys.readouterr().err)
+        and "a.jsonl' is not a positive" in message
+    )
+    (folder / "a.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="no sample to show: the data holds none"):
+        show(folder)
     with pytest.raises(UserError, match="--show needs --kind sft"):
         main([str(folder / "a.jsonl"), "--tokenizer", str(folder / "tok"), "--show"])
 
@@ -90,6 +96,9 @@ def test_colours_say_the_same_on_a_terminal() -> None:
     text = sample_text(sample, tokenizer, is_coloured=True)
     assert text.plain == "3+4=7<|im_end|> (x6)"
     styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
+    turn = Sample(np.array([tokenizer.convert_tokens_to_ids("<|im_start|>")]), np.array([True]))
+    (span,) = sample_text(turn, tokenizer, is_coloured=True).spans
+    assert "magenta" in str(span.style)  # special, though it is not one of EOS, BOS and the like
     assert "dim" in styles["3+4="] and "green" in styles["7"] and "green" in styles["<|im_end|> (x6)"]
     assert sample_text(sample, tokenizer, is_coloured=False).plain == "3+4=⟦7<|im_end|> (x6)⟧"
     for is_terminal, no_color in ((True, False), (True, True), (False, False)):
