@@ -17,10 +17,13 @@ from mdmscale.system.run_folder import is_model
 
 STOPPED = 75  # exit status of a run that stopped on request; in sysexits.h it is a temporary failure
 
+NUM_SHOWN = 3  # samples that --show prints
+
 EPILOG = """examples:
   deepspeed --num_gpus 2 launchers/train.py --config configs/quickstart.yaml
   deepspeed launchers/train.py --config configs/8b_mirror.yaml run.seed=731 optimizer.lr=1e-5
   python launchers/train.py --config configs/8b_mirror.yaml --dry-run --ranks 8
+  python launchers/train.py --config configs/tiny_sft.yaml --show
 
 Precedence: defaults < the YAML file < section.key=value. To continue an interrupted run, repeat the same
 command (checkpoint.resume: auto). To stop a run, touch <run folder>/stop or send SIGTERM, SIGINT or SIGUSR1
@@ -46,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--dry-run",
         action="store_true",
         help="print the resolved config, the batch arithmetic and the memory per rank, and exit",
+    )
+    parser.add_argument(
+        "--show",
+        action="store_true",
+        help="print the run's first samples as text, with what is trained in colour, and exit",
     )
     parser.add_argument("--folder", action="store_true", help="print the run's folder, and exit")
     parser.add_argument(
@@ -84,6 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.folder:
         print(Path(config.run.output_dir) / config.run.name)
         return 0
+    if arguments.show:
+        return show(config)
     launched = os.environ.get("WORLD_SIZE")
     if arguments.dry_run:
         return dry_run(config, arguments.ranks or (None if launched is None else int(launched)))
@@ -99,6 +109,16 @@ def dry_run(config: RunConfig, num_ranks: int | None) -> int:
     make_layout(config, num_ranks or smallest_num_ranks(config))
     if is_first_rank():
         print_dry_run(config, num_ranks)
+    return 0
+
+
+def show(config: RunConfig) -> int:
+    """Print samples of the data on rank 0."""
+    from mdmscale.training.show_data import show_data
+
+    check_paths(config)
+    if is_first_rank():
+        show_data(config, NUM_SHOWN)
     return 0
 
 

@@ -6,6 +6,9 @@ from pydantic import model_validator
 
 from mdmscale.config.section import Section, key
 
+TrainOn = Literal["last", "all", "completion"]
+SpecialTokens = Literal["refuse", "read", "text"]
+
 
 class DataSection(Section):
     kind: Literal["tokens", "sft"] = key(
@@ -36,6 +39,16 @@ class DataSection(Section):
     too_long: Literal["error", "truncate", "drop"] = key(
         "error", "sft: what to do with samples longer than sequence_length"
     )
+    train_on: TrainOn = key(
+        "last",
+        "sft: what of a conversation is trained. last: the assistant's last turn; all: all of its turns (an "
+        "earlier one then sees those after it); completion: all that follows the prompt or first user turn",
+    )
+    special_tokens: SpecialTokens = key(
+        "refuse",
+        "sft: special tokens written out in a prompt, response or text. refuse: name the line; read: they "
+        "are the tokens (text that was rendered beforehand); text: ordinary text, as in messages always",
+    )
     num_workers: int | None = key(
         None,
         "processes of a rank that prepare batches in advance; 0: the training process prepares them; null: 2 "
@@ -44,7 +57,11 @@ class DataSection(Section):
     )
 
     @model_validator(mode="after")
-    def _fill_is_used(self) -> Self:
-        if self.fill_multiple and self.kind != "sft":
-            raise ValueError("fill_multiple is set but kind is tokens; only sft samples are filled")
+    def _sft_options_are_used(self) -> Self:
+        unset = {"fill_multiple": 0, "train_on": "last", "special_tokens": "refuse"}
+        used = [name for name, value in unset.items() if getattr(self, name) != value]
+        if used and self.kind != "sft":
+            raise ValueError(
+                f"{used[0]} is set but kind is tokens; only sft samples have prompts and answers"
+            )
         return self

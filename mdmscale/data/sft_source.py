@@ -7,7 +7,7 @@ import numpy as np
 from mdmscale.config.data import DataSection
 from mdmscale.data.held_out import held_out_indices, kept_before, kept_index
 from mdmscale.data.order import sequence_of_sample
-from mdmscale.data.sft_shard import SFTShard, fit_lengths, samples_path
+from mdmscale.data.sft_shard import SFTShard, fit_lengths, samples_path, why_none_fits
 from mdmscale.data.shards import TokenStream, find_prefixes, fingerprint, open_shards
 from mdmscale.data.source import describe, path_list
 from mdmscale.diffusion.sample import Sample
@@ -34,12 +34,14 @@ class SFTSource:
                 f"data.fill_multiple = {data.fill_multiple} fills with EOS, but the tokenizer has none"
             )
         self._seed = seed
-        self._fill = _Fill(data.fill_multiple, data.sequence_length, eos_token_id or 0)
+        self._fill = Fill(data.fill_multiple, data.sequence_length, eos_token_id or 0)
         prefixes = find_prefixes(path_list(data))
         shards = open_shards(prefixes)
         self._stream = TokenStream(shards, vocab_size, mask_token_id)
         self._stream.check_token_ids()
         self._shards = [SFTShard(shard) for shard in shards]
+        for each in self._shards:
+            _check_train_on(data, each)
         self._longest, self._truncates = data.sequence_length, data.too_long == "truncate"
         left_out = _left_out(data, self._shards)
         self._fitting_before = kept_before(left_out)
@@ -49,7 +51,7 @@ class SFTSource:
         self.num_held_out = len(self._held_out)
         self.num_train = num_fitting - self.num_held_out
         if not self.num_train:
-            raise UserError(f"data.path = {data.path!r}: no sample is left (data.too_long = {data.too_long})")
+            raise UserError(f"data.path = {data.path!r}: no sample is left; {why_none_fits(data.too_long)}")
         self.fingerprint = _fingerprint(prefixes, data)
         self.description = describe(data, self.fingerprint)
 
@@ -77,22 +79,34 @@ class SFTSource:
                 f"{prefix}: sample {local} has no response in its first {length} tokens, though "
                 f"{samples_path(prefix)} says that it has; delete that file"
             )
-        token_ids = self._fill(self._stream.read(start, start + length))
-        return Sample(token_ids, np.arange(len(token_ids)) >= prompt_length)
+        sample = Sample(self._stream.read(start, start + length), self._shards[owner].trained(local, length))
+        return self._fill(sample)
 
 
-class _Fill:
-    """Fills ids with EOS to a multiple of `multiple` (0: no fill), but never beyond `longest`."""
+class Fill:
+    """Fills samples with EOS to a multiple of `multiple` (0: no fill), but never beyond `longest`."""
 
     def __init__(self, multiple: int, longest: int, eos_token_id: int) -> None:
         self._multiple, self._longest, self._eos_token_id = multiple, longest, eos_token_id
 
-    def __call__(self, token_ids: np.ndarray) -> np.ndarray:
+    def __call__(self, sample: Sample) -> Sample:
         if not self._multiple:
-            return token_ids
-        length = min(-(-len(token_ids) // self._multiple) * self._multiple, self._longest)
-        return np.concatenate(
-            [token_ids, np.full(length - len(token_ids), self._eos_token_id, dtype=np.int64)]
+            return sample
+        length = len(sample.token_ids)
+        num_eos = max(0, min(-(-length // self._multiple) * self._multiple, self._longest) - length)
+        return Sample(
+            np.concatenate([sample.token_ids, np.full(num_eos, self._eos_token_id, dtype=np.int64)]),
+            np.concatenate([sample.eligible, np.ones(num_eos, dtype=bool)]),
+        )
+
+
+def _check_train_on(data: DataSection, shard: SFTShard) -> None:
+    """Refuse a shard whose conversations are not trained as data.train_on says."""
+    prepared = shard.train_on()
+    if prepared not in (None, data.train_on):
+        raise UserError(
+            f"data.train_on = {data.train_on}, but {shard.tokens.prefix} was prepared with --train-on "
+            f"{prepared}; set it so, or prepare the data again"
         )
 
 

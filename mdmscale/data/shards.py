@@ -171,8 +171,8 @@ def fingerprint(prefixes: list[Path], options: dict[str, object]) -> str:
     digest = hashlib.sha256(repr(sorted(options.items())).encode())
     sizes: dict[str, int] = {}
     for prefix in prefixes:
-        for name in (f"{prefix}.idx", f"{prefix}.bin", str(prompts_path(prefix))):
-            with suppress(FileNotFoundError):  # only SFT shards have prompts
+        for name in (f"{prefix}.idx", f"{prefix}.bin", str(prompts_path(prefix)), str(trained_path(prefix))):
+            with suppress(FileNotFoundError):  # only SFT shards have prompts, and some have marks
                 sizes[name] = os.stat(name).st_size
     total = sum(sizes.values())
     for name, size in sizes.items():
@@ -192,3 +192,8 @@ def _hash_file(name: str, size: int, limit: int, digest: "hashlib._Hash") -> Non
 def prompts_path(prefix: Path) -> Path:
     """The file with the prompt length of each sample of an SFT shard."""
     return Path(f"{prefix}.prompts.npy")
+
+
+def trained_path(prefix: Path) -> Path:
+    """The file that says which tokens of an SFT shard are trained. (A glob would take `.bin` for a shard.)"""
+    return Path(f"{prefix}.trained")

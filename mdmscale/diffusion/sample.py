@@ -10,4 +10,4 @@ class Sample:
     """Clean tokens and a mask of those that training may mask."""
 
     token_ids: np.ndarray  # int64 [length]
-    eligible: np.ndarray  # bool [length]; kind tokens: all; kind sft: the response with its EOS and fill
+    eligible: np.ndarray  # bool [length]; kind tokens: all; kind sft: answers, with EOS and fill

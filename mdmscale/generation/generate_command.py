@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
+from mdmscale.config.data import SpecialTokens
 from mdmscale.generation.options import Eos, GenerationOptions, Remasking
 from mdmscale.generation.sources import read_sources
 from mdmscale.generation.task import GenerationTask
@@ -33,7 +34,8 @@ examples:
 Each line of --input is {"prompt": ...}, {"messages": [...]}, {"text": ...} with masks, or {"input_ids":
 [...]}. Each line of --output is the input's line with "sample", "generated" and "num_forwards" added.
 
-In a prompt, special tokens are plain text, as in SFT data. In a --text they are special tokens.
+Special tokens that are written out: in a prompt say what is meant with --special-tokens; in messages they are
+plain text, so that no message ends its own turn; in a --text they are read, or there would be no masks.
 """
 
 
@@ -68,6 +70,13 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
     sources.add_argument("--input", type=Path, metavar="FILE", help="JSONL file (see below); needs --output")
     group.add_argument(
         "--chat", action="store_true", help="put each prompt into the tokenizer's chat template"
+    )
+    group.add_argument(
+        "--special-tokens",
+        choices=get_args(SpecialTokens),
+        default="refuse",
+        help="special tokens written out in a prompt: refuse it; read them as tokens (a prompt that was "
+        "rendered beforehand); or take them as ordinary text (default: refuse)",
     )
     group.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="samples for each prompt or text (default: 1)"
@@ -185,6 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         chat=arguments.chat,
         raw=arguments.raw,
         dtype=arguments.dtype,
+        special_tokens=arguments.special_tokens,
     )
     if arguments.output is None:
         from mdmscale.generation.display import print_texts

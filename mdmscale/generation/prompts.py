@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from mdmscale.config.data import SpecialTokens
+from mdmscale.models.chat import chat_prompt_ids
 from mdmscale.models.opening import LoadedModel, ModelDescription
-from mdmscale.models.prompts import infilling_ids, prompt_ids, render_prompt, rendered_ids
+from mdmscale.models.prompts import infilling_ids, opening_ids, prompt_ids
+from mdmscale.models.special_tokens import is_ordinary
 from mdmscale.system.errors import UserError
+from mdmscale.system.unicode import check_utf8
 
 
 @dataclass(frozen=True)
@@ -31,40 +36,57 @@ class Request:
         return [replace(self, sample=number) for number in range(num)]
 
 
-def encode_prompt(loaded: LoadedModel, text: str | None, length: int) -> Request:
+def encode_prompt(
+    loaded: LoadedModel, text: str | None, length: int, special_tokens: SpecialTokens = "refuse"
+) -> Request:
     """Ask for a response of `length` tokens to a prompt, or without a prompt where `text` is None.
 
-    The prompt's tokens are those that SFT training gives the same prompt.
+    The prompt's tokens are those that SFT training gives the same prompt. Without one, the response begins as
+    documents of pretraining do.
+
+    Args:
+        special_tokens: what special tokens that are written out in the prompt mean, as data.special_tokens.
 
     Raises:
-        UserError: where the prompt contains the mask token or does not fit the model.
+        UserError: where the prompt contains the mask token, or does not fit the model; and where it has
+            special tokens that `special_tokens` refuses.
     """
+    tokenizer = loaded.tokenizer
     if text is None:
-        return encode_ids(loaded, [], length)
+        return _response(loaded, opening_ids(tokenizer), length, "")
+    label = shorten(text)
+    check_utf8(text, f"prompt {label!r}")
     # As plain text a mask would do no harm, but whoever writes one wants it filled in.
-    if loaded.description.mask_token_id in infilling_ids(loaded.tokenizer, text):
+    is_written = loaded.description.mask_token_id in infilling_ids(tokenizer, text)
+    if is_written and special_tokens != "text" and not is_ordinary(tokenizer, loaded.mask_token):
         raise UserError(
-            f"prompt {shorten(text)!r} contains the mask token, and only the response is denoised; "
+            f"prompt {label!r} contains the mask token, and only the response is denoised; "
             "give it as a text to fill in (--text)"
         )
-    return _response(loaded, prompt_ids(loaded.tokenizer, text), length, shorten(text))
+    try:
+        token_ids = prompt_ids(tokenizer, text, special_tokens)
+    except UserError as error:
+        raise UserError(f"prompt {label!r}: {error}") from None
+    return _response(loaded, token_ids, length, label)
 
 
-def encode_messages(loaded: LoadedModel, messages: Sequence[dict[str, str]], length: int) -> Request:
+def encode_messages(loaded: LoadedModel, messages: Any, length: int, tools: Any = None) -> Request:
     """Ask for a response of `length` tokens to a conversation, in the tokenizer's chat template.
 
     Args:
         messages: [{"role": "user", "content": "..."}, ...].
+        tools: what the model may call, in OpenAI's format; None: nothing.
 
     Raises:
         UserError: where there is no template, or it refuses the conversation.
     """
-    label = shorten(str(messages[-1].get("content", ""))) if messages else ""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    label = shorten(str(last.get("content", ""))) if isinstance(last, dict) else ""
     try:
-        rendered = render_prompt(loaded.tokenizer, messages)
+        token_ids = chat_prompt_ids(loaded.tokenizer, messages, tools)
     except UserError as error:
         raise UserError(f"messages {label!r}: {error}") from None
-    return _response(loaded, rendered_ids(loaded.tokenizer, rendered), length, label)
+    return _response(loaded, token_ids, length, label)
 
 
 def encode_infilling(loaded: LoadedModel, text: str) -> Request:
@@ -73,6 +95,7 @@ def encode_infilling(loaded: LoadedModel, text: str) -> Request:
     Raises:
         UserError: where the text has no mask token or does not fit the model.
     """
+    check_utf8(text, f"text {shorten(text)!r}")
     token_ids = infilling_ids(loaded.tokenizer, text)
     if loaded.description.mask_token_id not in token_ids:
         raise UserError(f"text {shorten(text)!r}: has no {loaded.mask_token} where tokens are wanted")

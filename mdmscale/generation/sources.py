@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mdmscale.config.data import SpecialTokens
 from mdmscale.generation.prompts import (
     Request,
     encode_ids,
@@ -88,7 +89,9 @@ def _check(values: Any) -> Source:
     return values
 
 
-def encode(loaded: LoadedModel, source: Source, length: int, *, chat: bool) -> Request:
+def encode(
+    loaded: LoadedModel, source: Source, length: int, *, chat: bool, special_tokens: SpecialTokens = "refuse"
+) -> Request:
     """Encode a source as a request.
 
     Raises:
@@ -96,11 +99,11 @@ def encode(loaded: LoadedModel, source: Source, length: int, *, chat: bool) -> R
     """
     match source:
         case {"messages": messages}:
-            return encode_messages(loaded, messages, length)
+            return encode_messages(loaded, messages, length, source.get("tools"))
         case {"prompt": prompt} if chat:
-            return encode_messages(loaded, [{"role": "user", "content": prompt}], length)
+            return encode_messages(loaded, [{"role": "user", "content": prompt}], length, source.get("tools"))
         case {"prompt": prompt}:
-            return encode_prompt(loaded, prompt, length)
+            return encode_prompt(loaded, prompt, length, special_tokens)
         case {"text": text}:
             return encode_infilling(loaded, text)
         case {"input_ids": token_ids}:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from mdmscale.config.data import SpecialTokens
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.output import RequestKey
 from mdmscale.generation.prompts import Request
@@ -35,6 +36,7 @@ class GenerationTask:
     chat: bool
     raw: bool
     dtype: str | None
+    special_tokens: SpecialTokens = "refuse"
 
     def load(self) -> LoadedModel:
         """Load the model, without transformers' progress bar."""
@@ -53,7 +55,13 @@ class GenerationTask:
         problems: list[str] = []
         for number, source in enumerate(self.sources):
             try:
-                request = encode(loaded, source, self.options.length, chat=self.chat)
+                request = encode(
+                    loaded,
+                    source,
+                    self.options.length,
+                    chat=self.chat,
+                    special_tokens=self.special_tokens,
+                )
             except UserError as error:
                 problems += error.problems
                 continue
@@ -79,6 +87,7 @@ class GenerationTask:
             "inputs": _digest(self.sources),
             "num_samples": self.num_samples,
             "chat": self.chat,
+            "special_tokens": self.special_tokens,
             "raw": self.raw,
             "dtype": self.dtype,
             **options,

@@ -41,8 +41,10 @@ def published_folder(destination: Path, num_bytes: int | None = None) -> Iterato
 
 
 @contextmanager
-def published_files(paths: Sequence[Path]) -> Iterator[Path]:
+def published_files(paths: Sequence[Path], optional: Sequence[Path] = ()) -> Iterator[Path]:
     """Yield a new folder in which to write the files `paths`, which must all have the same parent.
+
+    Of `optional` files, an older one is removed where the block writes no new one.
 
     When the block ends, the files are moved to their places in the order of `paths`. The last one must be the
     file without which no reader looks at the others: an older one is removed first, so a kill in between
@@ -54,6 +56,11 @@ def published_files(paths: Sequence[Path]) -> Iterator[Path]:
         yield aside
         _sync(aside)
         last.unlink(missing_ok=True)
+        for path in optional:
+            if (aside / path.name).exists():
+                (aside / path.name).replace(path)
+            else:
+                path.unlink(missing_ok=True)
         for path in paths:
             (aside / path.name).replace(path)
         shutil.rmtree(aside)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mdmscale.config.data import DataSection
 from mdmscale.config.run import RunConfig
 from mdmscale.data.indexed import idx_path
 from mdmscale.data.opening import open_source
@@ -14,6 +15,7 @@ from mdmscale.data.preparation.formats import holds_records
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.source import SampleSource, describe, path_list
 from mdmscale.models.backbone import Backbone
+from mdmscale.models.prompts import opening_ids
 from mdmscale.parallel.collectives import on_every_rank, on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
@@ -24,7 +26,7 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
     """Open `data.path`. Rank 0 first tokenises SFT files into the run folder, once per run."""
     data = config.data
     paths = path_list(data)
-    if data.kind == "sft" and any(holds_records(Path(path)) for path in paths):
+    if is_encoded_by_run(data):
         prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, paths, RunFolder(folder).data))
         data = data.model_copy(update={"path": str(prefix)})
     vocab_size, eos_token_id = backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
@@ -35,6 +37,11 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
     # The user's paths, not those of the encoded files.
     source.description = describe(config.data, source.fingerprint)
     return source
+
+
+def is_encoded_by_run(data: DataSection) -> bool:
+    """Whether the data is text that a run encodes itself, at its start."""
+    return data.kind == "sft" and any(holds_records(Path(path)) for path in path_list(data))
 
 
 @contextmanager
@@ -54,7 +61,12 @@ def undone_on_refusal(folder: Path, ranks: Ranks) -> Iterator[None]:
         raise
 
 
-def _matching(path: str) -> list[Path]:
+def matching_files(path: str) -> list[Path]:
+    """The file of that name, or the files that a glob matches.
+
+    Raises:
+        UserError: where there are none.
+    """
     files = [Path(path)] if Path(path).is_file() else sorted(Path(match) for match in glob.glob(path))
     if not files:
         raise UserError(f"data.path = {path!r}: no such file")
@@ -72,26 +84,25 @@ def _encode_once(config: RunConfig, backbone: Backbone, paths: list[str], folder
     The prefix has a hash of everything that decides the result: content, tokenizer and options.
     """
     data, tokenizer = config.data, backbone.tokenizer
-    files = [file for path in paths for file in _matching(path)]
+    files = [file for path in paths for file in matching_files(path)]
+    options = data.model_dump(include={"sequence_length", "too_long", "train_on", "special_tokens"})
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
-    options = (
+    identity = (
         sorted(tokenizer.get_vocab().items()),
         tokenizer.chat_template,
-        data.sequence_length,
-        data.too_long,
+        opening_ids(tokenizer),
+        options,
     )
-    digest.update(repr(options).encode())
+    digest.update(repr(identity).encode())
     prefix = folder / f"sft-{digest.hexdigest()[:12]}"
     if not idx_path(prefix).exists():
-        summary = encode_sft(
-            files, tokenizer, prefix, sequence_length=data.sequence_length, too_long=data.too_long
-        )
+        summary = encode_sft(files, tokenizer, prefix, **options)
         print(
             f"{', '.join(map(str, files))}: {summary.num_samples:,} samples, {summary.num_tokens:,} tokens, "
-            f"{summary.num_response_tokens:,} of them in responses; "
+            f"{summary.num_trained_tokens:,} of them trained; "
             f"{summary.num_truncated:,} samples truncated, {summary.num_dropped:,} dropped",
             flush=True,
         )

@@ -5,7 +5,8 @@ import pytest
 
 from mdmscale.config.data import DataSection
 from mdmscale.data.opening import open_source
-from mdmscale.data.sft_shard import samples_path, write_samples
+from mdmscale.data.sft_shard import SFTWriter, samples_path, write_samples
+from mdmscale.data.shards import trained_path
 from mdmscale.data.source import SampleSource
 from mdmscale.system.errors import UserError
 
@@ -70,7 +71,7 @@ def test_long_samples_are_refused_cut_or_left_out(prefix):
     assert (cut.num_train, dropped.num_train) == (40, 32)
     assert max(len(cut.train_sample(index).token_ids) for index in range(40)) == 6
     assert sorted(numbers(dropped)) == [number for number in range(40) if number % 5 != 4]
-    with pytest.raises(UserError, match="no sample is left"):
+    with pytest.raises(UserError, match="no sample is left; the prompt of every sample fills"):
         open_sft(prefix, sequence_length=2, held_out=0.0, too_long="truncate")
 
 
@@ -81,6 +82,50 @@ def test_options_that_change_samples_change_the_fingerprint(prefix):
     assert open_sft(prefix, seed=7).fingerprint == before
     np.save(f"{prefix}.prompts.npy", np.full(40, 1, dtype=np.int32))
     assert open_sft(prefix).fingerprint != before
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Path:
+    """Samples whose trained tokens are not the last ones alone: of 7 tokens, number 2 is not trained."""
+    marks = np.array([0, 1, 0, 1, 1, 1, 1], dtype=bool)
+    with SFTWriter(tmp_path / "m", np.dtype("<u2"), "all") as writer:
+        for number in range(20):
+            writer.add(np.arange(7) + 10 * number, marks if number % 2 else marks | (np.arange(7) == 2))
+    return tmp_path / "m"
+
+
+def test_marked_tokens_are_eligible(marked):
+    source = open_sft(marked, train_on="all", fill_multiple=4)
+    for index in range(source.num_train):
+        sample = source.train_sample(index)
+        is_marked = bool(sample.token_ids[0] // 10 % 2)
+        assert sample.eligible.astype(int).tolist() == [0, 1, 0 if is_marked else 1, 1, 1, 1, 1, 1]
+        assert sample.token_ids[-1] == EOS
+
+
+def test_marks_are_part_of_the_fingerprint(marked):
+    before = open_sft(marked, train_on="all").fingerprint
+    path = trained_path(marked)
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert open_sft(marked, train_on="all").fingerprint != before
+
+
+def test_marks_that_are_lost_or_cut_short_are_named(marked):
+    path = trained_path(marked)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"m\.trained: 139 bytes, but the shard has 140 tokens"):
+        numbers(open_sft(marked, train_on="all"))
+    path.unlink()
+    with pytest.raises(UserError, match=r"m\.trained: no such file, but it says which tokens of sample"):
+        numbers(open_sft(marked, train_on="all"))
+
+
+def test_shards_prepared_for_other_turns_are_refused(marked, prefix):
+    with pytest.raises(UserError, match=r"data\.train_on = last, but .*m was prepared with --train-on all"):
+        open_sft(marked)
+    with pytest.raises(UserError, match=r"data\.train_on = completion, but"):
+        open_sft(marked, train_on="completion")
+    assert open_sft(prefix, train_on="all").num_train  # an older shard does not say
 
 
 def test_fill_needs_eos(prefix):

@@ -208,6 +208,17 @@ def test_refuses_bad_options(model_folder: Path, tmp_path: Path, options: list[s
     assert message in problem
 
 
+def test_special_tokens_are_refused_read_or_taken_as_text(
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(model_folder), "--prompt", "def</s>add", "--length", "2"]
+    with pytest.raises(UserError, match=r"prompt 'def</s>add': the prompt has '</s>' written in it"):
+        main(command)
+    for meaning in ("read", "text"):
+        assert main([*command, "--special-tokens", meaning, "--raw"]) == 0
+    assert capsys.readouterr().out
+
+
 def test_all_sources_that_do_not_fit_are_named(model_folder: Path, tmp_path: Path) -> None:
     lines = ["x " * 60] * 14
     (tmp_path / "in.txt").write_text("\n".join(lines))

@@ -97,6 +97,39 @@ def test_chat_renders_the_template(loaded: LoadedModel, monkeypatch: pytest.Monk
     assert loaded.tokenizer.decode(request.token_ids[: request.prompt_length]) == "[user]a[assistant]b[a]"
 
 
+def test_tools_of_a_line_go_to_the_template(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", "{{ tools | tojson if tools }}" + CHAT_TEMPLATE)
+    source = {"messages": [{"role": "user", "content": "x"}], "tools": [{"a": 1}]}
+    request = encode(loaded, source, 2, chat=False)
+    assert loaded.tokenizer.decode(request.token_ids[: request.prompt_length]) == '[{"a": 1}][user]x[a]'
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", CHAT_TEMPLATE)
+    with pytest.raises(UserError, match=r"^messages 'x': 'tools' are given, but the chat template"):
+        encode(loaded, source, 2, chat=False)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ({"prompt": "a\ud800"}, "prompt .*: character 2 is half a surrogate pair"),
+        ({"text": "a\ud800 <|mask|>"}, "text .*: character 2 is half a surrogate pair"),
+        (
+            {"messages": [{"role": "user", "content": "a\ud800"}]},
+            "'content': character 2 is half a surrogate",
+        ),
+        ({"messages": [{"role": "user", "content": 5}]}, "content = 5 is of type int"),
+        ({"messages": [{"content": "a"}]}, "must be an object with 'role'"),
+        ({"messages": []}, "needs at least one message"),
+        ({"messages": "hi"}, "'messages' is not a list of messages"),
+    ],
+)
+def test_a_malformed_source_is_a_user_error(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, source: Source, problem: str
+) -> None:
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", CHAT_TEMPLATE)
+    with pytest.raises(UserError, match=problem):
+        encode(loaded, source, 2, chat=False)
+
+
 def test_a_template_that_refuses_is_a_user_error(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

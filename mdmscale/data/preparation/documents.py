@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mdmscale.data.preparation.formats import holds_records, read_records
 from mdmscale.data.preparation.inputs import Input
-from mdmscale.data.preparation.jsonl import check_unicode
 from mdmscale.data.preparation.reading import opened
 from mdmscale.data.preparation.tables import shown_names
 from mdmscale.system.errors import UserError
+from mdmscale.system.unicode import check_utf8
 
 
 @dataclass(frozen=True)
@@ -69,5 +69,5 @@ def _as_text(value: object, where: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        return check_unicode(value, where)
+        return check_utf8(value, where)
     raise UserError(f"{where} is {type(value).__name__}, not text; see --text-key")

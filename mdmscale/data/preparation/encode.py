@@ -14,6 +14,7 @@ import numpy as np
 
 from mdmscale.data.preparation.documents import Document
 from mdmscale.models.mask_spelling import MaskInText, without_mask
+from mdmscale.models.prompts import opening_ids
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
 
@@ -24,7 +25,7 @@ _BATCHES_AHEAD = 3
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """The token ids of some documents, one after the other, each with EOS at its end."""
+    """The token ids of some documents, one after the other, each with BOS (if any) and EOS."""
 
     token_ids: np.ndarray  # int32 [tokens]
     lengths: np.ndarray  # int64 [documents]
@@ -43,8 +44,9 @@ def encode_documents(
 ) -> Iterator[EncodedBatch]:
     """Encode `documents` with the tokenizer of that name or folder, and add EOS at the end of each.
 
-    Special tokens written in a text are encoded as plain text. So a text holds the mask token only if that is
-    an ordinary word of the tokenizer, and `mask_in_text` says what then happens; see mask_spelling.py.
+    Where the tokenizer opens texts with BOS, documents begin with it, as prompts do. Special tokens written
+    in a text are encoded as plain text. So a text holds the mask token only if that is an ordinary word of
+    the tokenizer, and `mask_in_text` says what then happens; see mask_spelling.py.
 
     Raises:
         UserError: where the tokenizer has no EOS token, or under `error` a document holds the mask token.
@@ -98,6 +100,7 @@ def _encode(tokenizer_name: str, mask_in_text: MaskInText, batch: list[Document]
     encoded = tokenizer(
         texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
     )
+    opening, eos = opening_ids(tokenizer), tokenizer.eos_token_id
     ids = [np.empty(0, dtype=np.int32)]
     num_dropped = num_reencoded = text_bytes = 0
     for document, row in zip(batch, encoded.input_ids, strict=True):
@@ -107,7 +110,7 @@ def _encode(tokenizer_name: str, mask_in_text: MaskInText, batch: list[Document]
             continue
         num_reencoded += clean[0] != row
         text_bytes += len(document.text.encode())
-        ids.append(np.asarray([*clean[0], tokenizer.eos_token_id], dtype=np.int32))
+        ids.append(np.asarray([*opening, *clean[0], eos], dtype=np.int32))
     return EncodedBatch(
         token_ids=np.concatenate(ids),
         lengths=np.asarray([len(row) for row in ids[1:]], dtype=np.int64),

@@ -5,17 +5,21 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
+from typing import get_args
 
+from mdmscale.config.data import SpecialTokens, TrainOn
 from mdmscale.data.preparation.documents import Document, read_documents
 from mdmscale.data.preparation.encode import EncodedBatch, encode_documents
 from mdmscale.data.preparation.endings import DATA_ENDINGS, RECORD_ENDINGS
 from mdmscale.data.preparation.folders import DEFAULT_SPLIT
 from mdmscale.data.preparation.formats import holds_records
 from mdmscale.data.preparation.inputs import Input, find_inputs, input_bytes
-from mdmscale.data.preparation.sft import encode_sft
+from mdmscale.data.preparation.sft import encode_sft, read_samples
 from mdmscale.data.preparation.shard_set import ShardSetWriter
 from mdmscale.data.preparation.tokenizer_training import train_tokenizer
+from mdmscale.diffusion.sample import Sample
 from mdmscale.models.mask_spelling import MASK_IN_TEXT
 from mdmscale.models.tokenizer import load_tokenizer, num_token_ids
 from mdmscale.system.errors import UserError
@@ -37,7 +41,8 @@ examples:
   python tools/prepare_data.py ~/code --suffix .py .md --tokenizer models/llada --output data/code
   python tools/prepare_data.py hf:wikimedia/wikipedia:20231101.de --tokenizer models/llada --output data/wiki
 
-  # prompts and responses
+  # prompts and responses: see what is trained, then write it
+  python tools/prepare_data.py sft.jsonl --kind sft --tokenizer models/llada --show
   python tools/prepare_data.py sft.jsonl --kind sft --sequence-length 1024 --tokenizer models/llada \\
       --output data/sft
 """
@@ -60,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         ".xz and .zst are unpacked), folders (also of save_to_disk), globs, hf:NAME[:CONFIG], or stdlib "
         "(5 MB of the Python standard library)",
     )
-    add("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    add("--output", type=Path, metavar="DIR", help="folder to write")
     add("--overwrite", action="store_true", help="replace DIR if this command has written it")
     tokenizer = parser.add_mutually_exclusive_group(required=True)
     tokenizer.add_argument("--tokenizer", metavar="NAME", help="tokenizer folder or hub id")
@@ -129,6 +134,28 @@ def _add_sft_options(parser: argparse.ArgumentParser) -> None:
         help="what happens to longer samples: refuse them, cut their responses, or leave them out "
         "(default: error)",
     )
+    add(
+        "--train-on",
+        choices=get_args(TrainOn),
+        default="last",
+        help="what of a conversation is trained: the assistant's last turn, all of its turns, or all that "
+        "follows the prompt (default: last)",
+    )
+    add(
+        "--special-tokens",
+        choices=get_args(SpecialTokens),
+        default="refuse",
+        help="special tokens written out in a prompt, response or text: refuse the line, read them as tokens "
+        "(text that was rendered beforehand), or take them as ordinary text (default: refuse)",
+    )
+    add(
+        "--show",
+        type=_positive_integer,
+        nargs="?",
+        const=3,
+        metavar="N",
+        help="print the first N samples as text with what is trained in colour, and exit (default: 3)",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -137,7 +164,12 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError: for mistakes in the options or the data.
     """
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.show is not None:
+        return _show(arguments)
+    if arguments.output is None:
+        parser.error("--output DIR is required (without --show)")
     started = time.monotonic()
     _check_output(arguments.output, arguments.overwrite)
     summary = _prepare_sft(arguments) if arguments.kind == "sft" else _prepare_tokens(arguments)
@@ -146,6 +178,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _positive_integer(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
@@ -197,11 +231,7 @@ def _documents(inputs: list[Input], arguments: argparse.Namespace) -> Iterator[D
 def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
     if arguments.sequence_length is None:
         raise UserError("--kind sft needs --sequence-length, the largest number of tokens in a sample")
-    if arguments.tokenizer is None:
-        raise UserError("--kind sft needs --tokenizer, the tokenizer of the model; it does not train one")
-    inputs = find_inputs(arguments.inputs, arguments.suffix or list(RECORD_ENDINGS), arguments.split)
-    if wrong := [item for item in inputs if not holds_records(item)]:
-        raise UserError(f"--kind sft reads {' '.join(RECORD_ENDINGS)} files, not {wrong[0]}")
+    inputs = _sft_inputs(arguments)
     with published_folder(arguments.output) as folder:
         counts = encode_sft(
             inputs,
@@ -211,16 +241,50 @@ def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
             too_long=arguments.too_long,
             split=arguments.split,
             mask_in_text=arguments.mask_in_text,
+            train_on=arguments.train_on,
+            special_tokens=arguments.special_tokens,
         )
         summary = {
             "kind": "sft",
             "inputs": arguments.inputs,
             "tokenizer": arguments.tokenizer,
             "sequence_length": arguments.sequence_length,
+            "train_on": arguments.train_on,
             **asdict(counts),
         }
         _write_summary(folder, summary)
     return summary
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from mdmscale.data.preparation.show import print_samples
+
+    if arguments.kind != "sft":
+        raise UserError("--show needs --kind sft: it shows what is trained of prompts and responses")
+    inputs, tokenizer = _sft_inputs(arguments), load_tokenizer(arguments.tokenizer)
+    samples = read_samples(
+        inputs,
+        tokenizer,
+        arguments.train_on,
+        arguments.special_tokens,
+        split=arguments.split,
+        mask_in_text=arguments.mask_in_text,
+    )
+    kept = ((where, Sample(each.token_ids, each.trained)) for each, where in samples if each is not None)
+    shown = islice(kept, arguments.show)
+    print_samples(shown, tokenizer, Console())
+    return 0
+
+
+def _sft_inputs(arguments: argparse.Namespace) -> list[Input]:
+    if arguments.tokenizer is None:
+        raise UserError("--kind sft needs --tokenizer, the tokenizer of the model; it does not train one")
+    inputs = find_inputs(arguments.inputs, arguments.suffix or list(RECORD_ENDINGS), arguments.split)
+    if wrong := [item for item in inputs if not holds_records(item)]:
+        raise UserError(f"--kind sft reads {' '.join(RECORD_ENDINGS)} files, not {wrong[0]}")
+    return inputs
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

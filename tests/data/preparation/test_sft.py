@@ -9,6 +9,7 @@ from mdmscale.data.preparation.jsonl import Record
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.preparation.sft_record import encode_record
 from mdmscale.data.sft_shard import SFTShard
+from mdmscale.data.shards import trained_path
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
 
@@ -25,9 +26,9 @@ def chat_tokenizer(tokenizer_folder):
     return tokenizer
 
 
-def encode(values: dict[str, object], tokenizer) -> tuple[str, str]:
+def encode(values: dict[str, object], tokenizer, **options: str) -> tuple[str, str]:
     """The texts of the prompt and the response in one encoded line."""
-    sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer)
+    sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer, **options)
     return tokenizer.decode(sample.token_ids[: sample.prompt_length]), tokenizer.decode(
         sample.token_ids[sample.prompt_length :]
     )
@@ -38,13 +39,13 @@ def test_prompt_and_response(tokenizer):
     assert encode({"prompt": "", "response": "19</s>"}, tokenizer) == ("", "19</s>")
 
 
-def test_special_tokens_in_texts_are_plain_text(tokenizer):
+def test_special_tokens_in_texts_can_be_plain_text(tokenizer):
     mask, eos = tokenizer.mask_token, tokenizer.eos_token
     values = {"prompt": f"a {mask} b", "response": f"c {eos} d {mask}"}
-    sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer)
+    sample = encode_record(Record(values, "x.jsonl:1", 0), tokenizer, special_tokens="text")
     assert tokenizer.mask_token_id not in sample.token_ids
     assert sample.token_ids.tolist().count(tokenizer.eos_token_id) == 1
-    assert encode(values, tokenizer) == (f"a {mask} b", f"c {eos} d {mask}{eos}")
+    assert encode(values, tokenizer, special_tokens="text") == (f"a {mask} b", f"c {eos} d {mask}{eos}")
 
 
 def test_a_mask_token_among_ids_is_refused(tokenizer):
@@ -67,6 +68,26 @@ def test_input_ids_are_taken_as_they_are(tokenizer):
     eos = tokenizer.eos_token_id
     sample = encode_record(Record({"input_ids": [5, 6, 7], "prompt_length": 2}, "x", 0), tokenizer)
     assert (sample.token_ids.tolist(), sample.prompt_length) == ([5, 6, 7, eos], 2)
+
+
+def test_completion_is_a_name_of_the_response(tokenizer):
+    assert encode({"prompt": "12+7=", "completion": "19"}, tokenizer) == ("12+7=", "19</s>")
+
+
+@pytest.mark.parametrize(
+    ("labels", "token_ids", "trained"),
+    [
+        ([-100, 6, 7], [5, 6, 7, "eos"], [0, 1, 1, 1]),
+        ([5, -100, 7], [5, 6, 7, "eos"], [1, 0, 1, 1]),
+        ([-100, 6, -100], [5, 6, "eos"], [0, 1, 1]),  # nothing may follow the last answer
+    ],
+)
+def test_labels_say_which_of_input_ids_are_trained(tokenizer, labels, token_ids, trained):
+    values = {"input_ids": [5, 6, 7], "labels": labels, "attention_mask": [1, 1, 1]}
+    sample = encode_record(Record(values, "x", 0), tokenizer)
+    expected = [tokenizer.eos_token_id if token == "eos" else token for token in token_ids]
+    assert sample.token_ids.tolist() == expected
+    assert sample.trained.tolist() == [bool(each) for each in trained]
 
 
 def test_messages_end_with_the_assistants_turn(chat_tokenizer):
@@ -105,6 +126,29 @@ def test_the_prompt_opens_with_bos_and_does_not_close(tokenizer_folder):
         ),
         ({"input_ids": [5, True], "prompt_length": 1}, "True in input_ids"),
         ({"prompt": "a"}, "'response' is missing or not a str"),
+        (
+            {"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]},
+            "'completion' is missing or not",
+        ),
+        ({"prompt": [], "completion": "a"}, "'completion' is missing or not a list"),
+        ({"prompt": 5, "completion": "a"}, "'prompt' is missing or not a str or list"),
+        ({"prompt": "a", "response": "b", "completion": "c"}, "has both 'response' and 'completion'"),
+        ({"prompt": [{"role": "user", "content": "a"}], "completion": []}, "the response is empty"),
+        ({"prompt": [{"content": "a"}], "completion": []}, "each of 'prompt' must be an object with 'role'"),
+        ({"text": None}, "'text' is missing or not a str"),
+        ({"text": "a\ud800"}, "'text': character 2 is half a surrogate pair"),
+        ({"input_ids": [5, 6]}, "'prompt_length' is missing or not a int"),
+        (
+            {"input_ids": [5, 6], "labels": [5]},
+            "labels: expected a list of 2, one for each of input_ids, found 1",
+        ),
+        ({"input_ids": [5, 6], "labels": 5}, "found int"),
+        ({"input_ids": [5, 6], "labels": [6, -100]}, r"labels\[0\] = 6, but input_ids\[0\] = 5"),
+        ({"input_ids": [5, 6], "labels": [-100, -100]}, "the response is empty"),
+        (
+            {"input_ids": [5, 6], "labels": [-100, 6], "attention_mask": [0, 1]},
+            "attention_mask has 0 before the last token with a label",
+        ),
         ({"question": "a", "answer": "b"}, r"has the keys \['answer', 'question'\]"),
         ({"messages": [{"role": "user", "content": "a"}]}, "must be the assistant's"),
         ({"messages": []}, "must be the assistant's"),
@@ -138,6 +182,11 @@ def write_lines(path: Path, *lines: object) -> Path:
     return path
 
 
+def labelled(*trained: int) -> dict[str, object]:
+    """A JSONL line of tokens with labels where `trained` is 1."""
+    return {"input_ids": [5] * len(trained), "labels": [5 if each else -100 for each in trained]}
+
+
 def numbered(prompt_length: int, length: int) -> dict[str, object]:
     """A JSONL line that encodes to `length` tokens, EOS included."""
     return {"input_ids": [5] * (length - 1), "prompt_length": prompt_length}
@@ -149,7 +198,7 @@ def test_the_shard_holds_the_samples_in_order(tokenizer, tmp_path):
         write_lines(tmp_path / "b.jsonl", numbered(2, 4)),
     ]
     summary = encode_sft(files, tokenizer, tmp_path / "out/p.v1", sequence_length=4, too_long="error")
-    assert (summary.num_samples, summary.num_tokens, summary.num_response_tokens) == (3, 9, 6)
+    assert (summary.num_samples, summary.num_tokens, summary.num_trained_tokens) == (3, 9, 6)
     shard = IndexedShard(tmp_path / "out/p.v1")
     assert shard.document_starts(np.arange(4)).tolist() == [0, 3, 5, 9]
     samples = SFTShard(shard)
@@ -174,11 +223,46 @@ def test_long_samples_are_cut_or_left_out(tokenizer, tmp_path, too_long, lengths
     assert (summary.num_truncated, summary.num_dropped) == (truncated, dropped)
 
 
+def marks_of(prefix: Path) -> list[list[int]]:
+    shard = SFTShard(IndexedShard(prefix))
+    starts = shard.tokens.document_starts(np.arange(shard.tokens.num_documents + 1))
+    return [
+        shard.trained(number, length).astype(int).tolist() for number, length in enumerate(np.diff(starts))
+    ]
+
+
+def test_tokens_that_are_not_trained_after_the_first_answer_are_marked(tokenizer, tmp_path):
+    """A cut that leaves untrained tokens at the end moves back to the last trained one."""
+    lines = numbered(1, 3), labelled(0, 1, 0, 1), numbered(0, 2), labelled(0, 1, 1, 0, 0, 1)
+    path = write_lines(tmp_path / "a.jsonl", *lines)
+    summary = encode_sft(
+        [path], tokenizer, tmp_path / "p", sequence_length=5, too_long="truncate", train_on="all"
+    )
+    assert (summary.num_trained_tokens, summary.num_truncated) == (2 + 3 + 2 + 2, 1)
+    expected = [[0, 1, 1], [0, 1, 0, 1, 1], [1, 1], [0, 1, 1]]
+    assert marks_of(tmp_path / "p") == expected
+    assert trained_path(tmp_path / "p").stat().st_size == 13
+    assert SFTShard(IndexedShard(tmp_path / "p")).train_on() == "all"
+
+
+def test_marks_of_an_older_shard_do_not_stay(tokenizer, tmp_path):
+    for line in (labelled(1, 0, 1), numbered(1, 3)):
+        path = write_lines(tmp_path / "a.jsonl", line)
+        encode_sft([path], tokenizer, tmp_path / "p", sequence_length=4, too_long="error")
+        assert trained_path(tmp_path / "p").exists() == ("labels" in line)
+
+
 @pytest.mark.parametrize(
     ("line", "too_long", "problem"),
     [
         ("{", "error", r"a\.jsonl:2: not JSON"),
         (json.dumps(numbered(1, 6)), "error", r"a\.jsonl:2: 6 tokens, more than the sequence length of 4"),
+        (
+            json.dumps(numbered(5, 8)),
+            "error",
+            r"a\.jsonl:2: the prompt alone has 5 tokens, so no response fits in the sequence length of 4; "
+            "raise it, or choose to drop",
+        ),
     ],
 )
 def test_a_failure_leaves_nothing(tokenizer, tmp_path, line, too_long, problem):
@@ -202,7 +286,15 @@ def test_a_failure_between_the_files_leaves_nothing(tokenizer, tmp_path, monkeyp
 
 def test_nothing_left(tokenizer, tmp_path):
     path = write_lines(tmp_path / "a.jsonl", numbered(1, 9))
-    with pytest.raises(UserError, match=r"a\.jsonl: no sample is left \(1 dropped"):
+    with pytest.raises(UserError, match=r"a\.jsonl: no sample is left \(1 dropped\): all are longer than"):
+        encode_sft([path], tokenizer, tmp_path / "p", sequence_length=4, too_long="drop")
+    write_lines(path, numbered(5, 9), numbered(4, 9))
+    with pytest.raises(
+        UserError, match=r"\(2 dropped\): the prompt of every sample fills the sequence length"
+    ):
+        encode_sft([path], tokenizer, tmp_path / "p", sequence_length=4, too_long="truncate")
+    path.write_text("\n")
+    with pytest.raises(UserError, match=r"\(0 dropped\): the files have no lines"):
         encode_sft([path], tokenizer, tmp_path / "p", sequence_length=4, too_long="drop")
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
@@ -212,3 +304,5 @@ def test_a_tokenizer_without_eos(tokenizer_folder, tmp_path):
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="no EOS token"):
         encode_sft([], tokenizer, tmp_path / "p", sequence_length=4, too_long="drop")
+    with pytest.raises(UserError, match=r"^x\.jsonl:1: the tokenizer has no EOS token"):
+        encode({"prompt": "a", "response": "b"}, tokenizer)
