@@ -215,8 +215,14 @@ def test_null_content_goes_with_a_call() -> None:
         ({"role": "user", "content": [{"type": "input_audio"}]}, "a part of type 'input_audio'"),
         ({"role": "user", "content": [{"type": "text"}]}, "a part of type 'text' has no 'text'"),
         ({"role": "user", "content": [7]}, "7 is not a part such as"),
-        ({"role": "user", "content": "hi \ud83d"}, "'content': character 4 is half a surrogate pair"),
-        ({"role": "us\udc00er", "content": "hi"}, "'role': character 3 is half a surrogate pair"),
+        (
+            {"role": "user", "content": "hi \ud83d"},
+            r"'messages'\[0\]\.content: character 4 is half a surrogate pair",
+        ),
+        (
+            {"role": "us\udc00er", "content": "hi"},
+            r"'messages'\[0\]\.role: character 3 is half a surrogate pair",
+        ),
         ({"role": 1, "content": "hi"}, "must be an object with 'role'"),
         ({"role": "user", "content": "a\U00100001"}, r"private character U\+100001"),
         ({"role": "assistant", "tool_calls": ["a"]}, "'tool_calls' is not a list of objects"),

@@ -16,7 +16,6 @@ from datasets import Dataset
 from mdmscale.data.preparation import jsonl, reading
 from mdmscale.data.preparation.documents import read_documents
 from mdmscale.data.preparation.formats import read_records
-from mdmscale.data.preparation.jsonl import check_strings
 from mdmscale.system.errors import UserError
 
 ROWS = [
@@ -271,21 +270,3 @@ def test_nulls_of_a_table_are_left_out(tmp_path: Path) -> None:
         [{**dict.fromkeys(("prompt", "response", "messages")), **row} for row in rows]
     ).to_parquet(tmp_path / "a.parquet")
     assert [record.values for record in read_records(tmp_path / "a.parquet", "train")] == rows
-
-
-@pytest.mark.parametrize(
-    ("values", "problem"),
-    [
-        ({"a": {"b": ["x", {"c": "y\ud800"}]}}, r"f:1: 'a'\.b\[1\]\.c: character 2 is half a surrogate pair"),
-        ({"a": {"\udc00": 1}}, r"f:1: a key in 'a': character 1 is half a surrogate pair"),
-        ({"\udc00": 1}, r"f:1: a key in the record: character 1 is half a surrogate pair"),
-        ({"a": json.loads("[" * 200 + "]" * 200)}, "f:1: nested more than 100 deep"),
-    ],
-)
-def test_strings_are_checked_at_any_depth(values: dict[str, Any], problem: str) -> None:
-    with pytest.raises(UserError, match=problem):
-        check_strings(values, "f:1")
-
-
-def test_a_record_with_all_kinds_of_values_is_fine() -> None:
-    check_strings({"a": [1, 2], "b": [], "c": None, "d": 1.5, "e": [{"f": "😀", "g": [[True]]}]}, "f:1")
