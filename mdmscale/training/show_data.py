@@ -35,7 +35,8 @@ def _of_lines(config: RunConfig, tokenizer: Any) -> Iterator[tuple[str, Sample]]
     data = config.data
     fill = Fill(data.fill_multiple, data.sequence_length, tokenizer.eos_token_id)
     files = [file for path in path_list(data) for file in matching_files(path)]
-    for sample, where in read_samples(files, tokenizer, data.train_on, data.special_tokens):
+    samples = read_samples(files, tokenizer, train_on=data.train_on, special_tokens=data.special_tokens)
+    for sample, where in samples:
         length = 0 if sample is None else fitted_length(sample, where, data.sequence_length, data.too_long)
         if sample is not None and length:
             yield where, fill(Sample(sample.token_ids[:length], sample.trained[:length]))

@@ -138,7 +138,7 @@ def test_bos_that_is_written_is_not_doubled(opened: LoadedModel) -> None:
 
 
 def test_documents_open_as_prompts_do(opened: LoadedModel, tmp_path: Path) -> None:
-    (batch,) = encode_documents([Document("hello", 5)], str(tmp_path), 1)
+    (batch,) = encode_documents([Document("hello", 5, "a.txt")], str(tmp_path), 1)
     document = batch.token_ids.tolist()
     assert document == [*encode_prompt(opened, "hello", 1).token_ids[:-1], opened.tokenizer.eos_token_id]
     assert encode_prompt(opened, None, 2).token_ids[:-2] == opening_ids(opened.tokenizer)

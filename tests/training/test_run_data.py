@@ -26,7 +26,7 @@ def open_data(ranks: Ranks, tmp_path: Path) -> Any:
     """Open the lines as a run in tmp_path / "run" does."""
     tokenizer = smollm2()
     model = SimpleNamespace(config=SimpleNamespace(vocab_size=len(tokenizer)))
-    backbone: Any = SimpleNamespace(model=model, tokenizer=tokenizer)
+    backbone: Any = SimpleNamespace(model=model, tokenizer=tokenizer, mask_token_id=tokenizer.mask_token_id)
     lines = [{"messages": TURNS}] * 3 + [{"prompt": "<|im_start|>", "response": "a"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

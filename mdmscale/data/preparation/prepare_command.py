@@ -267,8 +267,8 @@ def _show(arguments: argparse.Namespace) -> int:
     samples = read_samples(
         inputs,
         tokenizer,
-        arguments.train_on,
-        arguments.special_tokens,
+        train_on=arguments.train_on,
+        special_tokens=arguments.special_tokens,
         split=arguments.split,
         mask_in_text=arguments.mask_in_text,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -23,7 +23,7 @@ from mdmscale.system.folders import published_files
 
 _FILES = (bin_path, prompts_path, samples_path, idx_path)  # the index last: it makes the shard visible
 
-_Item = TypeVar("_Item")
+Samples = Iterator[tuple[EncodedSample | None, str]]  # None: left out, because it holds the mask token
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,26 @@ def encode_sft(
 
     Args:
         inputs: files whose format formats.py reads, and Hugging Face datasets, of which `split` is read.
+        mask_in_text: what happens to samples that hold the mask token; see mask_spelling.py. Those left out
+            count as dropped.
         too_long: what happens to samples longer than `sequence_length`. `error` refuses them, `drop` leaves
             them out, `truncate` cuts their responses (and adds no EOS after the cut) and leaves out those
             whose prompt leaves no room for a response.
         train_on: as data.train_on.
         special_tokens: as data.special_tokens.
-        mask_in_text: what happens to samples that hold the mask token; see mask_spelling.py. Those left out
-            count as dropped.
 
     Raises:
         UserError: naming file and line, where a line is unreadable, of unknown shape or without a response.
     """
     check_eos(tokenizer)
     files = [path_of(prefix) for path_of in _FILES]
-    samples = _with_progress(
-        read_samples(inputs, tokenizer, train_on, special_tokens, split=split, mask_in_text=mask_in_text)
+    samples = read_samples(
+        inputs,
+        tokenizer,
+        train_on=train_on,
+        special_tokens=special_tokens,
+        split=split,
+        mask_in_text=mask_in_text,
     )
     with published_files(files, optional=[trained_path(prefix)]) as folder:
         with SFTWriter(folder / prefix.name, token_dtype(num_token_ids(tokenizer)), train_on) as writer:
@@ -76,7 +81,9 @@ def encode_sft(
                 names = ", ".join(map(str, inputs))
                 if not num_dropped:
                     raise UserError(f"{names}: is empty; there is no sample to write")
-                why = f"{why_none_fits(too_long)}, or holds the mask token (mask_in_text = {mask_in_text})"
+                why = why_none_fits(too_long)
+                if mask_in_text != "error":
+                    why += f", or choose another --mask-in-text than {mask_in_text}"
                 raise UserError(f"{names}: no sample is left ({num_dropped} dropped): {why}")
         return EncodeSummary(
             writer.num_samples, num_truncated, num_dropped, writer.num_tokens, writer.num_trained
@@ -86,15 +93,13 @@ def encode_sft(
 def read_samples(
     inputs: Sequence[Input],
     tokenizer: Any,
+    *,
     train_on: TrainOn,
     special_tokens: SpecialTokens,
-    *,
     split: str = DEFAULT_SPLIT,
     mask_in_text: MaskInText = "error",
-) -> Iterator[tuple[EncodedSample | None, str]]:
-    """The samples of inputs, in order, each with its "file:line".
-
-    A sample is None where it holds the mask token and `mask_in_text` leaves it out.
+) -> Samples:
+    """The samples of inputs, in order, each with its "file:line"; None for those that hold the mask token.
 
     Raises:
         UserError: as `encode_sft`.
@@ -104,15 +109,10 @@ def read_samples(
             yield encode_record(record, tokenizer, train_on, special_tokens, mask_in_text), record.where
 
 
-def _write(
-    writer: SFTWriter,
-    samples: Iterator[tuple[EncodedSample | None, str]],
-    sequence_length: int,
-    too_long: str,
-) -> tuple[int, int]:
+def _write(writer: SFTWriter, samples: Samples, sequence_length: int, too_long: str) -> tuple[int, int]:
     """Write samples. Returns how many have been cut, and how many left out."""
     num_truncated = num_dropped = 0
-    for sample, where in samples:
+    for sample, where in _with_progress(samples):
         length = 0 if sample is None else fitted_length(sample, where, sequence_length, too_long)
         num_dropped += length == 0
         if sample is not None and length:
@@ -121,7 +121,7 @@ def _write(
     return num_truncated, num_dropped
 
 
-def _with_progress(samples: Iterator[_Item]) -> Iterator[_Item]:
+def _with_progress(samples: Samples) -> Samples:
     columns = SpinnerColumn(), TextColumn("{task.completed:,.0f} samples encoded"), TimeElapsedColumn()
     with Progress(*columns, transient=True) as progress:
         task = progress.add_task("", total=None)

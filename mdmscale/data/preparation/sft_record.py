@@ -12,6 +12,7 @@ The shapes of a line:
 import reprlib
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -63,14 +64,15 @@ def encode_record(
         raise UserError(*(f"{record.where}: {problem}" for problem in error.problems)) from None
     if True not in trained:
         raise UserError(f"{record.where}: the response is empty; leave the line out")
-    turns = [(mark, list(turn)) for mark, turn in groupby(range(len(trained)), trained.__getitem__)]
-    pieces = without_mask(
-        [[token_ids[place] for place in turn] for _, turn in turns], tokenizer, mask_in_text, record.where
-    )
-    if pieces is None:
+    runs = [
+        (mark, [token for token, _ in run])
+        for mark, run in groupby(zip(token_ids, trained, strict=True), key=itemgetter(1))
+    ]
+    clean = without_mask([ids for _, ids in runs], tokenizer, mask_in_text, record.where)
+    if clean is None:
         return None
-    token_ids = [token_id for piece in pieces for token_id in piece]
-    trained = [mark for (mark, _), piece in zip(turns, pieces, strict=True) for _ in piece]
+    token_ids = [token for ids in clean for token in ids]
+    trained = [mark for (mark, _), ids in zip(runs, clean, strict=True) for _ in ids]
     if token_ids[-1] != tokenizer.eos_token_id:
         token_ids, trained = [*token_ids, tokenizer.eos_token_id], [*trained, True]
     return EncodedSample(np.asarray(token_ids, dtype=np.int64), np.asarray(trained, dtype=bool))
@@ -174,7 +176,7 @@ def _labelled(ids: list[int], labels: Any) -> list[bool]:
     for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
         if label not in (token, UNTRAINED):
             raise UserError(
-                f"labels[{place}] = {label!r}, but input_ids[{place}] = {token}; a label is the same token, "
-                f"not the next one, or {UNTRAINED} where it is not trained"
+                f"labels[{place}] = {reprlib.repr(label)}, but input_ids[{place}] = {token}; a label is the same "
+                f"token, not the next one, or {UNTRAINED} where it is not trained"
             )
     return [label != UNTRAINED for label in labels]

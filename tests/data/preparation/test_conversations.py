@@ -211,11 +211,11 @@ def test_null_content_goes_with_a_call() -> None:
         ({"role": "user", "content": [7]}, "7 is not a part such as"),
         (
             {"role": "user", "content": "hi \ud83d"},
-            r"'messages'\[0\]\.content: character 4 is half a surrogate pair",
+            "content.*: character 4 is half a surrogate pair",
         ),
         (
             {"role": "us\udc00er", "content": "hi"},
-            r"'messages'\[0\]\.role: character 3 is half a surrogate pair",
+            "role.*: character 3 is half a surrogate pair",
         ),
         ({"role": 1, "content": "hi"}, "must be an object with 'role'"),
         ({"role": "user", "content": "a\U00100001"}, r"private character U\+100001"),

@@ -10,7 +10,9 @@ from models.tiny_tokenizers import gap_tokenizer, ordinary_mask_tokenizer
 
 from mdmscale.data.indexed import IndexedShard
 from mdmscale.data.preparation import encode, prepare_command
+from mdmscale.data.preparation.jsonl import Record
 from mdmscale.data.preparation.prepare_command import main
+from mdmscale.data.preparation.sft_record import encode_record
 from mdmscale.data.preparation.shard_set import unigram_entropy
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
@@ -238,6 +240,16 @@ def test_a_sample_with_an_ordinary_mask_word(ordinary_mask, tmp_path):
             assert tokenizer.decode(shard.tokens(start, cut)) == prompt
             assert tokenizer.decode(shard.tokens(cut, stop - 1)) == response
         assert json.loads((tmp_path / rule / "dataset.json").read_text())["num_dropped"] == 3 - len(kept)
+
+
+def test_a_spelled_mask_is_trained_as_the_mask_was(ordinary_mask):
+    tokenizer = load_tokenizer(ordinary_mask)
+    mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
+    values = {"input_ids": [5, mask, 6, mask, 7, eos], "labels": [-100, -100, 6, mask, -100, eos]}
+    sample = encode_record(Record(values, "x:1", 0), tokenizer, mask_in_text="reencode")
+    spelling = sample.token_ids[1:3].tolist()
+    assert sample.token_ids.tolist() == [5, *spelling, 6, *spelling, 7, eos] and mask not in spelling
+    assert sample.trained.tolist() == [False, False, False, True, True, True, False, True]
 
 
 def test_the_command_reports_mistakes_in_one_line_at_once(tmp_path):
