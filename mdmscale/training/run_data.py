@@ -11,6 +11,7 @@ from mdmscale.data.indexed import idx_path
 from mdmscale.data.opening import open_source
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.source import SampleSource, describe, path_list
+from mdmscale.data.tokenizer_record import check_tokenizer
 from mdmscale.models.backbone import Backbone
 from mdmscale.parallel.collectives import on_every_rank, on_first_rank
 from mdmscale.parallel.ranks import Ranks
@@ -19,12 +20,18 @@ from mdmscale.system.run_folder import RunFolder
 
 
 def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ranks) -> SampleSource:
-    """Open `data.path`. Rank 0 first tokenises SFT JSONL files into the run folder, once per run."""
+    """Open `data.path`. Rank 0 first tokenises SFT JSONL files into the run folder, once per run.
+
+    Raises:
+        UserError: for data that are missing, damaged or made with another tokenizer than the run's.
+    """
     data = config.data
     paths = path_list(data)
     if data.kind == "sft" and any(path.endswith(".jsonl") for path in paths):
         prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, paths, RunFolder(folder).data))
         data = data.model_copy(update={"path": str(prefix)})
+    else:
+        on_first_rank(ranks, lambda: check_tokenizer(data, backbone.tokenizer))
     vocab_size, eos_token_id = backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
     source = on_every_rank(ranks, lambda: open_source(data, config.run.seed, vocab_size, eos_token_id))
     # The user's paths, not those of the encoded files.

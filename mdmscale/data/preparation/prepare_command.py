@@ -13,12 +13,13 @@ from mdmscale.data.preparation.inputs import Input, find_inputs, input_bytes
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.preparation.shard_set import ShardSetWriter
 from mdmscale.data.preparation.tokenizer_training import train_tokenizer
+from mdmscale.data.tokenizer_record import DATASET_FILE as _SUMMARY
+from mdmscale.data.tokenizer_record import record_tokenizer
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
 from mdmscale.system.folders import published_folder
 
-_SUMMARY = "dataset.json"
 _BYTES_PER_WORKER = 16 * 2**20
 
 _EXAMPLES = """\
@@ -138,8 +139,8 @@ def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
             tokenizer = str(folder / "tokenizer")
             texts = (document.text for document in _documents(inputs, arguments))
             train_tokenizer(texts, arguments.train_tokenizer, Path(tokenizer))
-        vocab_size = len(load_tokenizer(tokenizer))
-        with ShardSetWriter(folder, vocab_size, arguments.shard_tokens) as shards:
+        opened = load_tokenizer(tokenizer)
+        with ShardSetWriter(folder, len(opened), arguments.shard_tokens) as shards:
             workers = arguments.workers or _default_workers(inputs)
             encoded = encode_documents(_documents(inputs, arguments), tokenizer, workers)
             for batch in _with_progress(encoded, input_bytes(inputs)):
@@ -150,6 +151,7 @@ def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
             "kind": "tokens",
             "inputs": arguments.inputs,
             "tokenizer": arguments.tokenizer or "tokenizer",
+            **record_tokenizer(opened),
             **shards.summary(),
         }
         _write_summary(folder, summary)
@@ -169,10 +171,11 @@ def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
     wrong = [path for path in paths if path.suffix != ".jsonl"]
     if wrong or not paths:
         raise UserError(f"--kind sft reads .jsonl files, not {wrong[0] if wrong else arguments.inputs[0]}")
+    tokenizer = load_tokenizer(arguments.tokenizer)
     with published_folder(arguments.output) as folder:
         counts = encode_sft(
             paths,
-            load_tokenizer(arguments.tokenizer),
+            tokenizer,
             folder / "shard-00000",
             sequence_length=arguments.sequence_length,
             too_long=arguments.too_long,
@@ -181,6 +184,7 @@ def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
             "kind": "sft",
             "inputs": arguments.inputs,
             "tokenizer": arguments.tokenizer,
+            **record_tokenizer(tokenizer),
             "sequence_length": arguments.sequence_length,
             **asdict(counts),
         }
