@@ -8,7 +8,7 @@ usage: launchers/multinode.sh HOSTS [options] -- --config CONFIG [section.key=va
 
 HOSTS, one of
   --hosts A,B,...        start on all of these hosts from here
-  --hostfile FILE        the same, from lines of "host slots=N" (DeepSpeed's format)
+  --hostfile FILE        the same, from lines of "host slots=N" (DeepSpeed's format); # begins a comment
   --node-rank I --nodes N --master A
                          start on this host only. It is the I-th (from 0) of N; A is the first host's address.
                          Use this where you cannot log in to other hosts: run it on every host.
@@ -25,7 +25,31 @@ END
 
 fail() { echo "error: $*; see --help" >&2; exit 2; }
 
-hosts=() ranks= port=29500 shell=ssh node_rank= nodes= master=
+# Fills hosts and slots from the file $1. Its last line may lack its end, and it may come from Windows: with a
+# byte order mark, and a carriage return in every line.
+read_hostfile() {
+    [ -f "$1" ] || fail "--hostfile $1: no such file"
+    local line number=0 host count rest known
+    local others='^([a-z_-]+=[0-9]+ *)*$' # what MPI's hostfiles say too, such as max_slots=N; not used
+    while IFS= read -r line || [ -n "$line" ]; do
+        number=$((number + 1))
+        line=${line#$'\xef\xbb\xbf'} line=${line%%#*}
+        read -r host count rest <<< "${line//$'\r'/}"
+        [ -n "$host" ] || continue
+        [[ $rest =~ $others && $count =~ ^(slots=0*[1-9][0-9]*)?$ ]] \
+            || fail "--hostfile $1: line $number: '$host $count${rest:+ $rest}' is not \"host\" or \"host slots=N\""
+        for known in "${hosts[@]}"; do
+            [ "$known" != "$host" ] || fail "--hostfile $1: line $number names $host again"
+        done
+        count=${count#slots=} count=${count:+$((10#$count))}
+        [[ ${#hosts[@]} -eq 0 || $count == "$slots" ]] \
+            || fail "--hostfile $1: line $number: $host has slots=${count:-none}, the hosts before slots=${slots:-none}"
+        hosts+=("$host") slots=$count
+    done < "$1"
+    [ ${#hosts[@]} -gt 0 ] || fail "--hostfile $1: names no host"
+}
+
+hosts=() slots= ranks= port=29500 shell=ssh node_rank= nodes= master=
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
@@ -33,15 +57,7 @@ while [ $# -gt 0 ]; do
         --hosts | --hostfile | --ranks-per-node | --port | --shell | --node-rank | --nodes | --master)
             [ $# -ge 2 ] || fail "$1 needs a value" ;;&
         --hosts) IFS=, read -ra hosts <<< "$2" ;;
-        --hostfile)
-            [ -f "$2" ] || fail "--hostfile $2: no such file"
-            while read -r host slots _; do
-                [[ -z $host || $host == \#* ]] && continue
-                hosts+=("$host")
-                [[ -z $slots ]] || ranks=${ranks:-${slots#slots=}}
-                [[ -z $slots || ${slots#slots=} == "$ranks" ]] \
-                    || fail "--hostfile $2: slots differ among hosts"
-            done < "$2" ;;
+        --hostfile) read_hostfile "$2" ;;
         --ranks-per-node) ranks=$2 ;;
         --port) port=$2 ;;
         --shell) shell=$2 ;;
@@ -66,6 +82,7 @@ if [ -n "$node_rank" ]; then
 fi
 
 [ ${#hosts[@]} -gt 0 ] || fail "no hosts: give --hosts, --hostfile or --node-rank"
+ranks=${ranks:-$slots}
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null' INT TERM EXIT
 for i in "${!hosts[@]}"; do

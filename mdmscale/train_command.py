@@ -13,6 +13,7 @@ from mdmscale.config.run import RunConfig
 from mdmscale.data.source import path_list
 from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.system.errors import UserError
+from mdmscale.system.launch import check_launch
 from mdmscale.system.run_folder import is_model
 
 STOPPED = 75  # exit status of a run that stopped on request; in sysexits.h it is a temporary failure
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     launched = os.environ.get("WORLD_SIZE")
     if arguments.dry_run:
         return dry_run(config, arguments.ranks or (None if launched is None else int(launched)))
+    check_launch(os.environ)
     make_layout(config, int(launched or "1"))  # refuses a batch that does not divide
     check_paths(config)
     return run_training(config)

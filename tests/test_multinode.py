@@ -99,6 +99,55 @@ def test_refuses(arguments: list[str], message: str) -> None:
     assert done.stderr.startswith("error: ") and message in done.stderr and "see --help" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("hostfile", "hosts", "slots"),
+    [
+        ("node1 slots=2\nnode2 slots=2", ["node1", "node2"], "2"),
+        ("node1 slots=2", ["node1"], "2"),
+        ("node1 slots=2\r\nnode2 slots=2\r\n", ["node1", "node2"], "2"),
+        ("\r\n# two\r\n\n  a\tslots=08 # first\r\nb slots=8 max_slots=9\n#", ["a", "b"], "8"),
+        ("\ufeffa\nb", ["a", "b"], None),
+    ],
+    ids=["no end of line", "one host", "CRLF", "comments", "no slots"],
+)
+def test_every_host_of_a_hostfile_is_started(
+    tmp_path: Path, hostfile: str, hosts: list[str], slots: str | None
+) -> None:
+    (tmp_path / "hosts").write_bytes(hostfile.encode())
+    shell = tmp_path / "shell"
+    shell.write_text('#!/bin/bash\nprintf "<%s> %s\\n" "$1" "$2"\n')
+    shell.chmod(0o755)
+    done = run("--hostfile", str(tmp_path / "hosts"), "--shell", str(shell), "--", "--config", "c.yaml")
+    assert done.returncode == 0, done.stderr
+    lines = sorted(done.stdout.splitlines())
+    assert len(lines) == len(hosts)
+    for number, (line, host) in enumerate(zip(lines, hosts, strict=True)):
+        assert line.startswith(f"<{host}> ")
+        assert f"--node-rank {number} --nodes {len(hosts)} --master {hosts[0]} --port" in line
+        assert ("--ranks-per-node" in line) == (slots is not None)
+        assert slots is None or f"--ranks-per-node {slots} " in line
+
+
+@pytest.mark.parametrize(
+    ("hostfile", "message"),
+    [
+        ("# none\n\n", "names no host"),
+        ("a slots=2\nb slots=4", "line 2: b has slots=4, the hosts before slots=2"),
+        ("a\nb slots=4", "line 2: b has slots=4, the hosts before slots=none"),
+        ("a slots=two", "line 1: 'a slots=two' is not"),
+        ("a slots=0", "line 1: 'a slots=0' is not"),
+        ("\na 8", "line 2: 'a 8' is not"),
+        ("a slots=2 b slots=2", "line 1: 'a slots=2 b slots=2' is not"),
+        ("a\nb\na", "line 3 names a again"),
+    ],
+)
+def test_refuses_a_hostfile(tmp_path: Path, hostfile: str, message: str) -> None:
+    (tmp_path / "hosts").write_text(hostfile)
+    done = run("--hostfile", str(tmp_path / "hosts"), "--shell", "false", "--", "--config", "c.yaml")
+    assert done.returncode == 2
+    assert f"error: --hostfile {tmp_path / 'hosts'}: {message}" in done.stderr
+
+
 def test_help_shows_the_ways_to_start() -> None:
     done = run("--help")
     assert done.returncode == 0

@@ -47,7 +47,8 @@ class ModelSection(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = key("sdpa", "attention implementation")
     logit_shift: bool | None = key(
         None,
-        "predict position i from hidden state i-1, as Dream does; null: as the model folder says, or false",
+        "predict position i from hidden state i-1, as Dream does; null: as the mdm section of model.path's "
+        "config.json says (a folder without one is refused), false from scratch",
     )
     mask_token_id: int | None = key(
         None,

@@ -1,7 +1,7 @@
 """Hugging Face backbones for diffusion: from a folder or from scratch, bidirectional, with a mask token."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config.model import ModelSection
+from mdmscale.models.dropout import remove_dropout
 from mdmscale.models.folder_checks import check_not_adapter_alone
 from mdmscale.models.lora import add_lora
 from mdmscale.models.opening import load_weights
@@ -45,6 +46,9 @@ class Backbone:
     mask_token_id: int
     logit_shift: bool
     lora: LoraConfig | None = None  # peft's, where adapters were added
+    removed_dropout: dict[str, float] = field(
+        default_factory=dict
+    )  # the rates of config.json that were not 0
 
 
 def run_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
@@ -65,18 +69,19 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
     """Load or initialise the model on the CPU, make it bidirectional and settle its mask token.
 
     Where neither options, model nor tokenizer name a mask token, one is added to the tokenizer. Its row is
-    the mean embedding, because a random row would make the first losses enormous.
+    the mean embedding, because a random row would make the first losses enormous. Dropout is turned off.
     """
     tokenizer = run_tokenizer(options)
     config = model_config(options, num_scratch_tokens(tokenizer))
+    removed_dropout = remove_dropout(config)
     declared = getattr(config, "mdm", None) or {}
+    logit_shift = _settle_logit_shift(options, declared)
     mask_token_id, is_new = _settle_mask_token(options, declared, tokenizer)
     _check_rows(options, config.vocab_size, tokenizer, mask_token_id, is_new)
     model = _make_model(options, config, seed)
     if is_new:
         _set_mean_row(model, mask_token_id)
     set_special_tokens(model, options.path, tokenizer, mask_token_id)
-    logit_shift = declared.get("logit_shift", False) if options.logit_shift is None else options.logit_shift
     model.config.mdm = {
         **declared,  # including what the import recorded for an export back
         "mask_token_id": mask_token_id,
@@ -89,7 +94,7 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
     if options.lora is not None:
         assert options.path is not None  # RunConfig requires it
         lora = add_lora(model, options.lora, options.path, seed)
-    return Backbone(model, tokenizer, mask_token_id, logit_shift, lora)
+    return Backbone(model, tokenizer, mask_token_id, logit_shift, lora, removed_dropout)
 
 
 def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
@@ -174,6 +179,28 @@ def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> P
 def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many rows a model from scratch needs: one for each id, and for a mask token where there is none."""
     return num_token_ids(tokenizer) + (tokenizer.mask_token_id is None)
+
+
+def _settle_logit_shift(options: ModelSection, declared: dict[str, Any]) -> bool:
+    """Whether the logits are shifted: as the options say, else as the folder's mdm section declares.
+
+    A folder without one is an autoregressive model in general. Its head predicts the next token, so without
+    the shift training would first have to unlearn that.
+
+    Raises:
+        UserError: where neither says it of a model that has been trained before.
+    """
+    if options.logit_shift is not None:
+        return options.logit_shift
+    if options.path is None:
+        return False
+    if "logit_shift" not in declared:
+        raise UserError(
+            f"model.path = {options.path!r}: its config.json has no mdm section that says whether the logits "
+            f"are shifted; import it first (tools/convert.py import {options.path} FOLDER), or set "
+            "model.logit_shift: true for an autoregressive model, false for one that predicts in place"
+        )
+    return bool(declared["logit_shift"])
 
 
 def _settle_mask_token(

@@ -9,22 +9,27 @@ from pathlib import Path
 from mdmscale.system.errors import UserError
 
 
+class Busy(UserError):
+    """Another living process holds the lock."""
+
+
 @contextmanager
-def locked_file(path: Path) -> Iterator[None]:
-    """Hold the lock of a file. The file is created if it is missing.
+def locked_file(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file. The file is created if it is missing. Yields whether the lock is held.
 
     The lock is advisory: it excludes only processes that use these functions. Some network file systems have
     no locks, or locks within a node only. There two writers at once are not detected.
 
     Raises:
-        UserError: naming `path`, if another living process holds its lock, or if it may not be written to.
+        Busy: naming `path`, if another living process holds its lock.
+        UserError: if it may not be written to.
     """
     try:
-        descriptor = _open_locked(path, os.O_RDWR | os.O_CREAT)  # NFS locks only writable files
+        descriptor, is_held = _open_locked(path, os.O_RDWR | os.O_CREAT)  # NFS locks only writable files
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; see its owner") from None
     try:
-        yield
+        yield is_held
     finally:
         os.close(descriptor)
 
@@ -32,24 +37,24 @@ def locked_file(path: Path) -> Iterator[None]:
 @contextmanager
 def locked_folder(path: Path) -> Iterator[None]:
     """Hold the lock of an existing folder, as `locked_file` does for a file. NFS locks folders in a node."""
-    descriptor = _open_locked(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor, _ = _open_locked(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield
     finally:
         os.close(descriptor)
 
 
-def _open_locked(path: Path, flags: int) -> int:
-    """Open and lock the file or folder that `path` names. Returns the descriptor.
+def _open_locked(path: Path, flags: int) -> tuple[int, bool]:
+    """Open and lock the file or folder that `path` names. Returns the descriptor, and whether it is locked.
 
     Another process may rename or remove it between opening and locking. Then `path` is opened again.
     """
     while True:
         descriptor = os.open(path, flags, 0o666)
         try:
-            _lock(descriptor, path)
+            is_held = _lock(descriptor, path)
             if _is_named(descriptor, path):
-                return descriptor
+                return descriptor, is_held
         except BaseException:
             os.close(descriptor)
             raise
@@ -63,10 +68,11 @@ def _is_named(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _lock(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{path}: another process is writing it; wait until that process has ended") from None
-    except OSError:
-        pass  # a file system without locks
+        raise Busy(f"{path}: another process is writing it; wait until that process has ended") from None
+    except OSError:  # a file system without locks
+        return False
+    return True

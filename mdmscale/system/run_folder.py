@@ -15,6 +15,7 @@ hf/                   the trained model for Hugging Face transformers, with adap
 adapter/              the adapters of model.lora, not merged
 logs/                 heartbeats/<rank>.json; after a stall also stall.json and stacks-<rank>.txt
 stop                  asks the run to stop
+lock                  while the run trains: who trains it
 """
 
 from dataclasses import dataclass
@@ -79,6 +80,10 @@ class RunFolder:
     @property
     def stop(self) -> Path:
         return self.path / "stop"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
 
     @property
     def stall(self) -> Path:

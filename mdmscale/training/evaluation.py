@@ -3,16 +3,31 @@
 import numpy as np
 
 from mdmscale.config.diffusion import DiffusionSection
-from mdmscale.config.run import EvalSection
+from mdmscale.config.run import EvalSection, RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.parallel.ranks import Ranks
+from mdmscale.system.errors import UserError
 from mdmscale.training.passes import ForwardModel, forward_sums, share_out
 
 # The same for every run, so that evaluation losses of different runs can be compared.
 EVAL_SEED = 0
+
+
+def check_held_out(config: RunConfig, source: SampleSource) -> None:
+    """Refuse an evaluation without a token: its mean would be NaN.
+
+    Raises:
+        UserError: naming the options.
+    """
+    if config.eval.every and not source.num_held_out:
+        raise UserError(
+            f"data.held_out = {config.data.held_out}: the documents of {source.description} that it holds "
+            f"out have no tokens, so eval.every = {config.eval.every} has nothing to evaluate; raise "
+            "data.held_out, or prepare the data without empty documents"
+        )
 
 
 def evaluate(
@@ -27,9 +42,10 @@ def evaluate(
     """The MDM loss on held-out data in nats per token: the mean over samples and a fixed grid of t.
 
     Masks, t and order are the same for every run and step, so only the model can change the loss. Masks are
-    plain Bernoulli masks, whatever training uses.
+    plain Bernoulli masks, whatever training uses. The source needs a held-out sample, see `check_held_out`.
     """
     num_samples = min(options.samples, source.num_held_out)
+    assert num_samples > 0, f"{source.description} has no held-out sample"
     num_draws = num_samples * options.num_t
     plain, grid = Noise(DiffusionSection(eps=eps)), eval_t(options)
 

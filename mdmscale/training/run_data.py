@@ -14,6 +14,7 @@ from mdmscale.data.preparation.endings import RECORD_ENDINGS
 from mdmscale.data.preparation.formats import holds_records
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.source import SampleSource, describe, path_list
+from mdmscale.data.tokenizer_record import check_tokenizer
 from mdmscale.models.backbone import Backbone
 from mdmscale.models.prompts import opening_ids
 from mdmscale.parallel.collectives import on_every_rank, on_first_rank
@@ -23,12 +24,18 @@ from mdmscale.system.run_folder import RunFolder
 
 
 def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ranks) -> SampleSource:
-    """Open `data.path`. Rank 0 first tokenises SFT files into the run folder, once per run."""
+    """Open `data.path`. Rank 0 first tokenises SFT files into the run folder, once per run.
+
+    Raises:
+        UserError: for data that are missing, damaged or made with another tokenizer than the run's.
+    """
     data = config.data
     paths = path_list(data)
     if is_encoded_by_run(data):
         prefix = on_first_rank(ranks, lambda: _encode_once(config, backbone, paths, RunFolder(folder).data))
         data = data.model_copy(update={"path": str(prefix)})
+    else:
+        on_first_rank(ranks, lambda: check_tokenizer(data, backbone.tokenizer))
     vocab_size, eos_token_id = backbone.model.config.vocab_size, backbone.tokenizer.eos_token_id
     source = on_every_rank(
         ranks,

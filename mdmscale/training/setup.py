@@ -6,6 +6,7 @@ Cheap checks come first, so errors appear early. Nothing is written if the input
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging as hf_logging
 
@@ -40,7 +41,9 @@ from mdmscale.system.files import write_file
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.stateful import Stateful
 from mdmscale.training import checkpoint
+from mdmscale.training.evaluation import check_held_out
 from mdmscale.training.facts import gather_facts
+from mdmscale.training.identity import changes_since, check_model, model_identity
 from mdmscale.training.p_pots import PPots
 from mdmscale.training.p_pots_probe import measure_p_pots
 from mdmscale.training.run_data import open_run_data, undone_on_refusal
@@ -70,6 +73,7 @@ class Run:
     loader: Prefetcher  # wraps a TrainLoader and may prepare its batches in advance
     collate: Collator
     flops: FlopCount
+    model_identity: dict[str, Any]  # what a checkpoint says about the model, see identity.py
 
     p_pots: PPots
     baseline: EmaBaseline
@@ -113,6 +117,8 @@ class Run:
             data_description=self.source.description,
             engine=self.engine_layout(),
             components={name: part.state_dict() for name, part in self.components.items()},
+            model=self.model_identity,
+            config=self.config.model_dump(mode="json"),
         )
 
 
@@ -131,17 +137,19 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         ranks, lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed)
     )
     check_fit(config, backbone, ranks)
+    identity, beginning = on_first_rank(ranks, lambda: settle_identity(config, backbone, resumed))
     vocab_size = backbone.model.config.vocab_size
     with undone_on_refusal(folder.data, ranks):
         source = open_run_data(config, backbone, folder.path, ranks)
+        check_held_out(config, source)
         if resumed is not None:
             checkpoint.check_data(resumed.state, resumed.path, source)
         noise = on_every_rank(ranks, lambda: make_noise(config.diffusion, backbone.tokenizer, vocab_size))
 
     # After this point no error is the user's mistake.
+    announcement = announce(config, backbone, source, folder, beginning)
     on_first_rank(ranks, lambda: write_config(config, folder))
     flops = count_flops(shape_of_config(backbone.model.config), is_frozen=backbone.lora is not None)
-    announcement = announce(backbone, source, folder, resumed)
     engine = initialise_engine(prepare_model(config, backbone, layout, ranks), config, layout, ranks)
     slicer = Slicer(ranks.sp_rank, ranks.sp_size)
     collate = Collator(backbone.mask_token_id, backbone.logit_shift, layout.packs, slicer)
@@ -171,6 +179,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         loader,
         collate,
         flops,
+        identity,
         p_pots,
         baseline,
     )
@@ -178,7 +187,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         restore(run, resumed)
     facts = gather_facts(config, layout, ranks)
     if ranks.is_first:
-        print(announcement, *facts, sep="\n  ", flush=True)
+        print(*announcement, *facts, sep="\n  ", flush=True)
     return run
 
 
@@ -197,16 +206,23 @@ def prepare_model(
     return model.train()
 
 
-def announce(backbone: Backbone, source: SampleSource, folder: RunFolder, resumed: Start | None) -> str:
-    """The first line of a run's log."""
+def announce(
+    config: RunConfig, backbone: Backbone, source: SampleSource, folder: RunFolder, beginning: list[str]
+) -> list[str]:
+    """The first lines of a run's log: its sizes, where it begins, and what is not as the user may think."""
     num_parameters = sum(parameter.numel() for parameter in backbone.model.parameters())
     num_trained = sum(each.numel() for each in backbone.model.parameters() if each.requires_grad)
     trained = f" ({num_trained:,} trained)" if num_trained < num_parameters else ""
-    beginning = f"continuing from {resumed.path}" if resumed else "starting from scratch"
-    return (
+    dropout = [
+        f"{config.model.path}/config.json has {name} = {rate:g}; training sets it to 0, so that losses "
+        "follow from the seed alone"
+        for name, rate in backbone.removed_dropout.items()
+    ]
+    sizes = (
         f"{folder.path}: {num_parameters:,} parameters{trained}, "
-        f"{source.num_train:,} training samples an epoch, {source.num_held_out:,} held out; {beginning}"
+        f"{source.num_train:,} training samples an epoch, {source.num_held_out:,} held out; {beginning[0]}"
     )
+    return [sizes, *beginning[1:], *dropout]
 
 
 def find_start(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Start | None:
@@ -220,6 +236,22 @@ def find_start(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Start | No
     state = on_every_rank(ranks, lambda: TrainingState.read(path))
     checkpoint.check_continues(state, path, config)
     return Start(path, state)
+
+
+def settle_identity(
+    config: RunConfig, backbone: Backbone, resumed: Start | None
+) -> tuple[dict[str, Any], list[str]]:
+    """What the run's model is, checked against the checkpoint to resume from; and in words, how it begins.
+
+    Raises:
+        UserError: if the checkpoint is of another model.
+    """
+    identity = model_identity(backbone, config.model.path)
+    if resumed is None:
+        return identity, ["starting from scratch"]
+    check_model(resumed.state, resumed.path, identity, backbone)
+    changes = changes_since(resumed.state, resumed.path, config, identity)
+    return identity, [f"continuing from {resumed.path}", *(f"changed since then: {each}" for each in changes)]
 
 
 def restore(run: Run, start: Start) -> None:

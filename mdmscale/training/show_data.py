@@ -12,6 +12,7 @@ from mdmscale.data.preparation.sft import fitted_length, read_samples
 from mdmscale.data.preparation.show import print_samples
 from mdmscale.data.sft_source import Fill
 from mdmscale.data.source import path_list
+from mdmscale.data.tokenizer_record import check_tokenizer
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.backbone import model_config, num_scratch_tokens, run_tokenizer
 from mdmscale.training.run_data import is_encoded_by_run, matching_files
@@ -43,6 +44,7 @@ def _of_lines(config: RunConfig, tokenizer: Any) -> Iterator[tuple[str, Sample]]
 
 
 def _of_shards(config: RunConfig, tokenizer: Any) -> Iterator[tuple[str, Sample]]:
+    check_tokenizer(config.data, tokenizer)
     vocab_size = model_config(config.model, num_scratch_tokens(tokenizer)).vocab_size
     source = open_source(config.data, config.run.seed, vocab_size, tokenizer.eos_token_id)
     for index in range(source.num_train):

@@ -1,4 +1,5 @@
-"""state.json of a checkpoint: the position of the run, values that must not change, and component states.
+"""state.json of a checkpoint: the position of the run, values that must not change, its config, and component
+states.
 
 A component is a part of the run that has a state of its own (system/stateful.py). Its state is stored under
 its name. Model and optimizer are in DeepSpeed's files instead.
@@ -16,7 +17,8 @@ from mdmscale.system.files import read_object
 from mdmscale.system.run_folder import STATE_FILE
 from mdmscale.system.stateful import Stateful
 
-FORMAT = 2  # of state.json; format 1 has no format number and keeps all keys in one dictionary
+# Format 1 has no format number and keeps all keys in one dictionary. Format 2 has no `model` and no `config`.
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class TrainingState:
     data_description: str
     engine: EngineLayout
     components: dict[str, dict[str, Any]]
+    model: dict[str, Any] | None = None  # what the model is, see identity.py; None in older formats
+    config: dict[str, Any] | None = None  # the run's resolved config; None in older formats
 
     def write(self, folder: Path) -> None:
         """Write state.json into an unfinished checkpoint folder."""
@@ -40,7 +44,7 @@ class TrainingState:
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
-        """Read state.json of a checkpoint, in this format or the previous one.
+        """Read state.json of a checkpoint, in this format or a previous one.
 
         Raises:
             UserError: if it is missing, damaged or in an unknown format.
@@ -49,14 +53,14 @@ class TrainingState:
         values = read_object(path)
         try:
             version = values.pop("format", 1)
-            if version not in (1, FORMAT):
+            if version not in (1, 2, FORMAT):
                 raise UserError(f"{path}: has format {version}; this version reads up to {FORMAT}; update it")
-            return cls._of_format_1(values) if version == 1 else cls._of_format_2(values)
+            return cls._of_format_1(values) if version == 1 else cls._of_values(values)
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: written by another version: {error}") from None
 
     @classmethod
-    def _of_format_2(cls, values: dict[str, Any]) -> "TrainingState":
+    def _of_values(cls, values: dict[str, Any]) -> "TrainingState":
         return cls(**{**values, "engine": EngineLayout.of(values)})
 
     @classmethod

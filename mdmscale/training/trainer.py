@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +15,11 @@ from mdmscale.data.batch import Batch
 from mdmscale.engine import nvme
 from mdmscale.engine.optim import learning_rate, set_learning_rate
 from mdmscale.models.flops import peak_flops
-from mdmscale.parallel.collectives import all_reduce_sum
-from mdmscale.parallel.ranks import initialise
+from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
+from mdmscale.parallel.ranks import Ranks, initialise
 from mdmscale.system.allocator import keep_freed_memory
+from mdmscale.system.run_folder import RunFolder
+from mdmscale.system.run_lock import only_training
 from mdmscale.system.stop import StopRequest
 from mdmscale.system.timing import StepClock, peak_memory
 from mdmscale.system.transfer import to_device
@@ -28,6 +32,7 @@ from mdmscale.training.step_sums import StepSums, StepTotals
 from mdmscale.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 10
+RESUME_LOWER = "resume from the last checkpoint, for example with a lower optimizer.lr"
 
 
 class Outcome(NamedTuple):
@@ -42,14 +47,24 @@ def train(config: RunConfig) -> Outcome:
 
     Raises:
         UserError: for data, a model or a checkpoint that does not fit the config.
-        FloatingPointError: if the loss is not finite, or the gradient is not finite in many steps in a row.
+        FloatingPointError: if the loss or the held-out loss is not finite, or the gradient is not finite in
+            many steps in a row.
     """
     ranks = initialise(config.parallel.tensor, config.parallel.sequence)
-    with nvme.own_folder(config, ranks):
+    with own_run_folder(config, ranks), nvme.own_folder(config, ranks):
         run = set_up(config, ranks)
         if ranks.device.type == "cpu":
             keep_freed_memory()
         return run_to_end(run)
+
+
+@contextmanager
+def own_run_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
+    """Within the block no other job trains in the run folder. Rank 0 holds the lock for all."""
+    folder = RunFolder(Path(config.run.output_dir) / config.run.name)
+    with ExitStack() as held:
+        on_first_rank(ranks, lambda: held.enter_context(only_training(folder)))
+        yield
 
 
 def run_to_end(run: Run) -> Outcome:
@@ -167,14 +182,13 @@ def check_finite(run: Run, loss: float, grad_norm: float) -> None:
         FloatingPointError: naming the step. The optimizer may already have used the bad loss, but no
             checkpoint or export is written after it.
     """
-    mend = "resume from the last checkpoint, for example with a lower optimizer.lr"
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss of step {run.step + 1} is {loss}; {mend}")
+        raise FloatingPointError(f"the loss of step {run.step + 1} is {loss}; {RESUME_LOWER}")
     run.skipped_in_a_row = 0 if math.isfinite(grad_norm) else run.skipped_in_a_row + 1
     if run.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
         raise FloatingPointError(
             f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, the last {run.step + 1}; "
-            f"{mend}"
+            f"{RESUME_LOWER}"
         )
 
 
@@ -207,7 +221,11 @@ def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[st
 
 
 def run_evaluation(run: Run) -> dict[str, float]:
-    """The held-out loss, plain and controlled by the baseline. Forwards have as many rows as in training."""
+    """The held-out loss, plain and controlled by the baseline. Forwards have as many rows as in training.
+
+    Raises:
+        FloatingPointError: if it is not finite. The step's checkpoint and export are not written then.
+    """
     options = run.config.eval
     loss = evaluate(
         run.engine,
@@ -218,6 +236,8 @@ def run_evaluation(run: Run) -> dict[str, float]:
         run.layout.rows_per_forward,
         run.ranks,
     )
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the held-out loss after step {run.step} is {loss}; {RESUME_LOWER}")
     if not run.config.diffusion.ema_decay:
         return {"eval_loss": loss}
     mean_value = float(run.baseline.values(eval_t(options)).mean())

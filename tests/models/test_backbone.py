@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def causal_folder(corpus: Path, tmp_path: Path) -> Path:
 
 
 def test_a_new_mask_token_gets_the_mean_embedding_in_padded_rows(causal_folder: Path) -> None:
-    model = ModelSection(path=str(causal_folder), dtype="fp32")
+    model = ModelSection(path=str(causal_folder), dtype="fp32", logit_shift=True)
     backbone = build_backbone(model, eps=1e-3, seed=0)
     assert backbone.mask_token_id == 512
     assert backbone.tokenizer.mask_token_id == 512
@@ -113,7 +114,9 @@ def test_a_new_mask_token_gets_the_mean_embedding_in_padded_rows(causal_folder: 
 def test_an_existing_token_may_serve_as_mask(causal_folder: Path) -> None:
     before = AutoModelForCausalLM.from_pretrained(causal_folder).get_input_embeddings().weight[5].detach()
     backbone = build_backbone(
-        ModelSection(path=str(causal_folder), dtype="fp32", mask_token_id=5), eps=1e-3, seed=0
+        ModelSection(path=str(causal_folder), dtype="fp32", logit_shift=True, mask_token_id=5),
+        eps=1e-3,
+        seed=0,
     )
     assert backbone.mask_token_id == backbone.tokenizer.mask_token_id == 5
     torch.testing.assert_close(backbone.model.get_input_embeddings().weight[5], before)
@@ -125,7 +128,9 @@ def test_rows_to_spare_keep_their_weights(causal_folder: Path) -> None:
     model.resize_token_embeddings(576)
     model.save_pretrained(causal_folder)
     rows = model.get_input_embeddings().weight.detach().clone()
-    backbone = build_backbone(ModelSection(path=str(causal_folder), dtype="fp32"), eps=1e-3, seed=0)
+    backbone = build_backbone(
+        ModelSection(path=str(causal_folder), dtype="fp32", logit_shift=True), eps=1e-3, seed=0
+    )
     after = backbone.model.get_input_embeddings().weight
     assert backbone.mask_token_id == 512
     torch.testing.assert_close(after[512], rows[:512].mean(dim=0))
@@ -139,7 +144,7 @@ def test_sliding_windows_of_a_folder_are_opened(corpus: Path, tmp_path: Path, fa
     if family == "qwen2":
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "windowed")
-    options = section(corpus, path=str(tmp_path / "windowed"))
+    options = section(corpus, path=str(tmp_path / "windowed"), logit_shift=True)
     model = build_backbone(options.model_copy(update={"architecture": family}), eps=1e-3, seed=0).model.eval()
     ids = torch.arange(10, 26)[None].repeat(2, 1)
     ids[1, -1] = 99
@@ -162,13 +167,44 @@ def test_folder_facts_win_over_defaults(corpus: Path, tmp_path: Path) -> None:
     assert build_backbone(ModelSection(path=str(tmp_path / "hf")), eps=1e-3, seed=0).logit_shift is True
 
 
+@pytest.mark.parametrize("mdm", [None, {"mask_token_id": 5}], ids=["no section", "a section without it"])
+def test_a_folder_that_does_not_say_its_shift_is_refused_with_the_mend(
+    causal_folder: Path, mdm: dict[str, Any] | None
+) -> None:
+    path = causal_folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | ({"mdm": mdm} if mdm else {})))
+    with pytest.raises(
+        UserError, match=r"arm': its config.json.*convert.py import .*model.logit_shift: true"
+    ):
+        build_backbone(ModelSection(path=str(causal_folder), dtype="fp32"), eps=1e-3, seed=0)
+    for shift in (True, False):
+        options = ModelSection(path=str(causal_folder), dtype="fp32", logit_shift=shift)
+        assert build_backbone(options, eps=1e-3, seed=0).logit_shift is shift
+
+
+def test_every_dropout_rate_is_removed_and_told(corpus: Path, causal_folder: Path) -> None:
+    config = json.loads((causal_folder / "config.json").read_text())
+    config |= {"attention_dropout": 0.1, "resid_pdrop": 0.25, "classifier_dropout": None}
+    (causal_folder / "config.json").write_text(json.dumps(config))
+    options = ModelSection(path=str(causal_folder), dtype="fp32", logit_shift=True)
+    backbone = build_backbone(options, eps=1e-3, seed=0)
+    assert backbone.removed_dropout == {"attention_dropout": 0.1, "resid_pdrop": 0.25}
+    assert backbone.model.config.attention_dropout == backbone.model.config.resid_pdrop == 0
+    model, ids = backbone.model.train(), torch.arange(10, 26)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, model(ids).logits)
+    assert build(corpus).removed_dropout == {}
+
+
 def test_user_mistakes_are_named(corpus: Path, causal_folder: Path, tmp_path: Path) -> None:
     def message(**values: Any) -> str:
         with pytest.raises(UserError) as caught:
             build_backbone(ModelSection(**values), eps=1e-3, seed=0)
         return str(caught.value)
 
-    assert "beyond the model's 512 embedding rows" in message(path=str(causal_folder), mask_token_id=900)
+    assert "beyond the model's 512 embedding rows" in message(
+        path=str(causal_folder), logit_shift=True, mask_token_id=900
+    )
     assert "model.hidden_size = 64" in message(path=str(causal_folder), hidden_size=64)
     assert "model.vocab_size = 100 is smaller" in message(**section(corpus, vocab_size=100).model_dump())
     (tmp_path / "empty").mkdir()

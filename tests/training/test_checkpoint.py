@@ -101,5 +101,6 @@ def test_optimizer_options_are_the_configs_not_the_checkpoints(
 
 
 def test_weights_that_do_not_fit_are_a_mistake_with_a_name(trained: tuple[dict[str, Any], Path]) -> None:
-    with pytest.raises(UserError, match="do not fit this config's model"):
+    message = r"model\.hidden_size = 64, but checkpoint .*step-00000012 was trained with 32"
+    with pytest.raises(UserError, match=message):
         train(config_of(trained[0], model={"hidden_size": 64}, train={"steps": 20}))

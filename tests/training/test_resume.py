@@ -186,6 +186,30 @@ def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) ->
     assert len(list((folder / "checkpoints").glob("step-*"))) == 1
 
 
+def test_a_second_start_in_the_folder_is_refused_on_every_rank(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """It names the first one, which trains on undisturbed and frees the folder when it ends."""
+    tiny["train"]["steps"] = 100_000
+    tiny["logging"]["every"] = 1
+    config, folder = write(tmp_path / "config.yaml", tiny), tmp_path / "runs" / "tiny"
+    first = start_script(str(LAUNCHER), "--config", config)
+    try:
+        wait_for(folder / "metrics.jsonl", first)
+        holder = json.loads((folder / "lock").read_text())
+        second = start_ranks(2, LAUNCHER, "--config", config, "checkpoint.every=1")
+        try:
+            assert second.wait(120) == 2, second.stdout
+        finally:
+            second.kill()
+        (error,) = (line for line in second.stdout.splitlines() if line.startswith("error: "))
+        assert f"{folder}: process {holder['pid']} on {holder['host']}, since {holder['since']}" in error
+        assert first.poll() is None and not (folder / "checkpoints").exists()
+        (folder / "stop").touch()
+        assert first.wait(120) == 75, first.stderr
+    finally:
+        first.kill()
+    assert not (folder / "lock").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_all_processes_stops_with_a_checkpoint(
     tiny: dict[str, Any], tmp_path: Path, number: signal.Signals

@@ -1,6 +1,7 @@
-"""state.json: components by name, unknown components are refused, and the previous format is read."""
+"""state.json: components by name, unknown components are refused, and the formats before are read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ STATE = TrainingState(
     data_description="d",
     engine=LAYOUT,
     components={"p_pots": {"x": 0.1 + 0.2}, "baseline": {"y": [1e-300]}},
+    model={"mask_token_id": 1, "config": {"hidden_size": 8}},
+    config={"optimizer": {"lr": 0.1}},
 )
 FORMAT_1: dict[str, Any] = {
     "step": 10,
@@ -41,6 +44,13 @@ FORMAT_1: dict[str, Any] = {
     "baseline": {"num_steps": 7},
     "cell_sums": [[1.0]],
     "parameter_groups": [["a.weight"], ["a.bias"]],
+}
+
+
+FORMAT_2: dict[str, Any] = {
+    "format": 2,
+    **{name: value for name, value in vars(STATE).items() if name not in ("engine", "model", "config")},
+    "engine": vars(LAYOUT),
 }
 
 
@@ -65,7 +75,12 @@ def test_it_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
     assert read_layout(tmp_path) == LAYOUT
 
 
-def test_the_format_before_is_read(tmp_path: Path) -> None:
+def test_the_second_format_is_read(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps(FORMAT_2))
+    assert TrainingState.read(tmp_path) == replace(STATE, model=None, config=None)
+
+
+def test_the_first_format_is_read(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps(FORMAT_1))
     state = TrainingState.read(tmp_path)
     assert (state.step, state.consumed_tokens, state.engine) == (10, 1000, LAYOUT)
@@ -84,7 +99,7 @@ def test_the_format_before_is_read(tmp_path: Path) -> None:
             json.dumps({key: FORMAT_1[key] for key in FORMAT_1 if key != "density"}),
             "another version.*density",
         ),
-        (json.dumps({"format": 9}), "has format 9; this version reads up to 2"),
+        (json.dumps({"format": 9}), "has format 9; this version reads up to 3"),
         ("[]", "holds no JSON object"),
     ],
 )

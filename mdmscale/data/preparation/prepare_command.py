@@ -19,6 +19,7 @@ from mdmscale.data.preparation.inputs import Input, find_inputs, input_bytes
 from mdmscale.data.preparation.sft import encode_sft, read_samples
 from mdmscale.data.preparation.shard_set import ShardSetWriter
 from mdmscale.data.preparation.tokenizer_training import train_tokenizer
+from mdmscale.data.tokenizer_record import DATASET_FILE, record_tokenizer
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.mask_spelling import MASK_IN_TEXT
 from mdmscale.models.tokenizer import load_tokenizer, num_token_ids
@@ -26,7 +27,6 @@ from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
 from mdmscale.system.folders import published_folder
 
-_SUMMARY = "dataset.json"
 _BYTES_PER_WORKER = 16 * 2**20
 
 _EXAMPLES = """\
@@ -194,8 +194,8 @@ def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
             tokenizer = str(folder / "tokenizer")
             texts = (document.text for document in _documents(inputs, arguments))
             train_tokenizer(texts, arguments.train_tokenizer, Path(tokenizer))
-        vocab_size = num_token_ids(load_tokenizer(tokenizer))
-        with ShardSetWriter(folder, vocab_size, arguments.shard_tokens) as shards:
+        opened = load_tokenizer(tokenizer)
+        with ShardSetWriter(folder, num_token_ids(opened), arguments.shard_tokens) as shards:
             workers = arguments.workers or _default_workers(inputs)
             documents = _documents(inputs, arguments)
             encoded = encode_documents(documents, tokenizer, workers, arguments.mask_in_text)
@@ -207,6 +207,7 @@ def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
             "kind": "tokens",
             "inputs": arguments.inputs,
             "tokenizer": arguments.tokenizer or "tokenizer",
+            **record_tokenizer(opened),
             **shards.summary(),
         }
         if arguments.mask_in_text != "error":
@@ -231,11 +232,11 @@ def _documents(inputs: list[Input], arguments: argparse.Namespace) -> Iterator[D
 def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
     if arguments.sequence_length is None:
         raise UserError("--kind sft needs --sequence-length, the largest number of tokens in a sample")
-    inputs = _sft_inputs(arguments)
+    inputs, tokenizer = _sft_inputs(arguments), load_tokenizer(arguments.tokenizer)
     with published_folder(arguments.output) as folder:
         counts = encode_sft(
             inputs,
-            load_tokenizer(arguments.tokenizer),
+            tokenizer,
             folder / "shard-00000",
             sequence_length=arguments.sequence_length,
             too_long=arguments.too_long,
@@ -248,6 +249,7 @@ def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
             "kind": "sft",
             "inputs": arguments.inputs,
             "tokenizer": arguments.tokenizer,
+            **record_tokenizer(tokenizer),
             "sequence_length": arguments.sequence_length,
             "train_on": arguments.train_on,
             **asdict(counts),
@@ -292,14 +294,14 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"--output {output}: exists already; choose another folder or give --overwrite")
-    if not (output / _SUMMARY).is_file():
+    if not (output / DATASET_FILE).is_file():
         raise UserError(
-            f"--output {output}: was not made by this command ({_SUMMARY} is missing), so it is not replaced"
+            f"--output {output}: was not made by this command ({DATASET_FILE} is missing), so it is not replaced"
         )
 
 
 def _write_summary(folder: Path, summary: dict[str, object]) -> None:
-    write_object(folder / _SUMMARY, summary)
+    write_object(folder / DATASET_FILE, summary)
 
 
 def _default_workers(inputs: list[Input]) -> int:
