@@ -1,15 +1,20 @@
 """Import a folder of another model family: make it a bidirectional Hugging Face folder with a mask token."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 
 from mdmscale.conversion import dream, llada
 from mdmscale.conversion.destination import check_destination
 from mdmscale.conversion.families import settle_family
+from mdmscale.conversion.gguf_file import find_gguf, open_gguf
+from mdmscale.conversion.gguf_model import GgufWeights, gguf_config
+from mdmscale.conversion.gguf_tokenizer import save_gguf_tokenizer
 from mdmscale.conversion.mask_token import MaskToken, choose_mask_token, next_token_id
 from mdmscale.conversion.model_folder import (
     describing,
@@ -58,16 +63,23 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Translation:
-    """A model of another family in Hugging Face's terms, checked: config, weights and declared mask token."""
+    """A model of another family in Hugging Face's terms, checked: config, weights and declared mask token.
+
+    Attributes:
+        save_tokenizer: writes its tokenizer files, if it has any, to a folder.
+        notes: what else the user should know.
+    """
 
     family: str
     config: PretrainedConfig
     weights: TensorSource
     mask_token_id: int | None
+    save_tokenizer: Callable[[Path], None]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def import_folder(source: Path, destination: Path, options: ImportOptions) -> dict[str, Any]:
-    """Convert the folder `source` to `destination`, which appears only when it is complete.
+    """Convert the folder or GGUF file `source` to `destination`, which appears only when it is complete.
 
     Returns:
         a summary of what was decided, for the user.
@@ -76,7 +88,7 @@ def import_folder(source: Path, destination: Path, options: ImportOptions) -> di
         UserError: naming the file or option at fault.
     """
     check_destination(source, destination, options.overwrite)
-    model = translate(source, options.family)
+    model = translate(source, options.family, options.dtype)
     if model.family in ("llada", "dream") and model.mask_token_id is None and options.mask_token is None:
         raise UserError(f"{source / 'config.json'}: has no mask_token_id; give --mask-token")
     config, weights = model.config, model.weights
@@ -84,7 +96,7 @@ def import_folder(source: Path, destination: Path, options: ImportOptions) -> di
         weights = CastSource(weights, DTYPES[options.dtype])
     shift = SHIFTED[model.family] if options.logit_shift == "auto" else options.logit_shift == "on"
     with published_folder(destination, sum(info.num_bytes for info in weights.tensors().values())) as folder:
-        copy_tokenizer(source, folder)
+        model.save_tokenizer(folder)
         tokenizer = open_copied(folder)
         mask = choose_mask_token(options.mask_token, model.mask_token_id, tokenizer, config.vocab_size)
         num_rows, mean_rows = _rows(mask, config.vocab_size)
@@ -106,15 +118,20 @@ def import_folder(source: Path, destination: Path, options: ImportOptions) -> di
         "logit shift": shift,
         "embeddings": config.vocab_size,
         "tokenizer": "copied" if tokenizer else "the source has none; to train, give model.tokenizer",
+        **model.notes,
     }
 
 
-def translate(source: Path, family: str = "auto") -> Translation:
+def translate(source: Path, family: str = "auto", dtype: str = "keep") -> Translation:
     """Read config.json and the list of weights of `source`, and check that they fit together.
+
+    `dtype` is for GGUF files, whose weights are dequantised to it; fp32 for `keep`, which loses nothing.
 
     Raises:
         UserError: naming the file at fault, or where `source` is not of the requested family.
     """
+    if (file := find_gguf(source)) is not None:
+        return _translate_gguf(source, file, family, DTYPES.get(dtype, torch.float32))
     values = read_object(source / "config.json")
     family = settle_family(family, values, source)
     mask: Any = DIFFULLAMA_MASK if family == "diffullama" else values.get("mask_token_id")
@@ -133,7 +150,21 @@ def translate(source: Path, family: str = "auto") -> Translation:
     parts = llada.hf_parts(infos, config, source) if family == "llada" else weight_parts(infos, config)
     weights = RemappedSource(files, parts)
     check_expected(weights, expected_shapes(config, source), source)
-    return Translation(family, config, weights, mask)
+    return Translation(family, config, weights, mask, partial(copy_tokenizer, source))
+
+
+def _translate_gguf(source: Path, path: Path, family: str, dtype: torch.dtype) -> Translation:
+    file = open_gguf(path)
+    config = gguf_config(file)
+    family = settle_family(family, config.to_dict(), path)
+    mask = DIFFULLAMA_MASK if family == "diffullama" else None
+    has_tokenizer = (source / "tokenizer.json").is_file()  # a folder with the file and the original tokenizer
+    save = partial(copy_tokenizer, source) if has_tokenizer else partial(save_gguf_tokenizer, file)
+    notes = {
+        "tokenizer": "copied from the folder" if has_tokenizer else "from the GGUF file",
+        "weights": f"{file.formats} dequantised to {str(dtype).removeprefix('torch.')}",
+    }
+    return Translation(family, config, GgufWeights(file, config, dtype), mask, save, notes)
 
 
 def _rows(mask: MaskToken, num_rows: int) -> tuple[int, Iterable[int]]:

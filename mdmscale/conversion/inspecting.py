@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from mdmscale.conversion.families import identify
+from mdmscale.conversion.gguf_file import find_gguf
 from mdmscale.conversion.importing import SHIFTED, translate
 from mdmscale.conversion.model_folder import expected_shapes, read_hf_config, weight_parts
 from mdmscale.system.files import read_object
@@ -25,11 +26,13 @@ from mdmscale.weights.weight_files import WeightFolder
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
-    """Summarise a model folder, a run or a checkpoint. The keys are in the order in which to show them.
+    """Summarise a model folder, GGUF file, run or checkpoint. The keys are in the order to show them in.
 
     Raises:
-        UserError: where the folder is none of them, is damaged, or holds an unsupported model.
+        UserError: where the path is none of them, is damaged, or holds an unsupported model.
     """
+    if path.exists() and find_gguf(path) is not None:
+        return _inspect_foreign(path)
     match kind_of(path):
         case "model":
             return inspect_model(path)
@@ -43,12 +46,7 @@ def inspect_model(folder: Path) -> dict[str, Any]:
     """Family, sizes, mask token and logit shift of a model folder."""
     values = read_object(folder / "config.json")
     if identify(values, folder) != "mdmscale":
-        model = translate(folder)
-        # The shift of an autoregressive model is chosen when it is imported.
-        shift = None if model.family == "arm" else SHIFTED[model.family]
-        mdm = {"mask_token_id": model.mask_token_id, "logit_shift": shift}
-        sizes = _sizes(model.config, model.weights.tensors())
-        return {"kind": "model", "family": model.family, **mdm, **sizes}
+        return _inspect_foreign(folder)
     mdm = {name: values["mdm"].get(name) for name in ("mask_token_id", "logit_shift", "source")}
     has_adapter = read_adapter(folder / ADAPTER_FOLDER) is not None
     config = read_hf_config(folder)
@@ -60,6 +58,15 @@ def inspect_model(folder: Path) -> dict[str, Any]:
         "adapter": has_adapter,
         **_sizes(config, weights.tensors()),
     }
+
+
+def _inspect_foreign(source: Path) -> dict[str, Any]:
+    model = translate(source)
+    # The shift of an autoregressive model is chosen when it is imported.
+    shift = None if model.family == "arm" else SHIFTED[model.family]
+    mdm = {"mask_token_id": model.mask_token_id, "logit_shift": shift}
+    sizes = _sizes(model.config, model.weights.tensors())
+    return {"kind": "model", "family": model.family, **mdm, **sizes, **model.notes}
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
