@@ -67,6 +67,9 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
     with describing(file.path), alone(file.path) as folder:
         config = AutoConfig.from_pretrained(folder, gguf_file=file.path.name, local_files_only=True)
     vars(config).pop("_model_name_or_path", None)  # the model's title, not a path
+    head_dim = file.fields.get(f"{prefix}attention.key_length")
+    if head_dim is not None and hasattr(config, "head_dim"):
+        config.head_dim = head_dim  # transformers leaves Qwen3's at its default
     if ROPE_FACTORS in file.tensors:
         _set_llama3_rope(config, file)
     return config

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from mdmscale.conversion.gguf_file import GgufFile, alone
+from mdmscale.conversion.tokenizer_files import drop_tokens_from
 from mdmscale.system.errors import UserError, first_line
 
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # values of tokenizer.ggml.token_type
@@ -44,6 +45,8 @@ def save_gguf_tokenizer(file: GgufFile, folder: Path) -> None:
     _check_tokens(tokenizer, file)
     tokenizer.save_pretrained(folder)
     _drop_unused(folder / "tokenizer.json", file)
+    # transformers adds GPT-2's <|endoftext|> to every byte-level vocabulary.
+    drop_tokens_from(folder, len(file.fields["tokenizer.ggml.tokens"]))
 
 
 def _set_rules(backend: Any, file: GgufFile) -> None:
