@@ -16,6 +16,7 @@ examples:
   # start from LLaDA or from an autoregressive model; then train with model.path=models/llada
   python tools/convert.py import downloads/LLaDA-8B-Base models/llada
   python tools/convert.py import downloads/Qwen2.5-7B models/qwen --dtype bf16
+  python tools/convert.py import downloads/SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2
 
   # export: an ordinary Hugging Face folder, or one for LLaDA's own code
   python tools/convert.py export runs/quickstart exported/quickstart --to hf
@@ -34,8 +35,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    inspect = commands.add_parser("inspect", help="summarise a folder")
-    inspect.add_argument("path", type=Path, metavar="PATH", help="model folder, run folder or checkpoint")
+    inspect = commands.add_parser("inspect", help="summarise a folder or GGUF file")
+    inspect.add_argument(
+        "path", type=Path, metavar="PATH", help="model folder, GGUF file, run folder or checkpoint"
+    )
     inspect.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
     importing = commands.add_parser("import", help="make an mdmscale model folder from another model family")
@@ -43,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         "source",
         type=Path,
         metavar="SRC",
-        help="folder with config.json and weights; a LoRA adapter beside them is merged",
+        help="folder with config.json and weights, or GGUF file; a LoRA adapter beside the weights is merged",
     )
     importing.add_argument("destination", type=Path, metavar="DST", help="folder to write")
     importing.add_argument(
@@ -93,7 +96,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("keep", "fp32", "bf16"),
         default="keep",
-        help="precision of the weights in DST (default: keep)",
+        help="precision of the weights in DST (default: keep; for a GGUF file that is fp32)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it is a model folder")
 

@@ -1,51 +1,38 @@
 """Import a folder of another model family: make it a bidirectional Hugging Face folder with a mask token."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from mdmscale.conversion import dream, llada
 from mdmscale.conversion.destination import check_destination
-from mdmscale.conversion.families import settle_family
 from mdmscale.conversion.mask_token import MaskToken, choose_mask_token
 from mdmscale.conversion.model_folder import (
     all_dtypes,
-    describing,
-    expected_shapes,
-    own_weights,
-    read_hf_config,
-    read_values,
     save_hf_config,
 )
 from mdmscale.conversion.tokenizer_files import (
     add_mask_token,
     check_mask_token,
-    copy_tokenizer,
     name_mask_token,
     open_copied,
 )
+from mdmscale.conversion.translation import translate
 from mdmscale.models.backbone import open_windows
 from mdmscale.models.precision import DTYPES
 from mdmscale.models.shape import ROW_MULTIPLE, round_up
-from mdmscale.models.token_ids import TokenIds, settle_ids, stated_ids
+from mdmscale.models.token_ids import settle_ids
 from mdmscale.models.tokenizer import num_token_ids
 from mdmscale.system.errors import UserError
 from mdmscale.system.folders import published_folder
-from mdmscale.weights.adapters import MergedSource, read_adapter
 from mdmscale.weights.progress import weights_progress
-from mdmscale.weights.tensor_source import TensorSource
-from mdmscale.weights.tensor_views import CastSource, MeanRowsSource, RemappedSource
-from mdmscale.weights.weight_files import WeightFolder, check_expected, check_floating
+from mdmscale.weights.tensor_views import CastSource, MeanRowsSource
 from mdmscale.weights.weight_writer import MAX_SHARD_BYTES, write_weights
 
-# DiffuLLaMA was trained with an ordinary token of LLaMA-2 as its mask.
-DIFFULLAMA_MASK = 811
 # LLaDA's smallest mask rate; training replaces it with its own.
 EPS = 1e-3
-MERGE_BY_PEFT = "merge it with peft (merge_and_unload), and import the result"
 SHIFTED = {"arm": True, "llada": False, "dream": True, "diffullama": True}
 
 
@@ -61,28 +48,8 @@ class ImportOptions:
     max_shard_bytes: int = MAX_SHARD_BYTES
 
 
-@dataclass(frozen=True)
-class Translation:
-    """A model of another family in Hugging Face's terms, checked.
-
-    Attributes:
-        weights: with an adapter that lies beside them merged.
-        mask_token_id: the one that the folder declares.
-        token_ids: EOS, BOS and padding, as the folder states them.
-        notes: what a user should know about the weights.
-    """
-
-    family: str
-    config: PretrainedConfig
-    weights: TensorSource
-    mask_token_id: int | None
-    token_ids: TokenIds
-    has_adapter: bool = False
-    notes: list[str] = field(default_factory=list)
-
-
 def import_folder(source: Path, destination: Path, options: ImportOptions) -> dict[str, Any]:
-    """Convert the folder `source` to `destination`, which appears only when it is complete.
+    """Convert the folder or GGUF file `source` to `destination`, which appears only when it is complete.
 
     Returns:
         a summary of what was decided, for the user.
@@ -91,7 +58,7 @@ def import_folder(source: Path, destination: Path, options: ImportOptions) -> di
         UserError: naming the file or option at fault.
     """
     check_destination(source, destination, options.overwrite)
-    model = translate(source, options.family)
+    model = translate(source, options.family, options.dtype)
     if model.family in ("llada", "dream") and model.mask_token_id is None and options.mask_token is None:
         raise UserError(f"{source / 'config.json'}: has no mask_token_id; give --mask-token")
     config, weights = model.config, model.weights
@@ -99,7 +66,7 @@ def import_folder(source: Path, destination: Path, options: ImportOptions) -> di
         weights = CastSource(weights, DTYPES[options.dtype])
     shift = SHIFTED[model.family] if options.logit_shift == "auto" else options.logit_shift == "on"
     with published_folder(destination, sum(info.num_bytes for info in weights.tensors().values())) as folder:
-        copy_tokenizer(source, folder)
+        model.save_tokenizer(folder)
         tokenizer = open_copied(folder)
         mask = choose_mask_token(options.mask_token, model.mask_token_id, tokenizer, config.vocab_size)
         num_rows, mean_rows = _rows(mask, config.vocab_size)
@@ -126,49 +93,9 @@ def import_folder(source: Path, destination: Path, options: ImportOptions) -> di
         "logit shift": shift,
         "embeddings": config.vocab_size,
         "tokenizer": "copied" if tokenizer else "the source has none; to train, give model.tokenizer",
+        **model.facts,
         "notes": [*model.notes, *notices],
     }
-
-
-def translate(source: Path, family: str = "auto") -> Translation:
-    """Read config.json and the list of weights of `source`, and check that they fit together.
-
-    Raises:
-        UserError: naming the file at fault, or where `source` is not of the requested family.
-    """
-    values = read_values(source)
-    family = settle_family(family, values, source)
-    mask: Any = DIFFULLAMA_MASK if family == "diffullama" else values.get("mask_token_id")
-    if mask is not None and type(mask) is not int:
-        raise UserError(f"{source / 'config.json'}: mask_token_id = {mask!r} is not a token id")
-    files, adapter = WeightFolder(source), read_adapter(source)
-    infos = files.tensors()
-    check_floating(infos, source)
-    stored: TensorSource = files if adapter is None else MergedSource(files, adapter, MERGE_BY_PEFT)
-    with describing(source / "config.json"):
-        match family:
-            case "llada":
-                config = llada.hf_config(values, source / "config.json")
-                stored = RemappedSource(stored, llada.hf_parts(infos, config, source))
-            case "dream":
-                config = dream.hf_config(values, infos, source / "config.json")
-            case _:
-                config = read_hf_config(source)
-    says_tied = config.tie_word_embeddings
-    weights = own_weights(stored, config)
-    has_own_head = says_tied and not config.tie_word_embeddings
-    if has_own_head and family == "llada":
-        raise UserError(
-            f"{source}: config.json has weight_tying, but the weights have another head in ff_out, which "
-            "LLaDA's code would ignore; set weight_tying to false, or remove ff_out from the weights"
-        )
-    check_expected(weights, expected_shapes(config, source), source)
-    notes = []
-    if files.ignored:
-        notes.append(f"{files.ignored} is ignored, as a single file of weights is beside it")
-    if has_own_head:
-        notes.append("config.json says that the head is tied, but it is another weight: kept")
-    return Translation(family, config, weights, mask, stated_ids(source), adapter is not None, notes)
 
 
 def _rows(mask: MaskToken, num_rows: int) -> tuple[int, Iterable[int]]:

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from mdmscale.conversion.families import identify
-from mdmscale.conversion.importing import SHIFTED, translate
+from mdmscale.conversion.gguf_file import find_gguf
+from mdmscale.conversion.importing import SHIFTED
 from mdmscale.conversion.model_folder import (
     all_dtypes,
     expected_shapes,
@@ -16,6 +17,7 @@ from mdmscale.conversion.model_folder import (
     read_values,
 )
 from mdmscale.conversion.stored_model import open_stored_model
+from mdmscale.conversion.translation import translate
 from mdmscale.models.folder_checks import check_not_adapter_alone
 from mdmscale.system.run_folder import (
     MODEL_FOLDER,
@@ -29,12 +31,14 @@ from mdmscale.weights.tensor_source import TensorInfo
 
 
 def inspect_folder(path: Path) -> dict[str, Any]:
-    """Summarise a model folder, a run or a checkpoint. The keys are in the order in which to show them.
+    """Summarise a model folder, GGUF file, run or checkpoint. The keys are in the order to show them in.
 
     Raises:
-        UserError: where the folder is none of them, is damaged, or holds an unsupported model.
+        UserError: where the path is none of them, is damaged, or holds an unsupported model.
     """
     check_not_adapter_alone(path)
+    if path.exists() and find_gguf(path) is not None:
+        return _inspect_foreign(path)
     match kind_of(path):
         case "model":
             return inspect_model(path)
@@ -48,13 +52,7 @@ def inspect_model(folder: Path) -> dict[str, Any]:
     """Family, sizes, mask token and logit shift of a model folder."""
     values = read_values(folder)
     if identify(values, folder) != "mdmscale":
-        model = translate(folder)
-        # The shift of an autoregressive model is chosen when it is imported.
-        shift = None if model.family == "arm" else SHIFTED[model.family]
-        mdm = {"mask_token_id": model.mask_token_id, "logit_shift": shift}
-        sizes = _sizes(model.config, model.weights.tensors())
-        facts = {"adapter": model.has_adapter, **sizes, "notes": model.notes}
-        return {"kind": "model", "family": model.family, **mdm, **facts}
+        return _inspect_foreign(folder)
     mdm = {name: values["mdm"].get(name) for name in ("mask_token_id", "logit_shift", "source")}
     stored = open_stored_model(folder, None)
     config = read_hf_config(folder)
@@ -66,6 +64,16 @@ def inspect_model(folder: Path) -> dict[str, Any]:
         "adapter": stored.adapter is not None,
         **_sizes(config, weights.tensors()),
     }
+
+
+def _inspect_foreign(source: Path) -> dict[str, Any]:
+    model = translate(source)
+    # The shift of an autoregressive model is chosen when it is imported.
+    shift = None if model.family == "arm" else SHIFTED[model.family]
+    mdm = {"mask_token_id": model.mask_token_id, "logit_shift": shift, "adapter": model.has_adapter}
+    sizes = _sizes(model.config, model.weights.tensors())
+    facts = {**model.facts, "notes": model.notes}
+    return {"kind": "model", "family": model.family, **mdm, **sizes, **facts}
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:

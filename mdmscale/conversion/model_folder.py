@@ -77,7 +77,13 @@ def expected_shapes(config: PretrainedConfig, folder: Path) -> dict[str, tuple[i
     Raises:
         UserError: where the sizes do not fit together.
     """
-    with describing(folder / "config.json"), torch.device("meta"):
+    with describing(folder / "config.json"):
+        return model_shapes(config)
+
+
+def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """As `expected_shapes`, of a config that is in no folder. Raises what transformers raises."""
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 

@@ -296,7 +296,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"--output {output}: exists already; choose another folder or give --overwrite")
     if not (output / DATASET_FILE).is_file():
         raise UserError(
-            f"--output {output}: was not made by this command ({DATASET_FILE} is missing), so it is not replaced"
+            f"--output {output}: was not made by this command ({DATASET_FILE} is missing), so it is "
+            "not replaced"
         )
 
 

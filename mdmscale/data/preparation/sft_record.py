@@ -176,7 +176,7 @@ def _labelled(ids: list[int], labels: Any) -> list[bool]:
     for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
         if label not in (token, UNTRAINED):
             raise UserError(
-                f"labels[{place}] = {reprlib.repr(label)}, but input_ids[{place}] = {token}; a label is the same "
-                f"token, not the next one, or {UNTRAINED} where it is not trained"
+                f"labels[{place}] = {reprlib.repr(label)}, but input_ids[{place}] = {token}; a label is "
+                f"the same token, not the next one, or {UNTRAINED} where it is not trained"
             )
     return [label != UNTRAINED for label in labels]
