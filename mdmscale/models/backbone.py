@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config.model import ModelSection
+from mdmscale.models.hub import opening_arguments
 from mdmscale.models.lora import add_lora
 from mdmscale.models.opening import load_weights
 from mdmscale.models.precision import DTYPES
@@ -48,7 +49,7 @@ def run_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.tokenizer`, or of `model.path`."""
     source = options.tokenizer or options.path
     assert source is not None  # RunConfig requires one of them
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, "model.tokenizer" if options.tokenizer else "model.path")
     if options.path is None and options.architecture == "qwen2" and "Qwen2" not in type(tokenizer).__name__:
         logger.warning(
             "transformers opens the tokenizer of every qwen2 folder as Qwen's own, so AutoTokenizer will "
@@ -99,8 +100,9 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
     """
     if options.path is None:
         return scratch_config(options, num_tokens)
+    arguments = opening_arguments("model.path", options.path)
     try:
-        config = AutoConfig.from_pretrained(options.path)
+        config = AutoConfig.from_pretrained(options.path, **arguments)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model.path = {options.path!r}: no model config there: {first_line(error)}"
@@ -155,8 +157,9 @@ def open_windows(config: PretrainedConfig) -> None:
 
 
 def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    arguments = {"dtype": DTYPES[options.dtype], "attn_implementation": options.attention}
+    arguments: dict[str, Any] = {"dtype": DTYPES[options.dtype], "attn_implementation": options.attention}
     if options.path is not None:
+        arguments |= opening_arguments("model.path", options.path)
         return load_weights(options.path, config=config, **arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mdmscale.system.errors import UserError
+from mdmscale.models.hub import labelled, opening_arguments
+from mdmscale.system.errors import UserError, first_line
 
 
-def load_tokenizer(name_or_path: str | Path) -> Any:
+def load_tokenizer(name_or_path: str | Path, option: str = "tokenizer") -> Any:
     """Open the tokenizer of a folder or hub id.
+
+    `option` is what it was given for, as errors name it.
 
     A folder whose tokenizer_config.json names no model's own class is opened as its tokenizer.json says.
     AutoTokenizer would look at the config.json beside it and turn the tokenizer of a qwen2 model into Qwen's.
@@ -16,15 +19,17 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
     Raises:
         UserError: where there is no tokenizer, or it is damaged.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    arguments = opening_arguments(option, name_or_path)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds
 
     is_generic = _declared_class(Path(name_or_path)) in ("PreTrainedTokenizerFast", "TokenizersBackend")
     opener = PreTrainedTokenizerFast if is_generic else AutoTokenizer
     try:
-        return opener.from_pretrained(name_or_path)
+        return opener.from_pretrained(name_or_path, **arguments)
     except Exception as error:  # transformers and tokenizers raise many types for damaged files
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"tokenizer {str(name_or_path)!r}: no tokenizer folder or hub id: {reason}") from None
+        raise UserError(
+            f"{labelled(option, name_or_path)}: no tokenizer there, or a damaged one: {first_line(error)}"
+        ) from None
 
 
 def _declared_class(folder: Path) -> str | None:

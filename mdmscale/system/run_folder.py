@@ -13,7 +13,8 @@ figures/              PNG files
 data/                 SFT data that the run has encoded
 hf/                   the trained model for Hugging Face transformers, with adapters merged
 adapter/              the adapters of model.lora, not merged
-logs/                 heartbeats/<rank>.json; after a stall also stall.json and stacks-<rank>.txt
+logs/                 deepspeed-<rank>.log, what libraries print; heartbeats/<rank>.json; after a stall
+                      also stall.json and stacks-<rank>.txt
 stop                  asks the run to stop
 """
 
@@ -83,6 +84,9 @@ class RunFolder:
     @property
     def stall(self) -> Path:
         return self.logs / "stall.json"
+
+    def library_log(self, rank: int) -> Path:
+        return self.logs / f"deepspeed-{rank}.log"
 
     def heartbeat(self, rank: int) -> Path:
         return self.logs / "heartbeats" / f"{rank}.json"

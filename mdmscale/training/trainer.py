@@ -16,6 +16,7 @@ from mdmscale.models.flops import peak_flops
 from mdmscale.parallel.collectives import all_reduce_sum
 from mdmscale.parallel.ranks import initialise
 from mdmscale.system.allocator import keep_freed_memory
+from mdmscale.system.library_output import library_output
 from mdmscale.system.stop import StopRequest
 from mdmscale.system.timing import StepClock, peak_memory
 from mdmscale.system.transfer import to_device
@@ -44,12 +45,14 @@ def train(config: RunConfig) -> Outcome:
         UserError: for data, a model or a checkpoint that does not fit the config.
         FloatingPointError: if the loss is not finite, or the gradient is not finite in many steps in a row.
     """
-    ranks = initialise(config.parallel.tensor, config.parallel.sequence)
-    with nvme.own_folder(config, ranks):
-        run = set_up(config, ranks)
-        if ranks.device.type == "cpu":
-            keep_freed_memory()
-        return run_to_end(run)
+    with library_output() as log:
+        ranks = initialise(config.parallel.tensor, config.parallel.sequence)
+        with nvme.own_folder(config, ranks):
+            run = set_up(config, ranks)
+            log.open(run.folder.library_log(ranks.rank))  # not before the input has been checked
+            if ranks.device.type == "cpu":
+                keep_freed_memory()
+            return run_to_end(run)
 
 
 def run_to_end(run: Run) -> Outcome:
