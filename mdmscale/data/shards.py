@@ -45,6 +45,8 @@ def _prefixes_of(path: str) -> list[Path]:
     elif glob.has_magic(path):
         files = sorted(file for file in glob.glob(path) if file.endswith((".bin", ".idx")))
         hint = "no .bin or .idx file matches"
+    elif Path(path).is_file() and not path.endswith((".bin", ".idx")):
+        files, hint = [], "is no shard (.bin with .idx); tools/prepare_data.py makes shards of texts"
     else:
         files = (
             [path] if any(file.is_file() for file in map(Path, (path, f"{path}.idx", f"{path}.bin"))) else []

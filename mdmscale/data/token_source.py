@@ -54,8 +54,9 @@ class TokenSource:
         self.num_held_out = max(self._held_out.num_tokens // self._length, int(self._held_out.num_tokens > 0))
         if not self.num_train:
             raise UserError(
-                f"data.path = {data.path!r}: {self._train.num_tokens} training tokens do not fill one "
-                f"sequence of data.sequence_length = {self._length}"
+                f"data.sequence_length = {self._length}: longer than all {self._train.num_tokens} training "
+                f"tokens of data.path = {data.path!r} ({self._held_out.num_tokens} more are held out); "
+                "shorten it, or prepare more text"
             )
         self.fingerprint = _fingerprint(prefixes, data)
         self.description = describe(data, self.fingerprint)

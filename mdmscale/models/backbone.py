@@ -68,8 +68,7 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
     tokenizer = run_tokenizer(options)
     config = model_config(options, num_scratch_tokens(tokenizer))
     declared = getattr(config, "mdm", None) or {}
-    mask_token_id, is_new = _settle_mask_token(options, declared, tokenizer)
-    _check_rows(options, config.vocab_size, tokenizer, mask_token_id, is_new)
+    mask_token_id, is_new = settle_mask_token(options, config, tokenizer)
     model = _make_model(options, config, seed)
     if is_new:
         _set_mean_row(model, mask_token_id)
@@ -174,10 +173,23 @@ def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     return len(tokenizer) + (tokenizer.mask_token_id is None)
 
 
-def _settle_mask_token(
+def settle_mask_token(
+    options: ModelSection, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, bool]:
+    """The mask token's id, and whether it had to be added to the tokenizer.
+
+    Raises:
+        UserError: where the model has too few embedding rows for the tokenizer or its mask token.
+    """
+    declared = getattr(config, "mdm", None) or {}
+    mask_token_id, is_new = _find_mask_token(options, declared, tokenizer)
+    _check_rows(options, config.vocab_size, tokenizer, mask_token_id, is_new)
+    return mask_token_id, is_new
+
+
+def _find_mask_token(
     options: ModelSection, declared: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, bool]:
-    """The mask token's id, and whether it had to be added to the tokenizer."""
     known: int | None
     for known in (options.mask_token_id, declared.get("mask_token_id"), tokenizer.mask_token_id):
         if known is not None:

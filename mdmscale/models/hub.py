@@ -12,6 +12,7 @@ from typing import Any
 from mdmscale.system.errors import UserError, first_line
 
 SECONDS_TO_ANSWER = 5.0  # that the hub has, and once more for finding its address
+_LOG_IN = "check the name, or log in with `hf auth login`"
 
 
 class UnreachableError(UserError):
@@ -58,21 +59,41 @@ def opening_arguments(option: str, source: str | Path) -> dict[str, Any]:
         validate_repo_id(name)
     except HFValidationError:
         raise UserError(f"{label}: neither a folder nor a hub id; a hub id looks like owner/name") from None
-    failure = _ask_hub(name, constants.ENDPOINT)
+    failure = _ask_hub(name, constants.ENDPOINT, "model")
     if failure is None:
         return {}
     if _is_cached(name):
         return {"local_files_only": True}
     if isinstance(failure, LookupError):
         raise UserError(
-            f"{label}: no such folder, and {constants.ENDPOINT} has no such model, or a private one; check "
-            "the name, or log in with `hf auth login`"
+            f"{label}: no such folder, and {constants.ENDPOINT} has no such model, or a private one; "
+            f"{_LOG_IN}"
         )
     raise UnreachableError(
         f"{label}: no such folder, and as a hub id it cannot be opened: {failure}; on a machine that reaches "
         f"{constants.ENDPOINT} run `hf download {name}`, then copy that machine's HF_HOME to this one's "
         f"({constants.HF_HOME}) and set HF_HUB_OFFLINE=1"
     )
+
+
+def check_dataset(label: str, name: str) -> None:
+    """Refuse a dataset of the hub that does not exist, or that this machine cannot reach now.
+
+    Raises:
+        UserError: beginning with `label`.
+    """
+    from huggingface_hub import constants
+
+    if Path(name).exists() or constants.HF_HUB_OFFLINE:
+        return
+    failure = _ask_hub(name, constants.ENDPOINT, "dataset")
+    if isinstance(failure, LookupError):
+        raise UserError(f"{label}: {constants.ENDPOINT} has no such dataset, or a private one; {_LOG_IN}")
+    if failure is not None:
+        raise UnreachableError(
+            f"{label}: {failure}; on a machine that reaches it run `hf download --repo-type dataset {name} "
+            "--local-dir FOLDER`, copy the folder here, and give its files"
+        )
 
 
 def labelled(option: str, value: str | Path) -> str:
@@ -93,25 +114,25 @@ def _why_local(source: str) -> str | None:
 
 
 @functools.cache
-def _ask_hub(name: str, endpoint: str) -> Exception | None:
-    """Ask the hub for a model. None if it has it, LookupError if it has not, else why it does not answer.
+def _ask_hub(name: str, endpoint: str, kind: str) -> Exception | None:
+    """Ask the hub for a model or dataset: None if it has it, LookupError if not, else why there is no answer.
 
     The question is asked in a thread, because a system that looks for an address can wait much longer than
     the connection may. It is asked once: tokenizer, config and weights may need the answer.
     """
     answers: list[Exception | None] = []
-    asking = threading.Thread(target=lambda: answers.append(_request(name, endpoint)), daemon=True)
+    asking = threading.Thread(target=lambda: answers.append(_request(name, endpoint, kind)), daemon=True)
     asking.start()
     asking.join(2 * SECONDS_TO_ANSWER)
     return answers[0] if answers else TimeoutError(f"{endpoint} does not answer")
 
 
-def _request(name: str, endpoint: str) -> Exception | None:
+def _request(name: str, endpoint: str, kind: str) -> Exception | None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        HfApi(endpoint=endpoint).model_info(name, timeout=SECONDS_TO_ANSWER)
+        HfApi(endpoint=endpoint).repo_info(name, repo_type=kind, timeout=SECONDS_TO_ANSWER)
     except OfflineModeIsEnabled:
         return ConnectionError("HF_HUB_OFFLINE is set, and the cache lacks it")
     except HfHubHTTPError as error:

@@ -4,8 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mdmscale.models.hub import labelled, opening_arguments
+from mdmscale.models.hub import check_local, labelled, opening_arguments
 from mdmscale.system.errors import UserError, first_line
+
+# What tokenizers keep in files, whatever their kind; a folder without any of these has no tokenizer.
+_FILES = ("*token*", "vocab*", "*.model", "tekken.json", "*.tiktoken")
+
+
+def check_tokenizer_folder(option: str, source: str | Path) -> None:
+    """Refuse a missing folder, and one without a tokenizer's files. Needs neither torch nor transformers.
+
+    `option` is what `source` was given for.
+
+    Raises:
+        UserError: naming a folder in `source` that has a tokenizer, if there is one.
+    """
+    check_local(option, source)
+    folder = Path(source)
+    if not folder.is_dir() or any(file.is_file() for name in _FILES for file in folder.glob(name)):
+        return
+    inside = next(folder.glob("*/tokenizer.json"), None)
+    mend = f"give {inside.parent}" if inside else "give the folder of a tokenizer"
+    raise UserError(f"{labelled(option, source)}: no tokenizer in this folder (no tokenizer.json); {mend}")
 
 
 def load_tokenizer(name_or_path: str | Path, option: str = "tokenizer") -> Any:
@@ -19,6 +39,7 @@ def load_tokenizer(name_or_path: str | Path, option: str = "tokenizer") -> Any:
     Raises:
         UserError: where there is no tokenizer, or it is damaged.
     """
+    check_tokenizer_folder(option, name_or_path)
     arguments = opening_arguments(option, name_or_path)
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds
 

@@ -99,8 +99,8 @@ def _build_and_load(builder: Any, folder: Path, what: str) -> None:
         output = folder / "error.txt"
         output.write_text(f"{error}\n")
         raise UserError(
-            f"DeepSpeed's {what} cannot be built: {first_line(error)}; it takes ninja, a C++ compiler and the "
-            f"headers of Python; the compiler's output is in {output}"
+            f"DeepSpeed's {what} cannot be built: {first_line(error)}; it takes ninja, a C++ compiler and "
+            f"Python's headers; the compiler's output is in {output}"
         ) from None
     if not is_built:
         stamp.write_text(key)

@@ -7,6 +7,7 @@ from typing import Any
 
 from mdmscale.data.preparation.inputs import HubDataset, Input
 from mdmscale.data.preparation.jsonl import check_unicode, read_jsonl
+from mdmscale.models.hub import check_dataset
 from mdmscale.system.errors import UserError
 
 
@@ -118,6 +119,7 @@ def _texts_of_column(column: Any, input_bytes: float, path: Path, text_key: str)
 
 
 def _read_hub(item: HubDataset, text_key: str, split: str) -> Iterator[Document]:
+    check_dataset(f"input '{item}'", item.name)
     from datasets import load_dataset
 
     try:

@@ -13,6 +13,7 @@ from mdmscale.data.preparation.inputs import Input, find_inputs, input_bytes
 from mdmscale.data.preparation.sft import encode_sft
 from mdmscale.data.preparation.shard_set import ShardSetWriter
 from mdmscale.data.preparation.tokenizer_training import train_tokenizer
+from mdmscale.models.hub import check_local
 from mdmscale.models.tokenizer import load_tokenizer
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
@@ -118,6 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     started = time.monotonic()
     _check_output(arguments.output, arguments.overwrite)
+    if arguments.tokenizer is not None:
+        check_local("--tokenizer", arguments.tokenizer)
     summary = _prepare_sft(arguments) if arguments.kind == "sft" else _prepare_tokens(arguments)
     _print_summary(summary, arguments.output, time.monotonic() - started)
     return 0
@@ -138,7 +141,7 @@ def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
             tokenizer = str(folder / "tokenizer")
             texts = (document.text for document in _documents(inputs, arguments))
             train_tokenizer(texts, arguments.train_tokenizer, Path(tokenizer))
-        vocab_size = len(load_tokenizer(tokenizer))
+        vocab_size = len(load_tokenizer(tokenizer, "--tokenizer"))
         with ShardSetWriter(folder, vocab_size, arguments.shard_tokens) as shards:
             workers = arguments.workers or _default_workers(inputs)
             encoded = encode_documents(_documents(inputs, arguments), tokenizer, workers)
@@ -172,7 +175,7 @@ def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
     with published_folder(arguments.output) as folder:
         counts = encode_sft(
             paths,
-            load_tokenizer(arguments.tokenizer),
+            load_tokenizer(arguments.tokenizer, "--tokenizer"),
             folder / "shard-00000",
             sequence_length=arguments.sequence_length,
             too_long=arguments.too_long,
