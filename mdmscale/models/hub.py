@@ -29,6 +29,8 @@ def check_local(option: str, source: str | Path) -> None:
         UserError: naming the option.
     """
     path, label = Path(source), labelled(option, source)
+    if not str(source):  # which would name the working folder
+        raise UserError(f"{label}: is empty; give a folder or a hub id (owner/name)")
     if path.is_dir():
         return
     if path.is_file():
@@ -106,7 +108,7 @@ def _why_local(source: str) -> str | None:
     first, slash, rest = source.partition("/")
     if source.startswith("~"):
         return " (~ stands for itself here; write the whole path)"
-    if source.startswith((".", "/")) or "/" in rest or not source:
+    if source.startswith((".", "/")) or "/" in rest:
         return ""
     if slash and Path(first).is_dir():
         return f" ({first} is a folder here, so this is no hub id)"
