@@ -48,8 +48,11 @@ def load_tokenizer(name_or_path: str | Path, option: str = "tokenizer") -> Any:
     try:
         return opener.from_pretrained(name_or_path, **arguments)
     except Exception as error:  # transformers and tokenizers raise many types for damaged files
+        folder = Path(name_or_path)
+        lacks = " (no tokenizer.json)" if folder.is_dir() and not (folder / "tokenizer.json").exists() else ""
         raise UserError(
-            f"{labelled(option, name_or_path)}: no tokenizer there, or a damaged one: {first_line(error)}"
+            f"{labelled(option, name_or_path)}: no tokenizer there, or a damaged one{lacks}: "
+            f"{first_line(error)}"
         ) from None
 
 

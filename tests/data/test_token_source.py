@@ -98,7 +98,7 @@ def test_the_share_of_cut_samples_and_their_lengths():
 def test_too_few_tokens_for_a_sequence(write_shard):
     prefix = write_shard("d", [[1, 2, 3]])
     with pytest.raises(
-        UserError, match=r"3 training tokens do not fill one sequence of data\.sequence_length = 8"
+        UserError, match=r"^data\.sequence_length = 8: longer than all 3 training tokens of .*; shorten it"
     ):
         open_tokens(str(prefix), held_out=0.0)
 

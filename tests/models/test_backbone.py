@@ -174,4 +174,4 @@ def test_user_mistakes_are_named(corpus: Path, causal_folder: Path, tmp_path: Pa
     assert "no model config there" in message(
         path=str(tmp_path / "empty"), tokenizer=str(corpus / "tokenizer")
     )
-    assert "no tokenizer folder" in message(path=str(tmp_path / "empty"))
+    assert "no tokenizer in this folder" in message(path=str(tmp_path / "empty"))
