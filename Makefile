@@ -23,7 +23,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.train data/quickstart/dataset.json
-	deepspeed --num_gpus $(RANKS) launchers/train.py --config configs/quickstart.yaml
+	deepspeed --quiet --num_gpus $(RANKS) launchers/train.py --config configs/quickstart.yaml
 	python tools/generate.py runs/quickstart --num-samples 3 --length 96 --temperature 0.8 --remasking random
 
 data/quickstart/dataset.json: | $(VENV)/.train

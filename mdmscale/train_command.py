@@ -1,7 +1,6 @@
 """The `train` command: checks the config without importing torch, then prints its plan or trains."""
 
 import argparse
-import glob
 import os
 import sys
 import textwrap
@@ -10,11 +9,10 @@ from pathlib import Path
 from mdmscale.config.keys import describe_keys
 from mdmscale.config.loading import load_config
 from mdmscale.config.run import RunConfig
-from mdmscale.data.source import path_list
 from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.system.errors import UserError
 from mdmscale.system.launch import check_launch
-from mdmscale.system.run_folder import is_model
+from mdmscale.training.paths import check_paths
 
 STOPPED = 75  # exit status of a run that stopped on request; in sysexits.h it is a temporary failure
 
@@ -49,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved config, the batch arithmetic and the memory per rank, and exit",
+        help="print the resolved config, the batch arithmetic and the memory per rank, check that tokenizer, "
+        "model and data are there and agree, and exit",
     )
     parser.add_argument(
         "--show",
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         return dry_run(config, arguments.ranks or (None if launched is None else int(launched)))
     check_launch(os.environ)
     make_layout(config, int(launched or "1"))  # refuses a batch that does not divide
-    check_paths(config)
+    check_paths(config, writes=is_first_rank())
     return run_training(config)
 
 
@@ -118,7 +117,7 @@ def show(config: RunConfig) -> int:
     """Print samples of the data on rank 0."""
     from mdmscale.training.show_data import show_data
 
-    check_paths(config)
+    check_paths(config, writes=False)
     if is_first_rank():
         show_data(config, NUM_SHOWN)
     return 0
@@ -146,28 +145,6 @@ def run_training(config: RunConfig) -> int:
 
 def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def check_paths(config: RunConfig) -> None:
-    """Refuse local paths that do not exist, before anything slow starts.
-
-    Raises:
-        UserError: with every problem.
-    """
-    problems = []
-    for path in path_list(config.data):
-        if not any((Path(path).exists(), Path(f"{path}.idx").exists(), glob.glob(path))):
-            problems.append(
-                f"data.path = {path!r}: no such file, folder or shard prefix; create it with "
-                "tools/prepare_data.py"
-            )
-    model = config.model.path
-    if model is not None and Path(model).is_dir() and not is_model(Path(model)):
-        problems.append(
-            f"model.path = {model!r}: a folder without config.json; give a Hugging Face model folder"
-        )
-    if problems:
-        raise UserError(*problems)
 
 
 def print_keys() -> None:

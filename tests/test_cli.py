@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, WORKERS, kill_group, run_script, tiny_values, without_ranks
+from workers.forked import Job
 
 from mdmscale.analysis.planning.dry_run import smallest_num_ranks
 from mdmscale.config.keys import describe_keys
@@ -99,22 +100,53 @@ def path_that_does_not_exist(values: Values, folder: Path) -> list[str]:
     return [f"model.path={folder}/nowhere"]
 
 
+def tokenizer_that_does_not_exist(values: Values, folder: Path) -> list[str]:
+    return ["model.tokenizer=./x"]
+
+
+def mistyped_override(values: Values, folder: Path) -> list[str]:
+    return ["train.stepz=1e3"]
+
+
+def output_in_a_file(values: Values, folder: Path) -> list[str]:
+    (folder / "file").touch()
+    return [f"run.output_dir={folder}/file"]
+
+
+def run_folder_as_a_checkpoint(values: Values, folder: Path) -> list[str]:
+    (folder / "run" / "checkpoints" / "step-00000003").mkdir(parents=True)
+    return [f"checkpoint.resume={folder}/run"]
+
+
+def run_folder_as_a_config(values: Values, folder: Path) -> list[str]:
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").touch()
+    return ["--config", str(folder / "run")]
+
+
 NEEDS_NO_TORCH: dict[Mistake, list[str]] = {
     misspelled_key: ["train.stepz: unknown key; did you mean train.steps?"],
     wrong_type: ["model.hidden_size = 'wide'"],
     indivisible_batch: ["global_batch_size = 9 is not a multiple of", "micro_batch_size = 4"],
-    missing_data: ["data.path = '{folder}/nowhere': no such file"],
+    missing_data: ["data.path = '{folder}/nowhere': no such shard, file or folder"],
     path_without_config_json: ["model.path = '{folder}/bare'", "config.json"],
     missing_config_file: ["--config {folder}/nowhere.yaml: no such file"],
     bad_override: ["override 'train.steps': write section.key=value"],
     ranks_of_a_run: ["--ranks N", "needs --dry-run"],
+    folder_without_shards: ["data.path = '{folder}/empty': no .idx in this folder"],
+    path_that_does_not_exist: ["model.path = '{folder}/nowhere': no such folder"],
+    tokenizer_that_does_not_exist: ["model.tokenizer = './x': no such folder"],
+    mistyped_override: [
+        "error: override 'train.stepz=1e3': train.stepz: unknown key; did you mean train.steps?"
+    ],
+    output_in_a_file: ["run.output_dir = '{folder}/file': {folder}/file is not a folder"],
+    run_folder_as_a_checkpoint: ["checkpoint.resume = '{folder}/run': holds checkpoints", "/step-00000003"],
+    run_folder_as_a_config: ["--config {folder}/run: is a folder; give {folder}/run/config.yaml"],
 }
 NEEDS_TORCH: dict[Mistake, list[str]] = {
-    folder_without_shards: ["data.path = '{folder}/empty': no .idx in this folder"],
     empty_shard: ["{folder}/hollow.bin: holds no tokens"],
     token_beyond_the_vocabulary: ["{folder}/foreign.bin: token id 579 is outside", "vocabulary of 512"],
     unreadable_jsonl_line: ["{folder}/pairs.jsonl:3: not JSON"],
-    path_that_does_not_exist: ["model.path = '{folder}/nowhere'"],
 }
 
 
@@ -221,14 +253,21 @@ def test_every_shipped_config_is_planned(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """This works in an empty folder: the plan needs the tokenizer only if it decides the vocabulary size."""
+    """This works in an empty folder: the plan needs the tokenizer only if it decides the vocabulary size.
+
+    Then the input is checked, and all that is wrong with it is that it is not there.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     more = [f"model.tokenizer={corpus}/tokenizer"] if path.stem == "quickstart" else []
     header = re.search(r"--gpus (\d+)", path.read_text(encoding="utf-8"))  # in the header's plan
     meant_for = (header[1] if header else "2") if is_given else None
     given = [] if meant_for is None else ["--ranks", meant_for]
-    assert train_main(["--config", str(path), *more, "--dry-run", *given]) == 0
+    with pytest.raises(UserError) as caught:
+        train_main(["--config", str(path), *more, "--dry-run", *given])
+    missing = [problem.partition(" = ")[0] for problem in caught.value.problems]
+    assert set(missing) <= {"data.path", "model.path", "model.tokenizer"} and "data.path" in missing
+    assert all(": no such " in problem for problem in caught.value.problems)
     plan = capsys.readouterr().out
     assumed = re.search(r"^assumed: (\d+) ranks?, the smallest number that", plan, re.MULTILINE)
     assert (assumed is None) == is_given, "a number that nobody gave is named"
@@ -320,11 +359,37 @@ def test_the_deepspeed_launcher_trains_to_the_end(tiny: Values, tmp_path: Path) 
     status, output = run_deepspeed("--config", write(tmp_path / "config.yaml", tiny))
     assert status == 0, output
     folder = tmp_path / "runs" / "tiny"
+    ours = output[output.index(f"{folder}: ") :].splitlines()
+    assert not any(word in output for word in ("MA ", "CPU Virtual Memory", "built successfully"))
+    assert not any(line.startswith("[") and "launch.py" not in line for line in ours), "lines of DeepSpeed"
+    for rank in (0, 1):
+        assert "built successfully" in (folder / "logs" / f"deepspeed-{rank}.log").read_text()
     assert "2 ranks" in output
     assert output.count("finished at step 4 of 4: 4 steps in") == 1, "the summary comes once, from rank 0"
     assert f"run folder  {folder}" in output
     assert (folder / "hf" / "model.safetensors").is_file()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.distributed
+def test_a_port_in_use_is_named(tiny: Values, tmp_path: Path) -> None:
+    """As under the deepspeed launcher, whose rank 0 opens the port of --master_port."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        command = [str(LAUNCHER), "--config", write(tmp_path / "config.yaml", tiny)]
+        environment = {**without_ranks(), **launched, "MASTER_PORT": port}
+        job = Job(command, 0, ROOT, environment, join_output=False)
+        try:
+            job.wait(200)
+        finally:
+            job.kill()
+    error = the_error(job.stderr)
+    assert error.startswith(f"error: MASTER_PORT = {port}: another process of this machine listens there")
+    assert "--master_port" in error and "--master-port" in error
+    assert job.returncode == 2 and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.distributed

@@ -9,8 +9,10 @@ import yaml
 from pydantic import ValidationError
 
 from mdmscale.config.keys import describe_keys
+from mdmscale.config.origin import Origin, dotted, dotted_paths
 from mdmscale.config.run import RunConfig
 from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import RunFolder
 
 
 class _Loader(yaml.SafeLoader):
@@ -57,18 +59,21 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         UserError: one line for each problem, with its dotted path.
     """
     values = _read_yaml(Path(path))
-    for override in overrides or []:
+    origin = Origin(str(path), overrides or [], dotted_paths(values))
+    for override in origin.overrides:
         _apply_override(values, override)
-    return validate(values, source=str(path))
+    return validate(values, origin)
 
 
-def validate(values: dict[str, Any], source: str) -> RunConfig:
-    """Check `values` against RunConfig. Errors name `source`."""
+def validate(values: dict[str, Any], origin: Origin) -> RunConfig:
+    """Check `values` against RunConfig. Errors say which of the values' origins they are about."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = [line for details in error.errors() for line in _describe(details)]
-        raise UserError(*(f"{source}: {problem}" for problem in dict.fromkeys(problems))) from None
+        problems = [
+            f"{origin.of(details, line)}: {line}" for details in error.errors() for line in _describe(details)
+        ]
+        raise UserError(*dict.fromkeys(problems)) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -81,6 +86,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"--config {path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"--config {path}: is a folder; {_config_in(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read: {error}") from None
     try:
@@ -92,6 +99,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: expected sections with keys (run:, model:, ...), found {type(values).__name__}"
         )
     return values
+
+
+def _config_in(folder: Path) -> str:
+    """What to give instead of a folder: a run folder has the config of its run."""
+    inside = RunFolder(folder).config
+    return f"give {inside} to repeat that run" if inside.is_file() else "give a YAML file"
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
@@ -111,7 +124,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, name = path.split(".")
     section: Any = values
     for parent in parents:
-        section = section.setdefault(parent, {})
+        if section.get(parent) is None:  # absent, or a section that the file turns off with null
+            section[parent] = {}
+        section = section[parent]
         if not isinstance(section, dict):
             raise UserError(f"override {override!r}: {parent} is a value, not a section")
     section[name] = value
@@ -119,8 +134,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _describe(details: Any) -> list[str]:
     """Lines for one pydantic error: dotted path, what is wrong, and the remedy where it is known."""
-    location = [str(part) for part in details["loc"]]
-    path = ".".join(part for part in location if part not in ("str", "list[str]"))
+    location, path = [str(part) for part in details["loc"]], dotted(details["loc"])
     match details["type"]:
         case "extra_forbidden":
             return [f"{path}: unknown key{_suggestion(location)}"]

@@ -77,6 +77,16 @@ def sequence_problems(data: DataSection, model: ModelSection, train: TrainSectio
     return problems
 
 
+def length_problems(data: DataSection, longest: int) -> list[str]:
+    """A sample fits the positions of the model that is opened."""
+    if data.sequence_length <= longest:
+        return []
+    return [
+        f"data.sequence_length = {data.sequence_length} exceeds the model's max_position_embeddings = "
+        f"{longest}"
+    ]
+
+
 def parallel_problems(parallel: ParallelSection, model: ModelSection) -> list[str]:
     """What ranks that share a model or a sequence cannot do, and what cannot be offloaded to disk."""
     problems = []

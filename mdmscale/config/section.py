@@ -1,9 +1,9 @@
 """What every section of the configuration is made of: strict keys with a default, a meaning and bounds."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 CHOICES = "choices"  # under this name a field's json_schema_extra lists the names it accepts
 
@@ -38,6 +38,28 @@ HeadKind = Literal["auto", "chunked", "fused"]
 
 
 class Section(BaseModel):
-    """A strict group of keys: no unknown key, no silent conversion of types."""
+    """A strict group of keys: no unknown key, no silent conversion of types.
+
+    There is one exception: a key of type integer takes whole numbers that are written as floats, because
+    people write 1e3 steps and YAML reads 1e3 as a float.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole_floats_are_integers(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        types = _types_in(cls.model_fields[info.field_name].annotation)
+        return _as_integers(value) if int in types and float not in types else value
+
+
+def _types_in(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of: those of `list[int] | None` are list, int and None's."""
+    return {annotation}.union(*map(_types_in, get_args(annotation)))
+
+
+def _as_integers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_integers(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mdmscale.system.errors import UserError
+from mdmscale.system.run_folder import is_model, kind_of, no_such_folder
 
 EXAMPLES = """\
 examples:
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: dict[str, Any]) -> int:
+    _check_source(command, arguments["path" if command == "inspect" else "source"])
     if command == "inspect":
         from mdmscale.conversion.inspecting import inspect_folder
 
@@ -135,6 +137,15 @@ def _run(command: str, arguments: dict[str, Any]) -> int:
         summary = export_folder(source, destination, ExportOptions(**arguments))
     _print_summary(str(destination), summary)
     return 0
+
+
+def _check_source(command: str, source: Path) -> None:
+    """Refuse a source that is not there, or needs no import, before anything slow is imported."""
+    if not source.exists():
+        raise UserError(no_such_folder(source))
+    if command == "import" and source.is_dir() and not is_model(source):
+        kind = kind_of(source)
+        raise UserError(f"{source}: is a {kind} of mdmscale; import is for models of others, so export it")
 
 
 def _print_summary(title: str, summary: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from mdmscale.engine.elastic import load_other_layout
 from mdmscale.engine.nvme import mapped, swap_folder
 from mdmscale.engine.optim import make_optimizer
 from mdmscale.parallel.batch_layout import BatchLayout
+from mdmscale.parallel.op_build import load_op
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.parallel.tensor import joined, split_dimension
 from mdmscale.system.errors import UserError
@@ -153,6 +154,8 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
         for name, parameter in model.named_parameters():
             if split_dimension(name) is not None:
                 private.mark_as_part(parameter)
+    if config.parallel.swaps:
+        load_op("AsyncIOBuilder", "asynchronous I/O op")
     swaps_to = swap_folder(config, ranks.rank) if config.parallel.swaps else None
     num_shards = ranks.world_size // ranks.tp_size
     largest_shard = max(-(-parameter.numel() // num_shards) for parameter in model.parameters())

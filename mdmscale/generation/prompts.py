@@ -124,21 +124,28 @@ def _response(loaded: LoadedModel, prompt: list[int], length: int, label: str) -
 
 def _checked(description: ModelDescription, request: Request) -> Request:
     """The request, if it fits the model."""
-    size, name = len(request.token_ids), f" ({request.label!r})" if request.label else ""
-    if size > description.max_length:
-        parts = ""
-        if request.prompt_length is not None:
-            parts = f": a prompt of {request.prompt_length} and length = {size - request.prompt_length}"
-        raise UserError(
-            f"{size} tokens{name}{parts}: exceeds the model's max_position_embeddings = "
-            f"{description.max_length}"
-        )
+    name = f" ({request.label!r})" if request.label else ""
+    if len(request.token_ids) > description.max_length:
+        raise UserError(_too_long(description.max_length, request, name))
     if wrong := [token for token in request.token_ids if not 0 <= token < description.vocab_size]:
         raise UserError(
             f"token id {wrong[0]}{name} is not below the model's vocabulary of {description.vocab_size}; "
             f"the ids, or the tokenizer in {description.folder}, belong to another model"
         )
     return request
+
+
+def _too_long(longest: int, request: Request, name: str) -> str:
+    """What is too long: the whole, the prompt alone, or the prompt with its response."""
+    size, prompt, most = len(request.token_ids), request.prompt_length, f"max_position_embeddings = {longest}"
+    if prompt is None or prompt == 0:
+        return f"{size} tokens{name}: exceeds the model's {most}; shorten the text"
+    if prompt >= longest:
+        return f"the prompt{name} alone has {prompt} tokens, and the model's {most}; shorten it"
+    return (
+        f"{size} tokens{name}: a prompt of {prompt} and length = {size - prompt}: exceeds the model's "
+        f"{most}; set length to {longest - prompt} or less"
+    )
 
 
 def decode_response(

@@ -1,17 +1,18 @@
 """Read what the user wants sampled: prompts, texts with masks, lines of JSONL. Needs no torch."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from mdmscale.config.data import SpecialTokens
+from mdmscale.data.preparation.jsonl import read_jsonl
 from mdmscale.generation.prompts import (
     Request,
     encode_ids,
     encode_infilling,
     encode_messages,
     encode_prompt,
+    shorten,
 )
 from mdmscale.models.opening import LoadedModel
 from mdmscale.system.errors import UserError
@@ -48,8 +49,10 @@ def read_sources(arguments: argparse.Namespace) -> list[Source]:
 def _read_lines(option: str, path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{option} {path}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option} {path}: not UTF-8 at byte {error.start + 1}; convert it") from None
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be read: {error.strerror}") from None
     if not any(line.strip() for line in lines):
         raise UserError(f"{option} {path}: is empty; write one prompt on each line")
     return [line for line in lines if line.strip()]
@@ -57,27 +60,31 @@ def _read_lines(option: str, path: Path) -> list[str]:
 
 def _read_jsonl(path: Path) -> list[Source]:
     sources, problems = [], []
-    for number, line in enumerate(_read_lines("--input", path), start=1):
-        try:
-            sources.append(_check(json.loads(line)))
-        except ValueError as error:
-            problems.append(f"--input {path}: line {number}: {error}")
+    try:
+        for record in read_jsonl(path):
+            try:
+                sources.append(_check(record.values))
+            except ValueError as error:
+                problems.append(f"--input {record.where}: {error}")
+    except UserError as error:
+        problems += [f"--input {problem}" for problem in error.problems]
     if problems:
         raise UserError(*problems[:10])
+    if not sources:
+        raise UserError(f"--input {path}: is empty; write one JSON object on each line")
     return sources
 
 
-def _check(values: Any) -> Source:
+def _check(values: dict[str, Any]) -> Source:
     """The values of a line, checked; raises ValueError with what is wrong."""
-    if not isinstance(values, dict):
-        raise ValueError(f"expected a JSON object, found {type(values).__name__}")
     given = [kind for kind in KINDS if kind in values]
     if len(given) != 1:
         raise ValueError(f"has {' and '.join(given) or 'none'} of {', '.join(KINDS)}; give exactly one")
     (kind,) = given
     value = values[kind]
     if not isinstance(value, KINDS[kind]) or not value:
-        raise ValueError(f"{kind} = {value!r} is not a {KINDS[kind].__name__}, or is an empty one")
+        name = "text" if KINDS[kind] is str else "list"
+        raise ValueError(f"{kind} = {shorten(repr(value))} is no {name}, or an empty one")
     if kind == "input_ids" and not all(type(token_id) is int for token_id in value):
         raise ValueError("input_ids: not all of them are integers")
     if kind == "messages" and not all(isinstance(message, dict) for message in value):

@@ -13,6 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from mdmscale.config.model import ModelSection
 from mdmscale.models.dropout import remove_dropout
 from mdmscale.models.folder_checks import check_not_adapter_alone
+from mdmscale.models.hub import opening_arguments
 from mdmscale.models.lora import add_lora
 from mdmscale.models.opening import load_weights
 from mdmscale.models.precision import DTYPES
@@ -55,7 +56,7 @@ def run_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.tokenizer`, or of `model.path`."""
     source = options.tokenizer or options.path
     assert source is not None  # RunConfig requires one of them
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, "model.tokenizer" if options.tokenizer else "model.path")
     if options.path is None and options.architecture == "qwen2" and "Qwen2" not in type(tokenizer).__name__:
         logger.warning(
             "transformers opens the tokenizer of every qwen2 folder as Qwen's own, so AutoTokenizer will "
@@ -75,9 +76,8 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
     config = model_config(options, num_scratch_tokens(tokenizer))
     removed_dropout = remove_dropout(config)
     declared = getattr(config, "mdm", None) or {}
-    logit_shift = _settle_logit_shift(options, declared)
-    mask_token_id, is_new = _settle_mask_token(options, declared, tokenizer)
-    _check_rows(options, config.vocab_size, tokenizer, mask_token_id, is_new)
+    logit_shift = settle_logit_shift(options, declared)
+    mask_token_id, is_new = settle_mask_token(options, config, tokenizer)
     model = _make_model(options, config, seed)
     if is_new:
         _set_mean_row(model, mask_token_id)
@@ -109,8 +109,9 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
     if options.path is None:
         return scratch_config(options, num_tokens)
     check_not_adapter_alone(Path(options.path))
+    arguments = opening_arguments("model.path", options.path)
     try:
-        config = AutoConfig.from_pretrained(options.path)
+        config = AutoConfig.from_pretrained(options.path, **arguments)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model.path = {options.path!r}: no model config there: {first_line(error)}"
@@ -165,8 +166,9 @@ def open_windows(config: PretrainedConfig) -> None:
 
 
 def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    arguments = {"dtype": DTYPES[options.dtype], "attn_implementation": options.attention}
+    arguments: dict[str, Any] = {"dtype": DTYPES[options.dtype], "attn_implementation": options.attention}
     if options.path is not None:
+        arguments |= opening_arguments("model.path", options.path)
         return load_weights(options.path, config=config, **arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -181,7 +183,7 @@ def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     return num_token_ids(tokenizer) + (tokenizer.mask_token_id is None)
 
 
-def _settle_logit_shift(options: ModelSection, declared: dict[str, Any]) -> bool:
+def settle_logit_shift(options: ModelSection, declared: dict[str, Any]) -> bool:
     """Whether the logits are shifted: as the options say, else as the folder's mdm section declares.
 
     A folder without one is an autoregressive model in general. Its head predicts the next token, so without
@@ -203,10 +205,23 @@ def _settle_logit_shift(options: ModelSection, declared: dict[str, Any]) -> bool
     return bool(declared["logit_shift"])
 
 
-def _settle_mask_token(
+def settle_mask_token(
+    options: ModelSection, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, bool]:
+    """The mask token's id, and whether it had to be added to the tokenizer.
+
+    Raises:
+        UserError: where the model has too few embedding rows for the tokenizer or its mask token.
+    """
+    declared = getattr(config, "mdm", None) or {}
+    mask_token_id, is_new = _find_mask_token(options, declared, tokenizer)
+    _check_rows(options, config.vocab_size, tokenizer, mask_token_id, is_new)
+    return mask_token_id, is_new
+
+
+def _find_mask_token(
     options: ModelSection, declared: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, bool]:
-    """The mask token's id, and whether it had to be added to the tokenizer."""
     known: int | None
     for known in (options.mask_token_id, declared.get("mask_token_id"), tokenizer.mask_token_id):
         if known is not None:

@@ -5,11 +5,34 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mdmscale.system.errors import UserError
+from mdmscale.models.hub import check_local, labelled, opening_arguments
+from mdmscale.system.errors import UserError, first_line
+
+# What tokenizers keep in files, whatever their kind; a folder without any of these has no tokenizer.
+_FILES = ("*token*", "vocab*", "*.model", "tekken.json", "*.tiktoken")
 
 
-def load_tokenizer(name_or_path: str | Path) -> Any:
+def check_tokenizer_folder(option: str, source: str | Path) -> None:
+    """Refuse a missing folder, and one without a tokenizer's files. Needs neither torch nor transformers.
+
+    `option` is what `source` was given for.
+
+    Raises:
+        UserError: naming a folder in `source` that has a tokenizer, if there is one.
+    """
+    check_local(option, source)
+    folder = Path(source)
+    if not folder.is_dir() or any(file.is_file() for name in _FILES for file in folder.glob(name)):
+        return
+    inside = next(folder.glob("*/tokenizer.json"), None)
+    mend = f"give {inside.parent}" if inside else "give the folder of a tokenizer"
+    raise UserError(f"{labelled(option, source)}: no tokenizer in this folder (no tokenizer.json); {mend}")
+
+
+def load_tokenizer(name_or_path: str | Path, option: str = "tokenizer") -> Any:
     """Open the tokenizer of a folder or hub id.
+
+    `option` is what it was given for, as errors name it.
 
     A folder whose tokenizer_config.json names no model's own class is opened as its tokenizer.json says.
     AutoTokenizer would look at the config.json beside it and turn the tokenizer of a qwen2 model into Qwen's.
@@ -17,15 +40,21 @@ def load_tokenizer(name_or_path: str | Path) -> Any:
     Raises:
         UserError: where there is no tokenizer, or it is damaged.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    check_tokenizer_folder(option, name_or_path)
+    arguments = opening_arguments(option, name_or_path)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds
 
     is_generic = _declared_class(Path(name_or_path)) in ("PreTrainedTokenizerFast", "TokenizersBackend")
     opener = PreTrainedTokenizerFast if is_generic else AutoTokenizer
     try:
-        return opener.from_pretrained(name_or_path)
+        return opener.from_pretrained(name_or_path, **arguments)
     except Exception as error:  # transformers and tokenizers raise many types for damaged files
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"tokenizer {str(name_or_path)!r}: no tokenizer folder or hub id: {reason}") from None
+        folder = Path(name_or_path)
+        lacks = " (no tokenizer.json)" if folder.is_dir() and not (folder / "tokenizer.json").exists() else ""
+        raise UserError(
+            f"{labelled(option, name_or_path)}: no tokenizer there, or a damaged one{lacks}: "
+            f"{first_line(error)}"
+        ) from None
 
 
 def num_token_ids(tokenizer: Any) -> int:

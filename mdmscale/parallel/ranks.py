@@ -1,6 +1,7 @@
 """The ranks of a job: they join the process group and form a grid of data x sequence x tensor."""
 
 import os
+import socket
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -8,6 +9,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from mdmscale.parallel.op_build import load_op
+from mdmscale.system.errors import UserError
 
 # Long, because rank 0 may tokenise data or write files for a long time while the others wait.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -89,6 +93,9 @@ def initialise(tp_size: int = 1, sp_size: int = 1) -> Ranks:
 
     The backend is NCCL on CUDA devices. On the CPU it is gloo, and the ranks of a node share its cores
     equally. Every rank must call it. `tp_size * sp_size` must divide the number of ranks.
+
+    Raises:
+        UserError: if the launcher's port is in use, or DeepSpeed's op for the CPU cannot be built.
     """
     if "RANK" not in os.environ:
         # Port 0: torch takes a free one.
@@ -98,11 +105,30 @@ def initialise(tp_size: int = 1, sp_size: int = 1) -> Ranks:
     # DeepSpeed calls the deprecated function. A user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
     if not dist.is_initialized():
-        import deepspeed
-
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+        load_op("ShareMemCommBuilder", "CPU communication op")
+        _join("nccl" if device.type == "cuda" else "gloo")
     return _arrange(device, tp_size, sp_size)
+
+
+def _join(backend: str) -> None:
+    import deepspeed
+
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ.get("MASTER_PORT")
+        raise UserError(
+            f"MASTER_PORT = {port}: another process of this machine listens there, such as another run; give "
+            f"the launcher a free port: deepspeed --master_port {_free_port()}, torchrun --master-port N"
+        ) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def finalise(wait: bool = True) -> None:

@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from mdmscale.system.library_output import library_output
+
 # Launchers end all ranks as soon as one has failed, so the other ranks give rank 0 time to report.
 SECONDS_FOR_RANK_0 = 10.0
 
@@ -34,16 +36,26 @@ def run_command(main: Callable[[], int]) -> int:
     Rank 0 reports for all ranks. The other ranks wait, because the launcher ends them once rank 0 has failed.
     A rank that is still running after the wait is the only one with the problem. It reports the problem
     itself, with its rank number.
+
+    What libraries print does not reach the terminal, except before an error that is no one's mistake: then it
+    may say why.
     """
-    try:
-        return main()
-    except UserError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank > 0:
-            time.sleep(SECONDS_FOR_RANK_0)
-        for problem in error.problems:
-            print(f"error: {problem}" + (f" (on rank {rank})" if rank else ""), file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    with library_output() as log:
+        try:
+            return main()
+        except UserError as error:
+            _report(error, int(os.environ.get("RANK", "0")))
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except Exception:
+            sys.stderr.write(log.kept())
+            raise
+
+
+def _report(error: UserError, rank: int) -> None:
+    if rank > 0:
+        time.sleep(SECONDS_FOR_RANK_0)
+    for problem in error.problems:
+        print(f"error: {problem}" + (f" (on rank {rank})" if rank else ""), file=sys.stderr, flush=True)

@@ -13,7 +13,8 @@ figures/              PNG files
 data/                 SFT data that the run has encoded
 hf/                   the trained model for Hugging Face transformers, with adapters merged
 adapter/              the adapters of model.lora, not merged
-logs/                 heartbeats/<rank>.json; after a stall also stall.json and stacks-<rank>.txt
+logs/                 deepspeed-<rank>.log, what libraries print; heartbeats/<rank>.json; after a stall
+                      also stall.json and stacks-<rank>.txt
 stop                  asks the run to stop
 lock                  while the run trains: who trains it
 """
@@ -89,6 +90,9 @@ class RunFolder:
     def stall(self) -> Path:
         return self.logs / "stall.json"
 
+    def library_log(self, rank: int) -> Path:
+        return self.logs / f"deepspeed-{rank}.log"
+
     def heartbeat(self, rank: int) -> Path:
         return self.logs / "heartbeats" / f"{rank}.json"
 
@@ -129,14 +133,23 @@ def is_model(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
+def no_such_folder(path: Path) -> str:
+    """The problem with a path that does not exist, where a hub id would not do."""
+    if len(path.parts) == 2 and not path.parent.exists():  # may be a hub id
+        return f"{path}: no such folder; if it is a hub id, run `hf download {path} --local-dir FOLDER` first"
+    return f"{path}: no such folder"
+
+
 def kind_of(path: Path) -> Kind:
     """The kind of a folder: a Hugging Face model, a run, or a checkpoint of a run.
 
     Raises:
         UserError: if it is none of these.
     """
+    if path.is_file():
+        raise UserError(f"{path}: is a file; give the folder that holds it")
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
+        raise UserError(no_such_folder(path))
     if is_model(path):
         return "model"
     if (path / STATE_FILE).is_file() or (path / ENGINE_FOLDER).is_dir():
@@ -144,6 +157,8 @@ def kind_of(path: Path) -> Kind:
     run = RunFolder(path)
     if run.config.is_file() or run.checkpoints.is_dir() or run.has_export:
         return "run"
+    if checkpoints := published_checkpoints(path):
+        raise UserError(f"{path}: holds checkpoints; give {path.parent}, or one of them: {checkpoints[-1]}")
     raise UserError(
         f"{path}: neither a Hugging Face model folder (no config.json), a run folder (no config.yaml) nor a "
         f"checkpoint (no {STATE_FILE})"

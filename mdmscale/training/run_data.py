@@ -1,18 +1,15 @@
 """Opens the training data that a run's config names."""
 
-import glob
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mdmscale.config.data import DataSection
 from mdmscale.config.run import RunConfig
 from mdmscale.data.indexed import idx_path
 from mdmscale.data.opening import open_source
-from mdmscale.data.preparation.endings import RECORD_ENDINGS
-from mdmscale.data.preparation.formats import holds_records
 from mdmscale.data.preparation.sft import encode_sft
+from mdmscale.data.preparation.sft_files import is_encoded_by_run, matching_files
 from mdmscale.data.source import SampleSource, describe, path_list
 from mdmscale.data.tokenizer_record import check_tokenizer
 from mdmscale.models.backbone import Backbone
@@ -46,11 +43,6 @@ def open_run_data(config: RunConfig, backbone: Backbone, folder: Path, ranks: Ra
     return source
 
 
-def is_encoded_by_run(data: DataSection) -> bool:
-    """Whether the data is text that a run encodes itself, at its start."""
-    return data.kind == "sft" and any(holds_records(Path(path)) for path in path_list(data))
-
-
 @contextmanager
 def undone_on_refusal(folder: Path, ranks: Ranks) -> Iterator[None]:
     """If the block raises a UserError, remove what it added to `folder`. The error must be on every rank."""
@@ -66,23 +58,6 @@ def undone_on_refusal(folder: Path, ranks: Ranks) -> Iterator[None]:
                 with suppress(OSError):  # the block did not create it
                     new.rmdir()
         raise
-
-
-def matching_files(path: str) -> list[Path]:
-    """The file of that name, or the files that a glob matches.
-
-    Raises:
-        UserError: where there are none.
-    """
-    files = [Path(path)] if Path(path).is_file() else sorted(Path(match) for match in glob.glob(path))
-    if not files:
-        raise UserError(f"data.path = {path!r}: no such file")
-    if wrong := [file for file in files if not (file.is_file() and holds_records(file))]:
-        raise UserError(
-            f"data.path: {wrong[0]} is no file of records, but others are; give files to encode "
-            f"({' '.join(RECORD_ENDINGS)}) or prepared shards, not both"
-        )
-    return files
 
 
 def _encode_once(config: RunConfig, backbone: Backbone, paths: list[str], folder: Path) -> Path:

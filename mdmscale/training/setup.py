@@ -11,6 +11,7 @@ from typing import Any
 from transformers.utils import logging as hf_logging
 
 from mdmscale.config.loading import dump_config
+from mdmscale.config.rules import length_problems
 from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader, make_t_sampler
@@ -282,12 +283,8 @@ def check_fit(config: RunConfig, backbone: Backbone, ranks: Ranks) -> None:
 
 def check_length(config: RunConfig, backbone: Backbone) -> None:
     """Refuse sequences longer than the model's max_position_embeddings."""
-    longest = backbone.model.config.max_position_embeddings
-    if config.data.sequence_length > longest:
-        raise UserError(
-            f"data.sequence_length = {config.data.sequence_length} exceeds the model's "
-            f"max_position_embeddings = {longest}"
-        )
+    if problems := length_problems(config.data, backbone.model.config.max_position_embeddings):
+        raise UserError(*problems)
 
 
 def write_config(config: RunConfig, folder: RunFolder) -> None:

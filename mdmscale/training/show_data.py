@@ -9,13 +9,13 @@ from rich.console import Console
 from mdmscale.config.run import RunConfig
 from mdmscale.data.opening import open_source
 from mdmscale.data.preparation.sft import fitted_length, read_samples
+from mdmscale.data.preparation.sft_files import is_encoded_by_run, matching_files
 from mdmscale.data.preparation.show import print_samples
 from mdmscale.data.sft_source import Fill
 from mdmscale.data.source import path_list
 from mdmscale.data.tokenizer_record import check_tokenizer
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.backbone import model_config, num_scratch_tokens, run_tokenizer
-from mdmscale.training.run_data import is_encoded_by_run, matching_files
 
 
 def show_data(config: RunConfig, num_samples: int) -> None:

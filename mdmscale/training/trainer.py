@@ -18,6 +18,7 @@ from mdmscale.models.flops import peak_flops
 from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
 from mdmscale.parallel.ranks import Ranks, initialise
 from mdmscale.system.allocator import keep_freed_memory
+from mdmscale.system.library_output import library_output
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.run_lock import only_training
 from mdmscale.system.stop import StopRequest
@@ -50,12 +51,14 @@ def train(config: RunConfig) -> Outcome:
         FloatingPointError: if the loss or the held-out loss is not finite, or the gradient is not finite in
             many steps in a row.
     """
-    ranks = initialise(config.parallel.tensor, config.parallel.sequence)
-    with own_run_folder(config, ranks), nvme.own_folder(config, ranks):
-        run = set_up(config, ranks)
-        if ranks.device.type == "cpu":
-            keep_freed_memory()
-        return run_to_end(run)
+    with library_output() as log:
+        ranks = initialise(config.parallel.tensor, config.parallel.sequence)
+        with own_run_folder(config, ranks), nvme.own_folder(config, ranks):
+            run = set_up(config, ranks)
+            log.open(run.folder.library_log(ranks.rank))  # not before the input has been checked
+            if ranks.device.type == "cpu":
+                keep_freed_memory()
+            return run_to_end(run)
 
 
 @contextmanager

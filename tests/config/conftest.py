@@ -24,8 +24,17 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def problems(path: Path, *overrides: str) -> list[str]:
-    """The lines of the error that loading raises, without the file's name."""
+    """The lines of the error that loading raises, without the file's name and the overrides beside it."""
     with pytest.raises(UserError) as caught:
         load_config(path, list(overrides))
-    assert all(problem.startswith((f"{path}: ", "override ")) for problem in caught.value.problems)
-    return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+    assert all(problem.startswith((f"{path}", "override ")) for problem in caught.value.problems)
+    return [_without_origin(problem, path, overrides) for problem in caught.value.problems]
+
+
+def _without_origin(problem: str, path: Path, overrides: tuple[str, ...]) -> str:
+    if problem.startswith("override "):
+        return problem
+    problem = problem.removeprefix(str(path)).removeprefix(" with")
+    for override in overrides:
+        problem = problem.removeprefix(f" {override}")
+    return problem.removeprefix(": ")

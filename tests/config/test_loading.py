@@ -11,6 +11,7 @@ from config.conftest import COMPLETE, problems
 
 from mdmscale.config.keys import describe_keys
 from mdmscale.config.loading import dump_config, load_config, validate
+from mdmscale.config.origin import Origin
 from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.system.errors import UserError
 
@@ -81,11 +82,52 @@ def test_yaml_merge_keys_work(config_file: Path) -> None:
 def test_unknown_keys_come_with_the_nearest(
     config_file: Path, override: str, unknown: str, suggestion: str
 ) -> None:
-    assert problems(config_file, override) == [f"{unknown}: unknown key; did you mean {suggestion}?"]
+    found = f"override {override!r}: {unknown}: unknown key; did you mean {suggestion}?"
+    assert problems(config_file, override) == [found]
+    values = yaml.safe_load(COMPLETE) | {"diffusion": {"p_pots": {}}}
+    section, (*parents, name) = values, unknown.split(".")
+    for parent in parents:
+        section = section[parent]
+    section[name] = yaml.safe_load(override.partition("=")[2])
+    config_file.write_text(yaml.safe_dump(values))
+    assert problems(config_file) == [f"{unknown}: unknown key; did you mean {suggestion}?"]
 
 
 def test_unknown_keys_without_a_likeness_point_to_the_list(config_file: Path) -> None:
-    assert problems(config_file, "run.zzzzzz=1") == ["run.zzzzzz: unknown key; see --keys for the known ones"]
+    found = "override 'run.zzzzzz=1': run.zzzzzz: unknown key; see --keys for the known ones"
+    assert problems(config_file, "run.zzzzzz=1") == [found]
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        # several keys that do not fit: the overrides among them are named beside the file
+        (["train.steps=5", "optimizer.warmup_steps=9"], "with train.steps=5 optimizer.warmup_steps=9: "),
+        (["run.seed=1", "train.micro_batch_size=3"], "with train.micro_batch_size=3: train: "),
+        (["data.held_out=0", "eval.every=5"], "with data.held_out=0 eval.every=5: "),
+        # the last of two overrides of a key is the one that is wrong, and a good one is not blamed
+        (["train.steps=5", "train.steps=none", "run.seed=3"], "override 'train.steps=none': train.steps"),
+        # a section that only the override has, and one that hides the file's
+        (["optimizr.lr=1"], "override 'optimizr.lr=1': optimizr: unknown key"),
+        (["train=[1]"], "override 'train=[1]': train = [1]: expected a section"),
+        (["diffusion.p_pots.probe_steps=[0, -1]"], "override 'diffusion.p_pots.probe_steps=[0, -1]': "),
+    ],
+)
+def test_a_problem_is_blamed_on_the_override_that_causes_it(
+    config_file: Path, overrides: list[str], expected: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(config_file, overrides)
+    (problem,) = caught.value.problems
+    assert problem.removeprefix(f"{config_file} ").startswith(expected)
+
+
+def test_the_file_is_blamed_for_its_own_mistakes(config_file: Path) -> None:
+    config_file.write_text(COMPLETE.replace("steps: 10", "stepz: 10"))
+    assert problems(config_file, "train.micro_batch_size=4", "run.seed=2") == [
+        "train.steps: required, but not given",
+        "train.stepz: unknown key; did you mean train.steps?",
+    ]
 
 
 def test_all_problems_are_reported_at_once(config_file: Path) -> None:
@@ -121,7 +163,34 @@ def test_all_problems_are_reported_at_once(config_file: Path) -> None:
 )
 def test_wrong_types_and_values(config_file: Path, override: str, expected: str) -> None:
     (problem,) = problems(config_file, override)
-    assert problem.startswith(expected)
+    assert problem.startswith(f"override {override!r}: {expected}")
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [("1e3", 1000), ("1E6", 1_000_000), ("2.0", 2), ("3_000.", 3000), ("12", 12)],
+)
+def test_whole_numbers_may_be_written_as_floats(config_file: Path, text: str, number: int) -> None:
+    steps = load_config(config_file, [f"train.steps={text}"]).train.steps
+    assert (steps, type(steps)) == (number, int)
+    config_file.write_text(COMPLETE.replace("steps: 10", f"steps: {text}"))
+    assert load_config(config_file).train.steps == number
+
+
+def test_whole_floats_reach_optional_integers_and_lists_of_them(config_file: Path) -> None:
+    lists = ["diffusion.p_pots.probe_steps=[0, 1e0]", "data.num_workers=null"]
+    config = load_config(config_file, ["diffusion.t_sampler=stratified", "diffusion.strata=8.0", *lists])
+    assert config.diffusion.strata == 8 and type(config.diffusion.strata) is int
+    assert [type(step) for step in config.diffusion.p_pots.probe_steps] == [int, int]
+    assert config.data.num_workers is None
+    assert type(load_config(config_file, ["optimizer.lr=1e0"]).optimizer.lr) is float
+
+
+def test_an_override_opens_a_section_that_the_file_sets_to_null(config_file: Path) -> None:
+    config_file.write_text(COMPLETE.replace("{tokenizer: tok,", "{path: m, lora: null, tokenizer: tok,"))
+    lora = load_config(config_file, ["model.lora.rank=4"]).model.lora
+    assert lora is not None and lora.rank == 4
+    assert load_config(config_file).model.lora is None
 
 
 def test_overrides_reach_nested_keys_lists_and_null(config_file: Path) -> None:
@@ -177,7 +246,10 @@ def test_files_that_are_no_config(config_file: Path, text: str, expected: str) -
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--config .*missing\.yaml: no such file"):
         load_config(tmp_path / "missing.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=f"--config {tmp_path}: is a folder; give a YAML file"):
+        load_config(tmp_path)
+    (tmp_path / "config.yaml").write_text(COMPLETE)
+    with pytest.raises(UserError, match=f"is a folder; give {tmp_path}/config.yaml to repeat that run"):
         load_config(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
@@ -234,7 +306,7 @@ def test_configs_are_shipped() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_load(path: Path) -> None:
     config = load_config(path)
-    assert validate(yaml.safe_load(dump_config(config)), source="dump") == config
+    assert validate(yaml.safe_load(dump_config(config)), Origin("dump")) == config
 
 
 def test_every_key_is_read_by_the_package() -> None:

@@ -132,10 +132,14 @@ def test_more_mistakes(tmp_path: Path) -> None:
         main(["export", str(arm), str(tmp_path / "out"), "--to", "hf"])
     with pytest.raises(UserError, match=r"--checkpoint 3: .* is a model"):
         main(["export", str(arm), str(tmp_path / "out"), "--to", "hf", "--checkpoint", "3"])
-    with pytest.raises(UserError, match=r"cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder$"):
         main(["import", str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    with pytest.raises(UserError, match=r"^owner/name: no such folder; if it is a hub id, run `hf download"):
+        main(["import", "owner/name", str(tmp_path / "out")])
     (tmp_path / "new-run").mkdir()
     (tmp_path / "new-run" / "config.yaml").write_text("")
     with pytest.raises(UserError, match="has neither an exported model nor a checkpoint yet"):
         main(["export", str(tmp_path / "new-run"), str(tmp_path / "out"), "--to", "hf"])
+    with pytest.raises(UserError, match=r"new-run: is a run of mdmscale; .*so export it"):
+        main(["import", str(tmp_path / "new-run"), str(tmp_path / "out")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["arm", "new-run"]

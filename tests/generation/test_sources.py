@@ -51,15 +51,15 @@ def test_jsonl_lines_keep_their_other_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("{", "line 2: Expecting"),
-        ("[]", "line 2: expected a JSON object, found list"),
-        ("{}", "line 2: has none of prompt, messages, text, input_ids; give exactly one"),
-        ('{"prompt": "a", "text": "b"}', "line 2: has prompt and text of"),
-        ('{"prompt": 3}', "line 2: prompt = 3 is not a str"),
-        ('{"prompt": ""}', "line 2: prompt = '' is not a str, or is an empty one"),
-        ('{"input_ids": [1, true]}', "line 2: input_ids: not all of them are integers"),
-        ('{"messages": ["a"]}', "line 2: messages: write"),
-        ('{"prompt": "a", "generated": "b"}', "line 2: already has the key 'generated'"),
+        ("{", ":2: not JSON: Expecting"),
+        ("[]", ":2: expected an object such as"),
+        ("{}", ":2: has none of prompt, messages, text, input_ids; give exactly one"),
+        ('{"prompt": "a", "text": "b"}', ":2: has prompt and text of"),
+        ('{"prompt": 3}', ":2: prompt = 3 is no text"),
+        ('{"prompt": ""}', ":2: prompt = '' is no text, or an empty one"),
+        ('{"input_ids": [1, true]}', ":2: input_ids: not all of them are integers"),
+        ('{"messages": ["a"]}', ":2: messages: write"),
+        ('{"prompt": "a", "generated": "b"}', ":2: already has the key 'generated'"),
     ],
 )
 def test_names_the_wrong_line(tmp_path: Path, line: str, message: str) -> None:
@@ -68,7 +68,7 @@ def test_names_the_wrong_line(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         sources("--input", file)
     (problem,) = caught.value.problems
-    assert problem.startswith(f"--input {file}: ") and message in problem
+    assert problem.startswith(f"--input {file}:") and message in problem
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,15 @@ def test_names_the_wrong_line(tmp_path: Path, line: str, message: str) -> None:
         (["--text", ""], "--text '': is empty"),
         (["--chat"], "--chat: needs prompts"),
         (["--chat", "--text", "a <|mask|>"], "--chat: needs prompts"),
-        (["--prompt-file", "{tmp}/missing.txt"], "missing.txt: cannot be read"),
+        (["--prompt-file", "{tmp}/missing.txt"], "missing.txt: cannot be read: No such file or directory$"),
+        (["--prompt-file", "{tmp}/binary.txt"], "binary.txt: not UTF-8 at byte 2"),
+        (["--input", "{tmp}/missing.jsonl"], "--input .*missing.jsonl: no such file"),
         (["--input", "{tmp}/empty.txt"], "empty.txt: is empty"),
     ],
 )
 def test_refuses_sources(tmp_path: Path, options: list[str], message: str) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "binary.txt").write_bytes(b"a\xff")
     with pytest.raises(UserError, match=message):
         sources(*(option.format(tmp=tmp_path) for option in options))
 
@@ -145,8 +148,14 @@ def test_requests_that_do_not_fit_the_model(loaded: LoadedModel) -> None:
         encode_prompt(loaded, "a <|mask|> b", 2)
     with pytest.raises(UserError, match=r"has no <\|mask\|> where tokens are wanted"):
         encode(loaded, {"text": "def"}, 2, chat=False)
-    with pytest.raises(UserError, match=r"a prompt of \d+ and length = 8: exceeds the model's .* = 48"):
+    with pytest.raises(UserError, match=r"a prompt of 45 and length = 8: .* = 48; set length to 3 or less"):
+        encode_ids(loaded, [3] * 45, 8)
+    with pytest.raises(
+        UserError, match=r"the prompt \('print.* alone has \d+ tokens, and the model's .* = 48"
+    ):
         encode_prompt(loaded, "print(step) " * 20, 8)
+    with pytest.raises(UserError, match=r"60 tokens \('60 token ids'\): exceeds .* = 48; shorten the text"):
+        encode_ids(loaded, [loaded.description.mask_token_id] * 60, 8)
     with pytest.raises(UserError, match=r"token id 400 \('1 token ids'\) is not below .* 320"):
         encode(loaded, {"input_ids": [400]}, 2, chat=False)
 

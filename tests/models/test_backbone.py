@@ -211,7 +211,7 @@ def test_user_mistakes_are_named(corpus: Path, causal_folder: Path, tmp_path: Pa
     assert "no model config there" in message(
         path=str(tmp_path / "empty"), tokenizer=str(corpus / "tokenizer")
     )
-    assert "no tokenizer folder" in message(path=str(tmp_path / "empty"))
+    assert "no tokenizer in this folder" in message(path=str(tmp_path / "empty"))
 
 
 def test_a_model_from_scratch_has_a_row_for_the_largest_id(tmp_path: Path) -> None:

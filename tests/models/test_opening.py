@@ -109,7 +109,10 @@ def test_precision_is_the_saved_one_or_the_one_asked_for(model_folder: Path) -> 
 
 @pytest.mark.parametrize(
     "name, message",
-    [("model.safetensors", "no weights there"), ("tokenizer.json", "no tokenizer folder")],
+    [
+        ("model.safetensors", "no weights there"),
+        ("tokenizer.json", r"no tokenizer there, or a damaged one \(no tokenizer\.json\)"),
+    ],
 )
 def test_names_missing_files(model_folder: Path, tmp_path: Path, name: str, message: str) -> None:
     folder = edit_config(model_folder, tmp_path / "model")

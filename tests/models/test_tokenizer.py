@@ -24,7 +24,7 @@ def test_a_tokenizer_opens_beside_a_models_config(corpus: Path, tmp_path: Path, 
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tokenizer '.*nowhere': no tokenizer folder or hub id"):
+    with pytest.raises(UserError, match=r"tokenizer = '.*nowhere': no such folder"):
         load_tokenizer(str(tmp_path / "nowhere"))
 
 
@@ -40,3 +40,17 @@ def test_without_gaps_the_ids_are_as_many_as_the_tokens(corpus: Path) -> None:
     assert num_token_ids(tokenizer) == len(tokenizer)
     tokenizer.add_tokens("new")
     assert num_token_ids(tokenizer) == len(tokenizer)
+
+
+def test_a_folder_without_a_tokenizer_names_the_one_in_it(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"no tokenizer in this folder .*; give {corpus}/tokenizer$"):
+        load_tokenizer(corpus, "model.tokenizer")
+    with pytest.raises(UserError, match=r"--tokenizer .*: no tokenizer in this folder"):
+        load_tokenizer(tmp_path, "--tokenizer")
+
+
+def test_a_damaged_tokenizer_is_named(corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus / "tokenizer", tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="no tokenizer there, or a damaged one: "):
+        load_tokenizer(tmp_path / "tokenizer")

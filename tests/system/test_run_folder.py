@@ -21,6 +21,7 @@ def test_the_layout_is_the_one_of_runs_that_are_on_disk() -> None:
         run.stop: "stop",
         run.checkpoint(100): "checkpoints/step-00000100",
         run.heartbeat(3): "logs/heartbeats/3.json",
+        run.library_log(3): "logs/deepspeed-3.log",
         run.stall: "logs/stall.json",
         run.stacks(3): "logs/stacks-3.txt",
     }
@@ -55,7 +56,15 @@ def test_a_folder_is_told_by_what_it_holds(tmp_path: Path, file: str, kind: str)
 
 
 def test_other_paths_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder$"):
         kind_of(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"^owner/name: no such folder; if it is a hub id, run `hf download "):
+        kind_of(Path("owner/name"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: is a file; give the folder that holds it"):
+        kind_of(tmp_path / "file")
+    (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds checkpoints; give .*/run, or one of them: .*step-00000004$"):
+        kind_of(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match=r"neither a Hugging Face model folder .* nor a checkpoint"):
         kind_of(tmp_path)

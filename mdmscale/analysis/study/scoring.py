@@ -1,8 +1,8 @@
 """Exact match: the share of test prompts whose generated response is the expected one."""
 
-import json
 from pathlib import Path
 
+from mdmscale.data.preparation.jsonl import read_jsonl
 from mdmscale.generation import encode_prompt, generate, load_model
 from mdmscale.system.errors import UserError
 
@@ -15,19 +15,11 @@ def read_tests(path: Path) -> list[tuple[str, str]]:
     Raises:
         UserError: names the line that is invalid.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--test {path}: cannot be read: {error}") from None
     tests = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            prompt, response = values["prompt"], values["response"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f'--test {path}: line {number} is no {{"prompt": ..., "response": ...}}'
-            ) from None
+    for record in read_jsonl(path):
+        prompt, response = record.values.get("prompt"), record.values.get("response")
+        if not isinstance(prompt, str) or not isinstance(response, str):
+            raise UserError(f'--test {record.where}: is no {{"prompt": "...", "response": "..."}}')
         tests.append((prompt, response))
     if not tests:
         raise UserError(f"--test {path}: is empty")

@@ -17,6 +17,7 @@ from mdmscale.config.run import RunConfig
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_file
 from mdmscale.system.run_folder import RunFolder
+from mdmscale.training.paths import check_paths
 
 EPILOG = """The config describes one run with pairs (diffusion.masking: mirror). Methods without pairs get
 twice its batch sizes, so that all methods have the same forward rows in a step. To continue an interrupted
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seeds",
-        type=lambda text: [int(seed) for seed in text.split(",")],
+        type=whole_numbers,
         default=[42, 731, 20231],
         metavar="N,N",
         help="default: 42,731,20231",
@@ -65,6 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--jobs", type=int, metavar="N", help="runs at a time (default: one for each GPU or core)"
     )
     return parser
+
+
+def whole_numbers(text: str) -> list[int]:
+    """The numbers of a list such as 42,731."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: write whole numbers, such as 42,731") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,6 +95,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--seeds {','.join(map(str, arguments.seeds))}: seeds are not negative")
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs {arguments.jobs}: must be at least 1")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise UserError(f"--output {arguments.output}: is a file; choose a folder")
+    check_paths(config, writes=False)
     from transformers.utils import logging as hf_logging
 
     from mdmscale.analysis.study import results

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.loading import load_config
 from mdmscale.config.run import RunConfig
+from mdmscale.models.opening import find_model_folder
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import unfinished
 from mdmscale.system.folders import published_folder
+from mdmscale.training.paths import check_data_paths
 
 if TYPE_CHECKING:
     from mdmscale.analysis.variance.collect import Budget
@@ -85,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     check_options(arguments)
+    find_model_folder(arguments.checkpoint)  # before torch is imported; so are the data
+    check_data_paths(config)
 
     from mdmscale.parallel.ranks import finalise, initialise
 
@@ -189,7 +193,6 @@ def open_parts(
     from mdmscale.data.collate import Collator
     from mdmscale.models.backbone import build_backbone
     from mdmscale.models.mdm import MaskedDiffusionModel
-    from mdmscale.models.opening import find_model_folder
     from mdmscale.parallel.collectives import on_every_rank, on_first_rank
     from mdmscale.training.run_data import open_run_data
     from mdmscale.training.setup import check_length

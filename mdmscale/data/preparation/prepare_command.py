@@ -21,6 +21,7 @@ from mdmscale.data.preparation.shard_set import ShardSetWriter
 from mdmscale.data.preparation.tokenizer_training import train_tokenizer
 from mdmscale.data.tokenizer_record import DATASET_FILE, record_tokenizer
 from mdmscale.diffusion.sample import Sample
+from mdmscale.models.hub import check_local
 from mdmscale.models.mask_spelling import MASK_IN_TEXT
 from mdmscale.models.tokenizer import load_tokenizer, num_token_ids
 from mdmscale.system.errors import UserError
@@ -172,6 +173,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--output DIR is required (without --show)")
     started = time.monotonic()
     _check_output(arguments.output, arguments.overwrite)
+    if arguments.tokenizer is not None:
+        check_local("--tokenizer", arguments.tokenizer)
     summary = _prepare_sft(arguments) if arguments.kind == "sft" else _prepare_tokens(arguments)
     _print_summary(summary, arguments.output, time.monotonic() - started)
     return 0
@@ -194,7 +197,7 @@ def _prepare_tokens(arguments: argparse.Namespace) -> dict[str, object]:
             tokenizer = str(folder / "tokenizer")
             texts = (document.text for document in _documents(inputs, arguments))
             train_tokenizer(texts, arguments.train_tokenizer, Path(tokenizer))
-        opened = load_tokenizer(tokenizer)
+        opened = load_tokenizer(tokenizer, "--tokenizer")
         with ShardSetWriter(folder, num_token_ids(opened), arguments.shard_tokens) as shards:
             workers = arguments.workers or _default_workers(inputs)
             documents = _documents(inputs, arguments)
@@ -232,7 +235,7 @@ def _documents(inputs: list[Input], arguments: argparse.Namespace) -> Iterator[D
 def _prepare_sft(arguments: argparse.Namespace) -> dict[str, object]:
     if arguments.sequence_length is None:
         raise UserError("--kind sft needs --sequence-length, the largest number of tokens in a sample")
-    inputs, tokenizer = _sft_inputs(arguments), load_tokenizer(arguments.tokenizer)
+    inputs, tokenizer = _sft_inputs(arguments), load_tokenizer(arguments.tokenizer, "--tokenizer")
     with published_folder(arguments.output) as folder:
         counts = encode_sft(
             inputs,
@@ -265,7 +268,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
     if arguments.kind != "sft":
         raise UserError("--show needs --kind sft: it shows what is trained of prompts and responses")
-    inputs, tokenizer = _sft_inputs(arguments), load_tokenizer(arguments.tokenizer)
+    inputs, tokenizer = _sft_inputs(arguments), load_tokenizer(arguments.tokenizer, "--tokenizer")
     samples = read_samples(
         inputs,
         tokenizer,

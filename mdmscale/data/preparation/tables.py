@@ -14,6 +14,7 @@ from typing import Any
 from mdmscale.data.preparation.inputs import HubDataset
 from mdmscale.data.preparation.jsonl import Record
 from mdmscale.data.preparation.reading import LONGEST_LINE, opened
+from mdmscale.models.hub import check_dataset
 from mdmscale.system.errors import UserError, first_line
 
 _ROWS_AT_ONCE = 1024
@@ -140,6 +141,7 @@ def read_hub(item: HubDataset, split: str, columns: list[str] | None) -> Iterato
     Raises:
         UserError: where the dataset, the split or one of the columns is missing, or cannot be read.
     """
+    check_dataset(f"input '{item}'", item.name)
     from datasets import load_dataset
 
     number = 0

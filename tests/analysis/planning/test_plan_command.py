@@ -109,7 +109,9 @@ def test_the_dry_run_has_the_same_memory(
     path.write_text(json.dumps(SMALL | {"diffusion": {"masking": "mirror"}}))
     main(["--config", str(path), "--gpus", "2"])
     planned = capsys.readouterr().out
-    print_dry_run(small_config(diffusion={"masking": "mirror"}), 2)
+    here = small_config(diffusion={"masking": "mirror"}, model={"tokenizer": "./nowhere"})
+    with pytest.raises(UserError, match=r"model\.tokenizer = './nowhere': no such folder"):
+        print_dry_run(here, 2)
     lines = capsys.readouterr().out.splitlines()
     heading = next(number for number, line in enumerate(lines) if line.startswith("weights"))
     assert lines[heading + 2] in planned

@@ -78,7 +78,9 @@ def test_a_study_trains_scores_and_goes_on(study: list[str], tmp_path: Path) -> 
         (["--jobs", "0"], "--jobs 0: must be at least 1"),
         (["--seeds", "-1"], "--seeds -1: seeds are not negative"),
         (["--methods", "mirror,best"], "--methods best: choose from standard, clipped"),
-        (["--seeds", "1,x"], "argument --seeds: invalid"),
+        (["--seeds", "1,x"], "argument --seeds: '1,x': write whole numbers, such as 42,731"),
+        (["--output", "README.md"], "--output README.md: is a file; choose a folder"),
+        (["data.path=nowhere.jsonl"], "data.path = 'nowhere.jsonl': no such file"),
     ],
 )
 def test_senseless_options_are_refused(study: list[str], changes: list[str], message: str) -> None:
@@ -92,7 +94,7 @@ def test_a_test_set_without_answers_is_refused(study: list[str], tmp_path: Path)
     (tmp_path / "test.jsonl").write_text('{"prompt": "1+1="}\n')
     done = run_script("tools/stability_study.py", *study)
     assert done.returncode == 2
-    assert 'test.jsonl: line 1 is no {"prompt"' in done.stderr
+    assert 'test.jsonl:1: is no {"prompt"' in done.stderr
     assert not (tmp_path / "study").exists()
 
 
