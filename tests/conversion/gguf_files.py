@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, TokenType
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 WORDS = [
@@ -43,6 +43,7 @@ def byte_level_tokenizer(pre_tokenizer: Any) -> Tokenizer:
     """A byte-level BPE tokenizer trained on TEXT, which SPECIALS begin."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
