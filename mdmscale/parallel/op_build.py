@@ -52,8 +52,8 @@ def load_op(builder_name: str, what: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{_FOLDER} = {os.environ[_FOLDER]}: cannot be written: {error.strerror}") from None
-    with only_builder(folder, what):
-        remove_leftover(folder / "lock")
+    with only_builder(folder, what) as is_certain:
+        remove_leftover(folder / "lock", is_certain)
         _build_and_load(builder, folder, what)
 
 
@@ -118,23 +118,28 @@ def _own_programs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_builder(folder: Path, what: str) -> Iterator[None]:
-    """Wait until no other process builds in `folder`. If that takes long, say which process builds."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+def only_builder(folder: Path, what: str) -> Iterator[bool]:
+    """Wait until no other process builds in `folder`. Yields whether that is sure: some disks have no locks.
+
+    If the wait is long, it says which process builds, unless that is a rank of this job, which has said so.
+    """
     try:
-        waiting = _Patience(
-            lambda: f"waiting for DeepSpeed's {what}, which {os.pread(descriptor, 200, 0).decode()} builds"
-        )
-        while not _locked(descriptor):
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; set {_FOLDER} to another") from None
+    try:
+        waiting = _Patience(lambda: _who_builds(descriptor, what))
+        while (is_locked := _lock(descriptor)) is False:
             waiting.pause()
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
-        yield
+        os.pwrite(descriptor, f"{os.getpid()} {os.getppid()} {platform.node()}".encode(), 0)
+        yield bool(is_locked)
     finally:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock could be taken; None on a disk without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -142,14 +147,23 @@ def _locked(descriptor: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        return None
     return True
 
 
-def remove_leftover(lock: Path) -> None:
+def _who_builds(descriptor: int, what: str) -> str | None:
+    process, launcher, host = (*os.pread(descriptor, 200, 0).decode().split(), "?", "?", "?")[:3]
+    if (launcher, host) == (str(os.getppid()), platform.node()):
+        return None
+    return f"waiting for DeepSpeed's {what}, which process {process} on {host} builds"
+
+
+def remove_leftover(lock: Path, is_only_builder: bool = True) -> None:
     """Remove torch's lock file if its process has ended. While another program builds here, wait for it.
 
-    A builder keeps the file open. So on this machine a file that no process has open is a leftover. Processes
-    of other users cannot be looked into; then the wait is theirs, and said.
+    A builder keeps the file open, and its compilers, which can outlive it, work in the file's folder. Without
+    such a process the file is a leftover. Processes of other users cannot be looked into, and those of other
+    machines could hold it where a disk has no locks. Then the file stays, and the wait is said.
     """
     waiting = _Patience(
         lambda: f"waiting for a build that holds {lock}; if none is running, delete that file"
@@ -159,22 +173,26 @@ def remove_leftover(lock: Path) -> None:
             found = lock.stat()
         except FileNotFoundError:
             return
-        if found.st_uid == os.getuid() and not _is_open(found):
+        if is_only_builder and found.st_uid == os.getuid() and not _is_used(found, lock.parent.stat()):
             lock.unlink(missing_ok=True)
             _say(f"removed {lock}: the build that left it has ended")
             return
         waiting.pause()
 
 
-def _is_open(file: os.stat_result) -> bool:
-    """Whether a process of this user on this machine has a file open. True where that cannot be found out."""
+def _is_used(file: os.stat_result, folder: os.stat_result) -> bool:
+    """Whether a process of this user on this machine has the file open or works in the folder.
+
+    True where that cannot be found out.
+    """
     processes = Path("/proc")
     if not (processes / "self" / "fd").is_dir():
         return True
-    for descriptor in processes.glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # it has been closed, or is another user's
-            if os.path.samestat(descriptor.stat(), file):
-                return True
+    for pattern, used in (("[0-9]*/cwd", folder), ("[0-9]*/fd/*", file)):
+        for link in processes.glob(pattern):
+            with contextlib.suppress(OSError):  # it has ended, or is another user's
+                if os.path.samestat(link.stat(), used):
+                    return True
     return False
 
 
@@ -188,7 +206,8 @@ class _Patience:
     def pause(self) -> None:
         if self._until is not None and time.monotonic() >= self._until:
             self._until = None
-            _say(self._message())
+            if (message := self._message()) is not None:
+                _say(message)
         time.sleep(POLL)
 
 

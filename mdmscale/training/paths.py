@@ -26,7 +26,7 @@ def check_paths(config: RunConfig, writes: bool) -> None:
         lambda: check_data_paths(config),
         lambda: _check_model(config.model.path),
         lambda: _check_tokenizer(config.model.tokenizer),
-        lambda: _check_resume(config.checkpoint.resume),
+        lambda: _check_resume(config),
     ]
     if writes:
         checks.append(lambda: _check_output(config))
@@ -106,9 +106,13 @@ def _tokenizers_in(folder: Path) -> list[Path]:
     return []
 
 
-def _check_resume(resume: str) -> None:
-    """Refuse a checkpoint.resume that is no checkpoint, and say which folder in or beside it is one."""
-    if resume in ("auto", "none"):
+def _check_resume(config: RunConfig) -> None:
+    """Refuse a checkpoint.resume that is no checkpoint, and say which folder in or beside it is one.
+
+    A run that has checkpoints of its own continues from them, so the one that it began with may be gone.
+    """
+    resume = config.checkpoint.resume
+    if resume in ("auto", "none") or _run_folder(config).published_checkpoints():
         return
     folder = Path(resume)
     if not folder.exists():
@@ -130,6 +134,10 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     return inside or RunFolder(folder.parent).published_checkpoints() * (folder.name == "checkpoints")
 
 
+def _run_folder(config: RunConfig) -> RunFolder:
+    return RunFolder(Path(config.run.output_dir) / config.run.name)
+
+
 def _kind(folder: Path) -> str | None:
     try:
         return kind_of(folder)
@@ -139,7 +147,7 @@ def _kind(folder: Path) -> str | None:
 
 def _check_output(config: RunConfig) -> None:
     """Refuse a run folder that cannot be created or written to. It tries, and leaves nothing behind."""
-    folder = RunFolder(Path(config.run.output_dir) / config.run.name).path
+    folder = _run_folder(config).path
     label = f"run.output_dir = {config.run.output_dir!r}"
     try:
         nearest = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))

@@ -1,5 +1,6 @@
 """Builds of DeepSpeed's ops: one at a time, announced, and never waiting for a builder that has ended."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -64,10 +65,52 @@ def test_the_lock_of_a_living_build_is_waited_for_and_said(
     assert len(said) == 2 and said[1].startswith(f"removed {lock}")
 
 
+def test_the_compilers_of_a_killed_build_are_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They go on when only their parent is killed, and write to the folder."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    code = "import os, sys, time; os.chdir(sys.argv[1]); print('held', flush=True); time.sleep(60)"
+    process = holder(code, tmp_path)
+    waiting = threading.Thread(target=remove_leftover, args=(lock,))
+    waiting.start()
+    try:
+        waiting.join(0.5)
+        assert waiting.is_alive() and lock.exists()
+    finally:
+        process.kill()
+        process.wait()
+        waiting.join()
+    assert not lock.exists()
+
+
+def test_without_locks_a_file_that_may_be_another_machine_s_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr(op_build, "SECONDS_BEFORE_SAYING", 0.1)
+    lock = tmp_path / "lock"
+    lock.touch()
+    with only_builder(tmp_path, "op") as is_certain:
+        waiting = threading.Thread(target=remove_leftover, args=(lock, is_certain))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        lock.unlink()  # as its builder would, or the user who reads what to do
+        waiting.join()
+    said = capsys.readouterr().err
+    assert said == f"waiting for a build that holds {lock}; if none is running, delete that file\n"
+
+
 def test_builders_take_turns_and_a_killed_one_leaves_no_lock(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(op_build, "SECONDS_BEFORE_SAYING", 0.2)
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # the other is not of this process's launcher
     process = holder(LOCK, tmp_path)
     entered = threading.Event()
 
@@ -85,6 +128,18 @@ def test_builders_take_turns_and_a_killed_one_leaves_no_lock(
     said = capsys.readouterr().err
     assert said.startswith(f"waiting for DeepSpeed's op, which process {process.pid} on ")
     assert said.count("\n") == 1
+
+
+def test_a_rank_does_not_say_that_it_waits_for_one_of_its_own_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(op_build, "SECONDS_BEFORE_SAYING", 0.1)
+    monkeypatch.setattr(os, "getppid", os.getpid)  # both are children of this process
+    process = holder(LOCK, tmp_path)
+    threading.Timer(0.5, process.kill).start()
+    with only_builder(tmp_path, "op"):
+        assert process.wait() != 0
+    assert capsys.readouterr().err == ""
 
 
 class Builder:

@@ -123,6 +123,15 @@ def test_a_right_path_is_left_alone(tiny: Values, places: Path, section: str, ke
     assert sorted(places.rglob("*")) == before, "the check leaves nothing behind"
 
 
+def test_a_run_with_checkpoints_no_longer_needs_the_one_that_it_began_with(
+    tiny: Values, places: Path
+) -> None:
+    tiny["checkpoint"] = {"resume": str(places / "gone" / "step-00000001")}
+    assert "no such folder" in problems(tiny)[0]
+    tiny["run"] |= {"output_dir": str(places / "runs"), "name": "half"}
+    assert problems(tiny) == []
+
+
 def test_jsonl_files_and_globs(tiny: Values, places: Path) -> None:
     write(places / "a.jsonl")
     tiny["data"] |= {"kind": "sft", "path": [str(places / "a.jsonl"), str(places / "*.jsonl")]}

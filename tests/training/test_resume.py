@@ -299,7 +299,7 @@ def check_refusal(config: str, folder: Path, overrides: list[str], messages: lis
         (["train.global_batch_size=4"], ["train.global_batch_size = 4", "was trained with 8"]),
         (["data.sequence_length=16"], ["is not what checkpoint", "was trained on"]),
         (["checkpoint.resume=none"], ["already holds checkpoints"]),
-        (["run.name=new", "checkpoint.resume=/no/step-1"], ["resume = '/no/step-1'", "is no checkpoint"]),
+        (["run.name=new", "checkpoint.resume=/no/step-1"], ["resume = '/no/step-1'", "no such folder"]),
     ],
     ids=["seed", "batch", "data", "none", "path"],
 )
