@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mdmscale.system.errors import UserError
-from mdmscale.system.run_folder import is_model, kind_of, no_such_folder
+from mdmscale.system.run_folder import kind_if_any, no_such_folder
 
 EXAMPLES = """\
 examples:
@@ -143,8 +143,8 @@ def _check_source(command: str, source: Path) -> None:
     """Refuse a source that is not there, or needs no import, before anything slow is imported."""
     if not source.exists():
         raise UserError(no_such_folder(source))
-    if command == "import" and source.is_dir() and not is_model(source):
-        kind = kind_of(source)
+    kind = kind_if_any(source)
+    if command == "import" and kind in ("run", "checkpoint"):
         raise UserError(f"{source}: is a {kind} of mdmscale; import is for models of others, so export it")
 
 

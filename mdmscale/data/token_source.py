@@ -60,11 +60,6 @@ class TokenSource:
                 f"tokens of data.path = {data.path!r} ({self._held_out.num_tokens} more are held out); "
                 "shorten it, or prepare more text"
             )
-        if data.held_out and not self.num_held_out:
-            raise UserError(
-                f"data.held_out = {data.held_out}: the documents that it takes are all empty, so there is "
-                "nothing to evaluate on; raise it, or set it to 0"
-            )
         self.fingerprint = _fingerprint(prefixes, data)
         self.description = describe(data, self.fingerprint)
 

@@ -41,9 +41,9 @@ def load_op(builder_name: str, what: str) -> None:
     Raises:
         UserError: if the op cannot be built.
     """
-    from deepspeed.accelerator import get_accelerator
+    import deepspeed
 
-    builder = get_accelerator().create_op_builder(builder_name)
+    builder = deepspeed.get_accelerator().create_op_builder(builder_name)
     if builder is None or not builder.is_compatible(verbose=False):
         return
     os.environ.setdefault(_FOLDER, str(own_folder()))

@@ -163,3 +163,11 @@ def kind_of(path: Path) -> Kind:
         f"{path}: neither a Hugging Face model folder (no config.json), a run folder (no config.yaml) nor a "
         f"checkpoint (no {STATE_FILE})"
     )
+
+
+def kind_if_any(path: Path) -> Kind | None:
+    """As `kind_of`, but None for what is none of these."""
+    try:
+        return kind_of(path)
+    except UserError:
+        return None

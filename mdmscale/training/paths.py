@@ -13,7 +13,7 @@ from mdmscale.data.source import path_list
 from mdmscale.models.hub import check_local
 from mdmscale.models.tokenizer import check_tokenizer_folder
 from mdmscale.system.errors import UserError
-from mdmscale.system.run_folder import MODEL_FOLDER, RunFolder, is_model, kind_of
+from mdmscale.system.run_folder import MODEL_FOLDER, RunFolder, is_model, kind_if_any
 
 
 def check_paths(config: RunConfig, writes: bool) -> None:
@@ -67,7 +67,7 @@ def _check_model(source: str | None) -> None:
     folder = Path(source)
     if not folder.is_dir() or is_model(folder):
         return  # a hub id, or a model
-    match _kind(folder):
+    match kind_if_any(folder):
         case "run" if RunFolder(folder).has_export:
             mend = f"is a run folder; give the model that it has exported, {RunFolder(folder).export}"
         case "run":
@@ -97,7 +97,7 @@ def _check_tokenizer(source: str | None) -> None:
 
 def _tokenizers_in(folder: Path) -> list[Path]:
     """Where a run or a checkpoint has its tokenizer, the best place first."""
-    match _kind(folder):
+    match kind_if_any(folder):
         case "run":
             run = RunFolder(folder)
             return [run.export, *(each / MODEL_FOLDER for each in reversed(run.published_checkpoints()))]
@@ -121,7 +121,7 @@ def _check_resume(config: RunConfig) -> None:
         mend = f"holds checkpoints and is none; give one of them, such as {inside[-1]}"
     elif folder.is_dir() and is_model(folder):
         mend = "is a model folder; to start from its weights, give it as model.path"
-    elif folder.is_dir() and _kind(folder) == "checkpoint":
+    elif folder.is_dir() and kind_if_any(folder) == "checkpoint":
         return
     else:
         mend = "is no checkpoint; checkpoints are in <run folder>/checkpoints"
@@ -136,13 +136,6 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 
 def _run_folder(config: RunConfig) -> RunFolder:
     return RunFolder(Path(config.run.output_dir) / config.run.name)
-
-
-def _kind(folder: Path) -> str | None:
-    try:
-        return kind_of(folder)
-    except UserError:
-        return None
 
 
 def _check_output(config: RunConfig) -> None:

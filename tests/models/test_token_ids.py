@@ -84,7 +84,9 @@ def write_model(folder: Path, **stated: Any) -> Path:
 
 
 def trained_from(folder: Path) -> Any:
-    return build_backbone(ModelSection(path=str(folder), dtype="fp32"), eps=1e-3, seed=0).model
+    return build_backbone(
+        ModelSection(path=str(folder), dtype="fp32", logit_shift=True), eps=1e-3, seed=0
+    ).model
 
 
 def test_training_from_a_folder_without_ids_takes_the_tokenizers(tmp_path: Path) -> None:

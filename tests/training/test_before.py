@@ -42,6 +42,9 @@ DATA: dict[str, Callable[[Path], list[str]]] = {
         f"model.tokenizer={folder}/tokenizer",
         f"data.path={folder}/shards",
         "data.sequence_length=32",
+        "diffusion.masking=mirror",  # with which the fixture was made
+        "train.global_batch_size=4",
+        "train.micro_batch_size=2",
     ],
     "tiny_sft": lambda folder: [f"model.path={folder}/base", f"data.path={folder}/sums.jsonl"],
 }

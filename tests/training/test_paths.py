@@ -87,7 +87,12 @@ def problems(values: Values, writes: bool = True) -> list[str]:
         ("checkpoint", "resume", "runs/nothing", "no such folder; give a checkpoint, or auto"),
         ("checkpoint", "resume", "plain", "is no checkpoint; checkpoints are in <run folder>/checkpoints"),
         ("checkpoint", "resume", "table.parquet", "is no checkpoint"),
-        ("data", "path", "table.parquet", "is no shard (.bin with .idx); tools/prepare_data.py makes shards"),
+        (
+            "data",
+            "path",
+            "table.parquet",
+            "no token shard; prepare the file first",
+        ),
         ("data", "path", "plain", "no .idx in this folder"),
         ("data", "path", "nothing", "no such shard, file or folder"),
         ("run", "output_dir", "table.parquet", "{}/table.parquet is not a folder"),

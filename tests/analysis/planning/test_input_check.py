@@ -56,7 +56,7 @@ def test_a_fine_tune_is_checked(tuned: Values, model_folder: Path) -> None:
     checked = check(tuned)
     assert (checked.problems, checked.unchecked) == ([], [])
     assert f"{model_folder}, with " in checked.found["model"] and "320 rows for 291" in checked.found["model"]
-    assert "its first lines (2) encoded; the longest has " in checked.found["data"]
+    assert "its first samples (2) encoded; the longest has " in checked.found["data"]
 
 
 def test_checkpoints_in_the_run_folder_are_named(tiny: Values, tmp_path: Path) -> None:
@@ -66,7 +66,10 @@ def test_checkpoints_in_the_run_folder_are_named(tiny: Values, tmp_path: Path) -
 
 def disagreements() -> list[Any]:
     return [
-        ({"model": {"vocab_size": 128}}, "model.vocab_size = 128 is smaller than the tokenizer's 512 tokens"),
+        (
+            {"model": {"vocab_size": 128}},
+            "model.vocab_size = 128 is smaller than the tokenizer's 512 token ids",
+        ),
         ({"model": {"mask_token_id": 5000}}, "model.mask_token_id = 5000 is beyond the model's 512"),
         (
             {"data": {"sequence_length": 10**6}, "model": {"max_position_embeddings": 10**6}},
@@ -101,7 +104,9 @@ def test_sequences_longer_than_the_model_s(tuned: Values) -> None:
 def test_lines_that_do_not_fit_or_cannot_be_read(tuned: Values, tmp_path: Path) -> None:
     tuned["data"]["sequence_length"] = 3
     (problem,) = check(tuned).problems
-    assert problem.startswith(f"{tmp_path}/pairs.jsonl:2: ") and "data.sequence_length = 3" in problem
+    assert (
+        problem.startswith(f"{tmp_path}/pairs.jsonl:2: ") and "more than the sequence length of 3" in problem
+    )
     tuned["data"]["too_long"] = "truncate"
     assert not check(tuned).problems
     (tmp_path / "pairs.jsonl").write_text("{")
