@@ -149,10 +149,19 @@ def load_weights(folder: str | Path, **arguments: Any) -> "PreTrainedModel":
     Raises:
         UserError: where weights are missing, unknown, quantised or damaged, or an adapter lies beside them.
     """
-    from transformers import AutoModelForCausalLM
-
     if Path(folder).is_dir():
         check_folder(Path(folder))
+    return load_exactly(folder, **arguments)
+
+
+def load_exactly(folder: str | Path, **arguments: Any) -> "PreTrainedModel":
+    """`load_weights` without the checks of a Hugging Face folder, for one that holds a GGUF file.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    from transformers import AutoModelForCausalLM
+
     try:
         # Typed Any: from_pretrained's annotation lacks the pair that output_loading_info makes it return.
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)

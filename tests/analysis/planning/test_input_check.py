@@ -104,9 +104,8 @@ def test_sequences_longer_than_the_model_s(tuned: Values) -> None:
 def test_lines_that_do_not_fit_or_cannot_be_read(tuned: Values, tmp_path: Path) -> None:
     tuned["data"]["sequence_length"] = 3
     (problem,) = check(tuned).problems
-    assert (
-        problem.startswith(f"{tmp_path}/pairs.jsonl:2: ") and "more than the sequence length of 3" in problem
-    )
+    assert problem.startswith(f"{tmp_path}/pairs.jsonl:2: ")
+    assert "more than the sequence length of 3" in problem
     tuned["data"]["too_long"] = "truncate"
     assert not check(tuned).problems
     (tmp_path / "pairs.jsonl").write_text("{")
