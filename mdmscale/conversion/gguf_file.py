@@ -51,12 +51,14 @@ def find_gguf(source: Path) -> Path | None:
     """The GGUF file that `source` stands for: itself, or the only one in a folder without other weights.
 
     Raises:
-        UserError: where `source` is a file of another kind, or a folder of several GGUF files.
+        UserError: where `source` is a missing or another kind of file, or a folder of several GGUF files.
     """
     if source.is_file():
         if source.suffix != ".gguf":
             raise UserError(f"{source}: is a file but no .gguf; give the folder with config.json and weights")
         return source
+    if source.suffix == ".gguf" and not source.exists():
+        raise UserError(f"{source}: no such file")
     files = sorted(source.glob("*.gguf"))
     if not files or any(any(source.glob(pattern)) for pattern in WEIGHTS):
         return None
@@ -88,7 +90,7 @@ def open_gguf(path: Path) -> GgufFile:
     except OSError:
         raise
     except Exception as error:  # the reader checks nothing, so damage surfaces as many types
-        raise UserError(f"{path}: is damaged or truncated, or not finished ({first_line(error)})") from None
+        raise UserError(f"{path}: is damaged, truncated or not finished ({first_line(error)})") from None
     if fields.get("split.count", 0) > 1:
         raise UserError(
             f"{path}: is one of {fields['split.count']} parts; join them with llama-gguf-split --merge"

@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mdmscale.conversion.gguf_file import GgufFile, alone
 from mdmscale.conversion.model_folder import describing, model_shapes
-from mdmscale.models.opening import load_exactly
+from mdmscale.models.opening import load_weights
 from mdmscale.system.errors import UserError
 from mdmscale.weights.tensor_source import TensorInfo
 
@@ -129,7 +129,7 @@ class GgufWeights:
         path = self._file.path
         with alone(path) as folder:
             try:
-                model = load_exactly(folder, gguf_file=path.name, config=self._config, dtype=self._dtype)
+                model = load_weights(folder, gguf_file=path.name, config=self._config, dtype=self._dtype)
             except UserError as error:
                 raise UserError(str(error).replace(str(folder), str(path))) from None
         return {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -37,7 +37,7 @@ def inspect_folder(path: Path) -> dict[str, Any]:
         UserError: where the path is none of them, is damaged, or holds an unsupported model.
     """
     check_not_adapter_alone(path)
-    if path.exists() and find_gguf(path) is not None:
+    if find_gguf(path) is not None:
         return _inspect_foreign(path)
     match kind_of(path):
         case "model":

@@ -149,26 +149,19 @@ def load_weights(folder: str | Path, **arguments: Any) -> "PreTrainedModel":
     Raises:
         UserError: where weights are missing, unknown, quantised or damaged, or an adapter lies beside them.
     """
-    if Path(folder).is_dir():
-        check_folder(Path(folder))
-    return load_exactly(folder, **arguments)
-
-
-def load_exactly(folder: str | Path, **arguments: Any) -> "PreTrainedModel":
-    """`load_weights` without the checks of a Hugging Face folder, for one that holds a GGUF file.
-
-    Raises:
-        UserError: as `load_weights`.
-    """
     from transformers import AutoModelForCausalLM
 
+    is_gguf = "gguf_file" in arguments  # one file instead of a folder's, which transformers dequantises
+    if Path(folder).is_dir() and not is_gguf:
+        check_folder(Path(folder))
     try:
         # Typed Any: from_pretrained's annotation lacks the pair that output_loading_info makes it return.
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
     except Exception as error:  # transformers and safetensors raise many types for damaged files
         raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
     model, report = loaded
-    _check_plain(model, folder)
+    if not is_gguf:
+        _check_plain(model, folder)
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
     if unknown := sorted(report["unexpected_keys"]):
