@@ -141,7 +141,7 @@ def _run(command: str, arguments: dict[str, Any]) -> int:
 
 def _check_source(command: str, source: Path) -> None:
     """Refuse a source that is not there, or needs no import, before anything slow is imported."""
-    if not source.exists():
+    if not source.exists() and source.suffix != ".gguf":  # of a file, the reader says it better
         raise UserError(no_such_folder(source))
     kind = kind_if_any(source)
     if command == "import" and kind in ("run", "checkpoint"):

@@ -170,7 +170,7 @@ def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
         def create_op_builder(self, name: str) -> Any:
             return made if name == "AnOpBuilder" else None
 
-    monkeypatch.setattr("deepspeed.accelerator.get_accelerator", Accelerator)
+    monkeypatch.setattr("deepspeed.get_accelerator", Accelerator)
     return made
 
 

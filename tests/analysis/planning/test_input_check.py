@@ -112,7 +112,7 @@ def test_lines_that_do_not_fit_or_cannot_be_read(tuned: Values, tmp_path: Path) 
     (problem,) = check(tuned).problems
     assert problem.startswith(f"{tmp_path}/pairs.jsonl:1: not JSON")
     (tmp_path / "pairs.jsonl").write_text("\n")
-    assert "holds no sample" in check(tuned).problems[0]
+    assert "is empty; there is no sample to train on" in check(tuned).problems[0]
 
 
 def test_missing_weights_are_named(tuned: Values, model_folder: Path, tmp_path: Path) -> None:
