@@ -119,6 +119,10 @@ def wait_for(pids: list[int], connection: socket.socket) -> dict[int, int]:
 
 def run(job: Rank) -> None:
     """Become the job's script, as `python script arguments` under a launcher."""
+    import torch
+
+    # A fork leaves torch's thread pool broken until it is asked for. Threads that load weights would race.
+    torch.set_num_threads(torch.get_num_threads())
     request = job.request
     stdout, stderr = (os.open(request[name], os.O_WRONLY | os.O_APPEND) for name in ("stdout", "stderr"))
     os.dup2(stdout, 1)
