@@ -5,7 +5,6 @@ from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.model import ModelSection
 from mdmscale.config.parallel import ParallelSection
 from mdmscale.config.training import EvalSection, OptimizerSection, TrainSection
-from mdmscale.diffusion.corruption import CORRUPTIONS
 
 
 def evaluation_problems(evaluation: EvalSection, data: DataSection) -> list[str]:
@@ -36,12 +35,30 @@ def schedule_problems(
 
 def pattern_problems(diffusion: DiffusionSection, model: ModelSection) -> list[str]:
     """An attention pattern is a mask of pairs of positions, which flash_attention_2 does not take."""
-    if CORRUPTIONS[diffusion.masking].has_attention_pattern and model.attention == "flash_attention_2":
+    if diffusion.corruption.has_attention_pattern and model.attention == "flash_attention_2":
         return [
             f"diffusion.masking = {diffusion.masking} has an attention pattern, which model.attention = "
             "flash_attention_2 does not take; set attention to sdpa"
         ]
     return []
+
+
+def objective_problems(diffusion: DiffusionSection, model: ModelSection) -> list[str]:
+    """An autoregressive model predicts the next token, and never attends to later ones."""
+    if diffusion.objective != "ar":
+        return []
+    problems = []
+    if model.logit_shift is False:
+        problems.append(
+            "diffusion.objective = ar predicts each token from the position before, but model.logit_shift is "
+            "false; leave it out"
+        )
+    if model.attention_annealing_steps:
+        problems.append(
+            "diffusion.objective = ar keeps attention causal, but model.attention_annealing_steps = "
+            f"{model.attention_annealing_steps} opens it; leave it out"
+        )
+    return problems
 
 
 def prompt_problems(diffusion: DiffusionSection, data: DataSection) -> list[str]:

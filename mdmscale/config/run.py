@@ -53,6 +53,7 @@ class RunConfig(Section):
             *rules.evaluation_problems(self.eval, self.data),
             *rules.schedule_problems(self.train, self.optimizer, self.diffusion),
             *rules.prompt_problems(self.diffusion, self.data),
+            *rules.objective_problems(self.diffusion, self.model),
             *rules.pattern_problems(self.diffusion, self.model),
             *rules.parallel_problems(self.parallel, self.model),
             *rules.compile_problems(self.model, self.parallel),

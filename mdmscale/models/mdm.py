@@ -13,6 +13,8 @@ from mdmscale.models.packed_attention import PackedRows
 class MaskedDiffusionModel(nn.Module):
     """A causal-LM class made bidirectional (`is_causal: false`). Its head computes the loss where masked.
 
+    With `is_causal: true` it trains an autoregressive model, whose targets are called masked all the same.
+
     Args:
         backbone: a Hugging Face model with `.model` (decoder) and `.lm_head`.
         head_chunk_size: masked positions projected to the vocabulary at a time; None: see shape.head_chunk.
@@ -37,6 +39,8 @@ class MaskedDiffusionModel(nn.Module):
         row_lengths: tuple[int, ...] | None = None,  # of packed rows, see packed_attention.PackedRows
     ) -> HeadOutput:
         """The weighted loss over masked positions, and each one's loss and squared logit-gradient norm."""
+        if self.backbone.config.is_causal:
+            attention_mask = None  # padding is at the end of rows, where no token sees it
         implementation = self.backbone.config._attn_implementation
         if attention_mask is not None and implementation != "flash_attention_2":
             if attention_mask.dim() == 2:  # or transformers would ask the device whether it masks anything
