@@ -179,11 +179,6 @@ class DiffusionSection(Section):
         return corruption_of(self.objective, self.masking)
 
     @property
-    def baseline_decay(self) -> float:
-        """The decay of the EMA baseline; 0: none. An autoregressive loss does not depend on t."""
-        return 0.0 if self.objective == "ar" else self.ema_decay
-
-    @property
     def t_range(self) -> tuple[float, float]:
         """The range of t in training."""
         if self.t_sampler != "clipped":

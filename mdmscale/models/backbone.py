@@ -140,7 +140,7 @@ def model_config(options: ModelSection, num_tokens: int, objective: Objective = 
     return config
 
 
-def scratch_config(options: ModelSection, num_tokens: int, objective: Objective) -> PretrainedConfig:
+def scratch_config(options: ModelSection, num_tokens: int, objective: Objective = "full") -> PretrainedConfig:
     """A config from the architecture keys alone, for a model that is trained from scratch."""
     shape = shape_of_keys(options, options.vocab_size or round_up(num_tokens, ROW_MULTIPLE))
     values: dict[str, Any] = {

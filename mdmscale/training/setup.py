@@ -170,7 +170,8 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         ranks=ranks,
     )
     p_pots = PPots(config.diffusion, make_t_sampler(config), probe)
-    baseline = EmaBaseline(p_pots.edges, config.diffusion.t_range, config.diffusion.baseline_decay)
+    decay = 0.0 if backbone.objective == "ar" else config.diffusion.ema_decay  # ar: no t to explain losses
+    baseline = EmaBaseline(p_pots.edges, config.diffusion.t_range, decay)
     run = Run(
         config,
         ranks,

@@ -1,4 +1,4 @@
-"""Sampling from an autoregressive model: transformers' own tokens, whatever the batch, and what it refuses."""
+"""Sampling from an autoregressive model: the tokens of transformers, in any batch; and what it refuses."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs with `diffusion.objective: ar`: one result on every layout, and an export that others read as it is."""
+"""Runs with `diffusion.objective: ar`: one result on every layout, and an export as others expect it."""
 
 from pathlib import Path
 from typing import Any
