@@ -33,6 +33,10 @@ COMMANDS = {
         "mdmscale.analysis.bench.bench_command",
         "measure time and memory of ways to compute the loss, on this machine",
     ),
+    "evaluate": (
+        "mdmscale.evaluate_command",
+        "measure a model: likelihood, tasks, lm-evaluation-harness; compare two",
+    ),
     "generate": ("mdmscale.generation.generate_command", "sample text from a trained model"),
 }
 

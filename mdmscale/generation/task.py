@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from mdmscale.config.data import SpecialTokens
 from mdmscale.generation.options import GenerationOptions
-from mdmscale.generation.output import RequestKey
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampler import Generation, finish, stream
 from mdmscale.generation.sources import Source, encode
 from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
 from mdmscale.system.errors import UserError
+from mdmscale.system.partial_output import Place
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -52,13 +52,13 @@ class GenerationTask:
         logging.disable_progress_bar()
         return load_model(self.description, self.dtype)
 
-    def requests(self, loaded: LoadedModel) -> dict[RequestKey, Request]:
+    def requests(self, loaded: LoadedModel) -> dict[Place, Request]:
         """Every text to sample, by the number of its source and of the sample of that source.
 
         Raises:
             UserError: naming each source that does not fit the model, up to MAX_PROBLEMS.
         """
-        requests: dict[RequestKey, Request] = {}
+        requests: dict[Place, Request] = {}
         problems: list[str] = []
         for number, source in enumerate(self.sources):
             try:
@@ -122,6 +122,12 @@ class Tally:
             f"{self.num_texts} texts, {self.num_tokens} tokens in {passes:.1f} passes a text: "
             f"{seconds:.1f} s, {self.num_tokens / seconds:.0f} tokens/s on {device}"
         )
+
+
+def total(tallies: Sequence[Tally], started: float) -> Tally:
+    """The sum of several ranks' tallies. `started` is this rank's: clocks of different hosts disagree."""
+    columns = zip(*((each.num_texts, each.num_tokens, each.num_forwards) for each in tallies), strict=True)
+    return Tally(started, *(sum(column) for column in columns))
 
 
 def sample_batch(

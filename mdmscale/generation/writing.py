@@ -1,17 +1,16 @@
 """Write samples to a JSONL file. The ranks share the work, and the file appears when all have finished."""
 
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mdmscale.generation.output import PartialOutput, RequestKey
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampler import Generation, batches
 from mdmscale.generation.sources import GENERATED, Source
-from mdmscale.generation.task import GenerationTask, Tally, make_progress, sample_batch
+from mdmscale.generation.task import GenerationTask, Tally, make_progress, sample_batch, total
 from mdmscale.models.opening import LoadedModel
+from mdmscale.parallel.work_group import WorkGroup
+from mdmscale.system.partial_output import PartialOutput, Place
 
 
 def write_jsonl(task: GenerationTask, path: Path, *, overwrite: bool) -> None:
@@ -24,10 +23,10 @@ def write_jsonl(task: GenerationTask, path: Path, *, overwrite: bool) -> None:
     from rich.console import Console
 
     notes = Console(stderr=True, highlight=False)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    group = WorkGroup()
+    rank, world_size = group.rank, group.world_size
     partial = PartialOutput(path, task.recipe(), rank)
-    group = _Group(world_size)
-    group.first_rank(lambda: partial.begin(overwrite))
+    group.on_first_rank(lambda: partial.begin(overwrite))
     loaded = task.load()
     requests = task.requests(loaded)
     finished = partial.finished()
@@ -37,7 +36,8 @@ def write_jsonl(task: GenerationTask, path: Path, *, overwrite: bool) -> None:
     if finished and rank == 0:
         notes.print(f"{path}: continuing after {len(finished)} of {len(requests)} texts", soft_wrap=True)
     try:
-        tally = group.total(_sample_share(task, loaded, todo[rank::world_size], partial, rank, world_size))
+        mine = _sample_share(task, loaded, todo[rank::world_size], partial, rank, world_size)
+        tally = total(group.gather(mine), mine.started)
     except KeyboardInterrupt:
         if rank == 0:
             notes.print(
@@ -55,7 +55,7 @@ def write_jsonl(task: GenerationTask, path: Path, *, overwrite: bool) -> None:
 def _sample_share(
     task: GenerationTask,
     loaded: LoadedModel,
-    share: list[tuple[RequestKey, Request]],
+    share: list[tuple[Place, Request]],
     partial: PartialOutput,
     rank: int,
     world_size: int,
@@ -84,43 +84,3 @@ def output_line(source: Source, generation: Generation) -> dict[str, Any]:
         GENERATED: generation.text,
         "num_forwards": generation.num_forwards,
     }
-
-
-class _Group:
-    """The ranks that a launcher started. A single process joins no process group."""
-
-    def __init__(self, world_size: int) -> None:
-        self.ranks = None
-        if world_size > 1:
-            from mdmscale.parallel.ranks import initialise
-
-            self.ranks = initialise()
-
-    def first_rank(self, action: Callable[[], None]) -> None:
-        if self.ranks is None:
-            action()
-            return
-        from mdmscale.parallel.collectives import on_first_rank
-
-        on_first_rank(self.ranks, action)
-
-    def wait(self) -> None:
-        if self.ranks is not None:
-            import torch.distributed as dist
-
-            dist.barrier()
-
-    def total(self, tally: Tally) -> Tally:
-        """The sum of all ranks' tallies; it waits for all ranks."""
-        if self.ranks is None:
-            return tally
-        import torch.distributed as dist
-
-        tallies: list[Any] = [None] * self.ranks.world_size
-        dist.all_gather_object(tallies, (tally.num_texts, tally.num_tokens, tally.num_forwards))
-        return Tally(tally.started, *(sum(column) for column in zip(*tallies, strict=True)))
-
-    def leave(self) -> None:
-        from mdmscale.parallel.ranks import finalise
-
-        finalise()

@@ -161,7 +161,7 @@ def test_ranks_share_a_file_and_an_interrupted_command_continues(model_folder: P
 # The tool with a pause after each batch, so that the test can kill it when half the texts are done.
 SLOWLY = """
 import sys, time
-from mdmscale.generation.output import PartialOutput
+from mdmscale.system.partial_output import PartialOutput
 from mdmscale.generation.generate_command import main
 append = PartialOutput.append
 def append_and_wait(self, lines):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mdmscale.generation.output import PartialOutput
 from mdmscale.system.errors import UserError
+from mdmscale.system.partial_output import PartialOutput
 
 RECIPE = {"seed": 1, "length": 8}
 

@@ -1,23 +1,24 @@
-"""JSONL output that appears only when it is complete. An interrupted command continues from partial files.
+"""A file that appears only when it is complete. An interrupted command continues from partial files.
 
-Every rank appends its finished texts to its own file, `<output>.partial-<rank>`. The first line of that file
-holds the recipe: all that decides the texts. A command with another recipe refuses to continue. At the end
+Every rank appends its finished items to its own file, `<output>.partial-<rank>`. The first line of that file
+holds the recipe: all that decides the items. A command with another recipe refuses to continue. At the end
 rank 0 merges these files into the output.
 """
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import cut_torn_line, written_file
 
-RequestKey = tuple[int, int]
-"""The number of a source, and the number of the sample of that source."""
+Place = tuple[int, ...]
+"""Where an item comes in the output. Of a sample: the number of its source, and its own of that source."""
 
 
 class PartialOutput:
-    """The finished texts of `output`, and a file to which this rank appends further ones."""
+    """The finished items of `output`, and a file to which this rank appends further ones."""
 
     def __init__(self, output: Path, recipe: dict[str, Any], rank: int = 0) -> None:
         self.output = output
@@ -40,7 +41,7 @@ class PartialOutput:
         for file in self._partial_files():
             self._check_recipe(file)
 
-    def finished(self) -> dict[RequestKey, dict[str, Any]]:
+    def finished(self) -> dict[Place, dict[str, Any]]:
         """The finished output lines of all ranks' files."""
         return {
             tuple(line["place"]): line["values"]
@@ -48,7 +49,7 @@ class PartialOutput:
             for line in _lines(file)[1:]
         }
 
-    def append(self, lines: dict[RequestKey, dict[str, Any]]) -> None:
+    def append(self, lines: dict[Place, dict[str, Any]]) -> None:
         """Write finished lines to disk, so that they survive whatever happens to the process."""
         cut_torn_line(self.file)
         is_new = not self.file.exists() or not self.file.stat().st_size
@@ -58,15 +59,19 @@ class PartialOutput:
             for key, values in lines.items():
                 file.write(_dump({"place": key, "values": values}))
 
-    def publish(self) -> int:
-        """Write the output from all ranks' lines, in order, and remove the partial files.
+    def publish(self, render: Callable[[list[dict[str, Any]]], Iterable[str]] | None = None) -> int:
+        """Write the output from all ranks' items, in order, and remove the partial files.
+
+        Args:
+            render: the output's lines from the values of all items; None writes each item's as a JSON line.
 
         Returns:
-            the number of lines.
+            the number of items.
         """
         finished = self.finished()
+        values = [finished[place] for place in sorted(finished)]
         with written_file(self.output) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-            file.writelines(_dump(finished[place]) for place in sorted(finished))
+            file.writelines(map(_dump, values) if render is None else render(values))
         for partial in self._partial_files():
             partial.unlink()
         return len(finished)
