@@ -23,6 +23,7 @@ ORDER = [
     "engine",
     "generation",
     "evaluation",
+    "evaluation/tasks",
     "training",
     "conversion",
     "analysis/planning",

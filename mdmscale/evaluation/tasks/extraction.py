@@ -13,9 +13,11 @@ Answer = str | list[str]
 Extractor = Callable[[str, Any], Answer | None]
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"  # 1,000 or 1000; in 1,2 the comma separates
-_AMOUNT = rf"[-+−]?\s*[$€£]?\s*[-+−]?(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
+_MINUS = "\u2212"  # that typesetters use
+_SIGN = f"[-+{_MINUS}]"
+_AMOUNT = rf"{_SIGN}?\s*[$€£]?\s*{_SIGN}?(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
 # A minus after a digit subtracts (16-3), and digits in a word (x2) are no number.
-_NUMBER = re.compile(rf"(?<![\w.]){_AMOUNT}|(?<=[-+−]){_DIGITS}(?:\.\d+)?")
+_NUMBER = re.compile(rf"(?<![\w.]){_AMOUNT}|(?<={_SIGN}){_DIGITS}(?:\.\d+)?")
 
 
 def whole(text: str, _: Any = None) -> str | None:
@@ -99,7 +101,7 @@ NEED_TEXT = {"number_after": "marker", "tag": "name", "pattern": "regular expres
 
 def plain_number(text: str) -> str:
     """A number as Python reads it: without currency, spaces and commas."""
-    return re.sub(r"[$€£,\s+]", "", text).replace("−", "-")
+    return re.sub(r"[$€£,\s+]", "", text).replace(_MINUS, "-")
 
 
 def _boxes(text: str) -> list[str]:
