@@ -15,10 +15,11 @@ examples:
   python tools/evaluate.py records --task gsm8k --data train.jsonl --output data/gsm8k_train.jsonl
 
   # 5,000 generated sums for a model without a chat template; evaluation asks others
-  python tools/evaluate.py records --task reasoning-gym:chain_sum --limit 5000 --plain --output data/sums.jsonl
+  python tools/evaluate.py records --task reasoning-gym:chain_sum --limit 5000 --plain \\
+      --output data/sums.jsonl
 
-Train on the file with data.kind: sft and data.path. Its prompts have the tokens that `evaluate tasks` gives the
-model, if both go through the chat template or neither does.
+Train on the file with data.kind: sft and data.path. Its prompts have the tokens that `evaluate tasks` gives
+the model, if both go through the chat template or neither does.
 """
 
 
