@@ -24,6 +24,7 @@ ORDER = [
     "generation",
     "evaluation",
     "evaluation/likelihood",
+    "evaluation/tasks",
     "training",
     "conversion",
     "analysis/planning",

@@ -81,6 +81,18 @@ def dump_config(config: RunConfig) -> str:
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, width=120)
 
 
+def parse_yaml(text: str, where: str) -> Any:
+    """The values of a YAML text, in which `1e-4` is a number and no key is given twice.
+
+    Raises:
+        UserError: naming `where`, and the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {_yaml_problem(error)}") from None
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -90,10 +102,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: is a folder; {_config_in(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path}: cannot be read: {error}") from None
-    try:
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: {_yaml_problem(error)}") from None
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: expected sections with keys (run:, model:, ...), found {type(values).__name__}"
@@ -117,10 +126,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not path:
         raise UserError(f"override {override!r}: write section.key=value, such as train.steps=100")
-    try:
-        value = yaml.load(text, Loader=_Loader) if text else ""
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: {_yaml_problem(error)}") from None
+    value = parse_yaml(text, f"override {override!r}") if text else ""
     *parents, name = path.split(".")
     section: Any = values
     for parent in parents:
