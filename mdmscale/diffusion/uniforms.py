@@ -25,6 +25,7 @@ class Stream(IntEnum):
     VARIANCE = 9  # t and masks of the variance report
     ANNEALING = 10  # which later positions attention opens, by step
     GENERATION = 32  # tokens and their order in sampling, by text and step
+    SCHEDULE = 33  # the step of sampling at which each mask of a text goes, by text
 
 
 def generator(seed: int, stream: Stream, index: int, step: int = 0) -> np.random.Generator:
