@@ -7,7 +7,6 @@ response goes on.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from inspect import signature
 
 import torch
@@ -19,31 +18,6 @@ from mdmscale.generation.denoise import Frame
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampling import propose
-from mdmscale.models.opening import ModelDescription
-from mdmscale.system.errors import UserError
-
-USED = ("length", "temperature", "top_p", "top_k", "eos", "padding", "seed")
-"""The sampling options that decide anything here. The others are about the order in which masks go."""
-
-
-def check_options(description: ModelDescription, options: GenerationOptions) -> None:
-    """Refuse options of denoising where the model is autoregressive.
-
-    Raises:
-        UserError: naming each.
-    """
-    if description.objective != "ar":
-        return
-    problems = [
-        f"{field.name} = {getattr(options, field.name)}: is about filling in masks, but {description.folder} "
-        f"is an autoregressive model; leave {field.name} out"
-        for field in fields(options)
-        if field.name not in USED and getattr(options, field.name) != field.default
-    ]
-    if options.eos == "late":
-        problems.append("eos = late: an autoregressive model ends at its EOS; choose stop or never")
-    if problems:
-        raise UserError(*problems)
 
 
 @torch.inference_mode()

@@ -78,7 +78,8 @@ def _denoised(
 def _continued(
     loaded: LoadedModel, requests: Sequence[Request], options: GenerationOptions, banned_ids: Sequence[int]
 ) -> Iterator["Frame"]:
-    from mdmscale.generation.autoregressive import check_options, decode
+    from mdmscale.generation.autoregressive import decode
+    from mdmscale.generation.left_to_right import check_options
 
     description = loaded.description
     check_options(description, options)
