@@ -47,8 +47,8 @@ def stream(
 ) -> Iterator["Frame"]:
     """Denoise the requests as one batch. Yields the padded batch after every step.
 
-    An autoregressive model continues them token by token instead. Options of denoising mean nothing to it, and
-    a task's settings may have some, so they are ignored here; `autoregressive.check_options` refuses them.
+    An autoregressive model continues them token by token instead. Options of denoising, which a task's
+    settings may have, mean nothing to it and are ignored; `autoregressive.check_options` refuses them.
     """
     options = options or GenerationOptions()
     # Embedding rows beyond the tokenizer are padding; they stand for no text.
