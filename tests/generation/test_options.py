@@ -26,8 +26,8 @@ from mdmscale.system.errors import UserError
         ({"threshold": 0.9, "remasking": "entropy"}, "threshold = 0.9 is a probability"),
         ({"remasking": "best"}, "remasking = 'best': choose one of confidence, margin, entropy, random"),
         ({"eos": "no"}, "eos = 'no': choose one of stop, late, never"),
-        ({"cache": True}, "cache: stores the keys and values of finished blocks; set block_length"),
-        ({"cache": True, "block_length": 4, "padding": "right"}, "set padding to left"),
+        ({"cache": "prefix"}, "cache: stores the keys and values of finished blocks; set block_length"),
+        ({"cache": "prefix", "block_length": 4, "padding": "right"}, "set padding to left"),
         ({"seed": -1}, "seed = -1: must be between 0 and"),
     ],
 )

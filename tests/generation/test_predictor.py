@@ -111,7 +111,7 @@ def test_a_cached_prefix_is_that_of_the_block_s_first_pass(loaded: LoadedModel) 
     options = GenerationOptions(length=LENGTH, block_length=3)
     batch = pad_requests([request], options, loaded.description.mask_token_id, loaded.device)
     start = len(request.token_ids) - LENGTH
-    predictor = Predictor(loaded.model, batch, cache=True)
+    predictor = Predictor(loaded.model, batch, cache="prefix")
     before = batch.tokens
     predict(predictor, before, batch.blocks == 0)
     after = before.clone()
@@ -120,7 +120,7 @@ def test_a_cached_prefix_is_that_of_the_block_s_first_pass(loaded: LoadedModel) 
     given = predict(predictor, after, is_open)
 
     with torch.inference_mode():
-        cache = loaded.model(input_ids=before, use_cache=True).past_key_values
+        cache = loaded.model(input_ids=before, use_cache="prefix").past_key_values
         cache.crop(-LENGTH)
         parameters = signature(loaded.model.forward).parameters
         logits = loaded.model(
