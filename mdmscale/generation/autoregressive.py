@@ -40,10 +40,17 @@ def check_options(description: ModelDescription, options: GenerationOptions) -> 
         for field in fields(options)
         if field.name not in USED and getattr(options, field.name) != field.default
     ]
-    if options.eos == "late":
-        problems.append("eos = late: an autoregressive model ends at its EOS; choose stop or never")
+    if options.eos not in ("stop", "never"):
+        problems.append(f"eos = {options.eos}: an autoregressive model ends at its EOS; choose stop or never")
     if problems:
         raise UserError(*problems)
+
+
+def without_denoising(options: GenerationOptions) -> GenerationOptions:
+    """The options that decide anything here, the others at their defaults."""
+    draws = ("top_p", "top_k") if options.temperature > 0 else ()
+    kept = {name: getattr(options, name) for name in ("length", "temperature", "seed", *draws)}
+    return GenerationOptions(**kept, eos="never" if options.eos == "never" else "stop")
 
 
 @torch.inference_mode()
@@ -65,7 +72,7 @@ def decode(
         wanted_id: what stands for a token of the response in the requests.
         banned_ids: tokens that must not be sampled, such as the mask.
     """
-    device = model.device
+    device, options = model.device, without_denoising(options)
     tokens, is_real = (each.to(device) for each in padded_left(requests))
     prompt = max(request.prompt_length or 0 for request in requests)
     positions = (is_real.cumsum(dim=1) - 1).clamp(min=0)  # [rows, length]
