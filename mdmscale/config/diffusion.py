@@ -93,7 +93,10 @@ class DiffusionSection(Section):
         "uniform", "how t is drawn; clipped changes the objective, because it never draws t outside `clip`"
     )
     strata: int | None = key(
-        None, "strata of t over the global batch; null: one per sample for stratified, else none", ge=1
+        None,
+        "strata of t over the global batch, which they need not divide; null: one per sample for stratified, "
+        "else none",
+        ge=1,
     )
     clip: list[Annotated[float, Field(ge=0, le=1)]] | None = key(
         None, "clipped: the range of t; null means [0.3, 0.8]", min_length=2, max_length=2

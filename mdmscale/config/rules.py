@@ -68,16 +68,6 @@ def prompt_problems(diffusion: DiffusionSection, data: DataSection) -> list[str]
     return []
 
 
-def strata_problems(diffusion: DiffusionSection, train: TrainSection) -> list[str]:
-    """Each stratum of t gets the same number of samples in a step."""
-    if diffusion.strata and train.global_batch_size % diffusion.strata:
-        return [
-            f"train.global_batch_size = {train.global_batch_size} is not a multiple of diffusion.strata = "
-            f"{diffusion.strata}, so strata would get different numbers of samples"
-        ]
-    return []
-
-
 def sequence_problems(data: DataSection, model: ModelSection, train: TrainSection) -> list[str]:
     """A sample fits the model's positions, and packing needs an attention that keeps samples apart."""
     problems = []

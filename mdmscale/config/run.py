@@ -57,7 +57,6 @@ class RunConfig(Section):
             *rules.pattern_problems(self.diffusion, self.model),
             *rules.parallel_problems(self.parallel, self.model),
             *rules.compile_problems(self.model, self.parallel),
-            *rules.strata_problems(self.diffusion, self.train),
             *rules.sequence_problems(self.data, self.model, self.train),
         ]
         if problems:

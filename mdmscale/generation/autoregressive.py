@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from mdmscale.diffusion.uniforms import Stream, generator
 from mdmscale.generation.batch import noise_key
 from mdmscale.generation.denoise import Frame
+from mdmscale.generation.left_to_right import without_denoising
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampling import propose
@@ -39,7 +40,7 @@ def decode(
         wanted_id: what stands for a token of the response in the requests.
         banned_ids: tokens that must not be sampled, such as the mask.
     """
-    device = model.device
+    device, options = model.device, without_denoising(options)
     tokens, is_real = (each.to(device) for each in padded_left(requests))
     prompt = max(request.prompt_length or 0 for request in requests)
     positions = (is_real.cumsum(dim=1) - 1).clamp(min=0)  # [rows, length]

@@ -32,7 +32,14 @@ def check_options(description: ModelDescription, options: GenerationOptions) -> 
         for field in fields(options)
         if field.name not in USED and getattr(options, field.name) != field.default
     ]
-    if options.eos == "late":
-        problems.append("eos = late: an autoregressive model ends at its EOS; choose stop or never")
+    if options.eos not in ("stop", "never"):
+        problems.append(f"eos = {options.eos}: an autoregressive model ends at its EOS; choose stop or never")
     if problems:
         raise UserError(*problems)
+
+
+def without_denoising(options: GenerationOptions) -> GenerationOptions:
+    """The options that decide anything there, the others at their defaults."""
+    draws = ("top_p", "top_k") if options.temperature > 0 else ()
+    kept = {name: getattr(options, name) for name in ("length", "temperature", "seed", *draws)}
+    return GenerationOptions(**kept, eos="never" if options.eos == "never" else "stop")

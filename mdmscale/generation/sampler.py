@@ -47,7 +47,8 @@ def stream(
 ) -> Iterator["Frame"]:
     """Denoise the requests as one batch. Yields the padded batch after every step.
 
-    An autoregressive model continues them token by token instead.
+    An autoregressive model continues them token by token instead. Options of denoising, which a task's
+    settings may have, mean nothing to it and are ignored; `left_to_right.check_options` refuses them.
     """
     options = options or GenerationOptions()
     # Embedding rows beyond the tokenizer are padding; they stand for no text.
@@ -79,10 +80,8 @@ def _continued(
     loaded: LoadedModel, requests: Sequence[Request], options: GenerationOptions, banned_ids: Sequence[int]
 ) -> Iterator["Frame"]:
     from mdmscale.generation.autoregressive import decode
-    from mdmscale.generation.left_to_right import check_options
 
     description = loaded.description
-    check_options(description, options)
     mask = [] if description.mask_token_id is None else [description.mask_token_id]
     yield from decode(
         loaded.model,

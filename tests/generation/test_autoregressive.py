@@ -155,6 +155,14 @@ def test_options_of_denoising_are_refused_by_name(folder: Path) -> None:
     assert "eos = late" in str(refused.value)
 
 
+def test_a_program_may_give_the_settings_of_a_task(loaded: LoadedModel) -> None:
+    """They are those of denoising, and change nothing."""
+    asked = requests(loaded, 12, 12, 12)
+    settings = GenerationOptions(length=12, steps=4, block_length=4, eos="late", scores="sampling", top_p=0.9)
+    plain, set_up = (list(generate(loaded, asked, options)) for options in (None, settings))
+    assert plain == set_up
+
+
 def test_what_has_no_beginning_is_refused(loaded: LoadedModel) -> None:
     with pytest.raises(UserError, match="continues prompts but does not fill in masks"):
         encode_infilling(loaded, "for <|mask|> in")
