@@ -80,15 +80,10 @@ class EvalSection(Section):
 
     @model_validator(mode="after")
     def _tasks_are_asked(self) -> Self:
-        if self.tasks and not self.asks_every:
+        if self.tasks and not (self.tasks_every or self.every):
             raise ValueError("tasks is set, but every is 0; set tasks_every to ask every N steps")
         if self.tasks_every is not None and not self.tasks:
             raise ValueError("tasks_every is set, but tasks names none")
         if strangers := [name for name in self.task_data if name not in self.tasks]:
             raise ValueError(f"task_data has {', '.join(strangers)}, which tasks does not name")
         return self
-
-    @property
-    def asks_every(self) -> int:
-        """Steps between answers to tasks; 0: never."""
-        return (self.tasks_every or self.every) if self.tasks else 0

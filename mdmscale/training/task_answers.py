@@ -7,6 +7,7 @@ Legend: rows = texts; length = their tokens; columns = those whose logits are wa
 """
 
 from dataclasses import dataclass
+from textwrap import indent
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from mdmscale.training.task_questions import Questions, described
 if TYPE_CHECKING:
     from mdmscale.training.metrics import MetricsWriter, ProgressLine
 
+METRICS = ("accuracy", "no_answer", "tokens_per_forward")
 NUM_SHOWN = 3
 BATCH_SIZE = 16
 
@@ -38,10 +40,7 @@ class TaskAnswers:
         found: dict[str, float] = {}
         for label, records in self.records.items():
             summary = summarise(label, "", records)
-            found |= {
-                f"task_{label}_{name}": summary[name]
-                for name in ("accuracy", "no_answer", "tokens_per_forward")
-            }
+            found |= {f"task_{label}_{name}": summary[name] for name in METRICS}
         return found
 
     def show(self, writer: "MetricsWriter", line: "ProgressLine", step: int) -> None:
@@ -118,17 +117,15 @@ def answer(
     engine.train(was_training)
     gathered: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(gathered, mine)
-    together = {
-        label: {place: each for part in gathered for place, each in part[label].items()} for label in mine
-    }
-    return TaskAnswers({label: [found[at] for at in sorted(found)] for label, found in together.items()})
+    records = {}
+    for label in mine:
+        found = {place: record for part in gathered for place, record in part[label].items()}
+        records[label] = [found[place] for place in sorted(found)]
+    return TaskAnswers(records)
 
 
 def as_markdown(record: dict[str, Any]) -> str:
     """An answer as TensorBoard shows it."""
     mark = "right" if record["correct"] else "wrong" if record["extracted"] is not None else "no answer"
-    quoted = [
-        "\n".join(f"    {line}" for line in str(text).splitlines())
-        for text in (record["prompt"], record["response"])
-    ]
-    return f"{quoted[0]}\n\n{quoted[1]}\n\n**{mark}**; expected `{record['expected']}`"
+    question, response = (indent(record[part], "    ") for part in ("prompt", "response"))
+    return f"{question}\n\n{response}\n\n**{mark}**; expected `{record['expected']}`"

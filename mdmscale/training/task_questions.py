@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdmscale.config.run import RunConfig
+from mdmscale.config.training import EvalSection
 from mdmscale.evaluation.tasks.catalogue import load_task
 from mdmscale.evaluation.tasks.task import Item, Task
 from mdmscale.generation.options import GenerationOptions
@@ -28,6 +29,11 @@ class Questions:
     def label(self) -> str:
         """The task's name as metrics have it."""
         return self.task.name.replace(":", "_")
+
+
+def asks_every(options: EvalSection) -> int:
+    """Steps between answers to tasks; 0: never."""
+    return (options.tasks_every or options.every) if options.tasks else 0
 
 
 def reads_locally(config: RunConfig, name: str) -> bool:

@@ -31,6 +31,7 @@ from mdmscale.training.metrics import MetricsWriter, ProgressLine, closing_summa
 from mdmscale.training.setup import Run, set_up
 from mdmscale.training.step_sums import StepSums, StepTotals
 from mdmscale.training.task_answers import TaskAnswers, answer
+from mdmscale.training.task_questions import asks_every
 from mdmscale.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -74,6 +75,7 @@ def own_run_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
 def run_to_end(run: Run) -> Outcome:
     """Take the remaining steps, with probes, evaluations and checkpoints when they are due."""
     config, ranks, folder = run.config, run.ranks, run.folder.path
+    asking = asks_every(config.eval)
     started, first_step, stopped = time.monotonic(), run.step, False
     with (
         StopRequest(folder) as stop,
@@ -93,7 +95,7 @@ def run_to_end(run: Run) -> Outcome:
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
                 record |= run_evaluation(run)
                 line.say(f"step {run.step}: eval loss {record['eval_loss']:.4f}")
-            if is_due(config.eval.asks_every, run.step) or (is_end and config.eval.asks_every):
+            if is_due(asking, run.step) or (is_end and asking):
                 answers = answer_tasks(run)
                 record |= answers.metrics()
                 answers.show(writer, line, run.step)

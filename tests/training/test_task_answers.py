@@ -1,4 +1,4 @@
-"""Tasks during training: the answers are those of the exported model, at any stage, and the run is the same."""
+"""Tasks during training: the answers are the exported model's, at any stage, and the run is the same."""
 
 import json
 from pathlib import Path
