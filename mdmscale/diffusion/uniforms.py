@@ -27,6 +27,7 @@ class Stream(IntEnum):
     LIKELIHOOD = 11  # masks of a likelihood, by text and replicate
     BOOTSTRAP = 12  # items of a bootstrap's resamples
     GENERATION = 32  # tokens and their order in sampling, by text and step
+    SCHEDULE = 33  # the step of sampling at which each mask of a text goes, by text
 
 
 def generator(seed: int, stream: Stream, index: int, step: int = 0) -> np.random.Generator:

@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 import torch
 
+from mdmscale.diffusion.uniforms import Stream, generator
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.schedule import block_sizes, commits_per_step
@@ -68,7 +69,7 @@ def pad_requests(
         blocks[row, masked] = torch.arange(len(sizes)).repeat_interleave(
             torch.tensor(sizes, dtype=torch.int64)
         )
-        commits.append(commits_per_step(sizes, options.steps))
+        commits.append(_commits(request, sizes, options))
     return PaddedBatch(
         tokens.to(device),
         is_real.to(device),
@@ -78,6 +79,14 @@ def pad_requests(
         [noise_key(request) for request in requests],
         mask_token_id,
     )
+
+
+def _commits(request: Request, sizes: list[int], options: GenerationOptions) -> list[list[int]]:
+    """See `commits_per_step`. Its random numbers are keyed by the seed and the text."""
+    uniforms = None
+    if options.schedule == "independent":
+        uniforms = generator(options.seed, Stream.SCHEDULE, noise_key(request)).random(sum(sizes))
+    return commits_per_step(sizes, options.steps, options.schedule, uniforms)
 
 
 def noise_key(request: Request) -> int:

@@ -1,8 +1,9 @@
 """The denoising loop: predict the masks of a block and commit the best proposals, until no mask is left.
 
 The loop is LLaDA's with its blocks (arXiv 2502.09992: Algorithm 4 for random remasking, 5 for low
-confidence). A confidence threshold (arXiv 2505.22618) can replace the fixed number of steps. LLaDA "remasks"
-the least confident proposals; this loop commits only the most confident ones, which is the same.
+confidence). LLaDA "remasks" the least confident proposals; this loop commits only the most confident ones,
+which is the same. Dream's loop (arXiv 2508.15487) differs in the schedule and the scores, which are options.
+A confidence threshold or factor (arXiv 2505.22618) can replace the fixed number of steps.
 
 Legend: rows = texts; length = padded tokens; open = masked positions of the current block, in all rows.
 """
@@ -16,6 +17,7 @@ import torch
 from mdmscale.diffusion.uniforms import Stream, generator
 from mdmscale.generation.batch import GIVEN, PaddedBatch
 from mdmscale.generation.options import GenerationOptions
+from mdmscale.generation.ranking import choose
 from mdmscale.generation.sampling import propose
 
 
@@ -71,12 +73,15 @@ def denoise(
             draws = _uniforms(batch, is_open, num_forwards, options)  # [open, 2]
             logits = predict(tokens, is_open)
             proposals, scores = propose(logits, draws, options, banned, eos)
-            is_new = _chosen(is_open, scores, options.threshold, _num_commits(batch, block, step))
+            is_new = choose(is_open, scores, options, _num_commits(batch, block, step))
             tokens = tokens.masked_scatter(is_new, proposals[is_new[is_open]])
             for row in is_open.any(dim=1).nonzero().flatten().tolist():
                 num_forwards[row] += 1
             step += 1
-            if options.eos != "never" and not (tokens[batch.blocks == block] == batch.mask_token_id).any():
+            if (
+                options.eos in ("stop", "late")
+                and not (tokens[batch.blocks == block] == batch.mask_token_id).any()
+            ):
                 filled = _fill_after_eos(tokens, batch, eos)
                 is_new, tokens = is_new | (filled != tokens), filled
             yield Frame(tokens, is_new, list(num_forwards), batch.is_real)
@@ -101,19 +106,6 @@ def _num_commits(batch: PaddedBatch, block: int, step: int) -> torch.Tensor:
         row[block][step] if block < len(row) and step < len(row[block]) else 0 for row in batch.commits
     ]
     return torch.tensor(numbers, device=batch.tokens.device)
-
-
-def _chosen(
-    is_open: torch.Tensor, scores: torch.Tensor, threshold: float | None, num_commits: torch.Tensor
-) -> torch.Tensor:
-    """The open positions to commit, bool [rows, length]: the best scores, or all above the threshold."""
-    ranking = torch.full(is_open.shape, -torch.inf, dtype=torch.float64, device=is_open.device)
-    ranking[is_open] = scores
-    order = ranking.argsort(dim=1, descending=True, stable=True)  # among equal scores the leftmost is first
-    rank = order.argsort(dim=1)  # [rows, length]
-    if threshold is None:
-        return is_open & (rank < num_commits[:, None])
-    return is_open & ((ranking >= threshold) | (rank == 0))
 
 
 def _fill_after_eos(tokens: torch.Tensor, batch: PaddedBatch, eos_ids: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from mdmscale.config.data import SpecialTokens
-from mdmscale.generation.options import Eos, GenerationOptions, Remasking
+from mdmscale.generation.options import Cache, Eos, GenerationOptions, Remasking, Schedule, Scores
+from mdmscale.generation.presets import PRESETS, preset_options
 from mdmscale.generation.sources import read_sources
 from mdmscale.generation.task import GenerationTask
 from mdmscale.models.opening import describe_model, find_model_folder
@@ -23,6 +25,9 @@ examples:
 
   # fill in masked tokens, and show every step
   python tools/generate.py runs/quickstart --text "for <|mask|> in <|mask|><|mask|>:" --watch
+
+  # decode as LLaDA's own generate.py does
+  python tools/generate.py path/to/model --preset llada --chat --prompt "What is 12 * 12?" --length 64
 
   # LLaDA's blocks, several tokens in a pass where the model is sure, and a cache of finished blocks
   python tools/generate.py path/to/model --chat --prompt-file questions.txt --length 256 --block-length 32 \\
@@ -84,69 +89,114 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
+    """The fields of GenerationOptions. Those not given are absent, so that a preset can set them."""
     group.add_argument(
-        "--length", type=int, default=128, metavar="N", help="tokens in each response (default: 128)"
+        "--preset",
+        choices=list(PRESETS),
+        metavar="NAME",
+        help=f"settings to start from; the options below replace some of them: {', '.join(PRESETS)} (see "
+        "docs/generation.md); instruct models want --chat too",
     )
-    group.add_argument(
-        "--block-length",
+
+    def add(name: str, **values: Any) -> None:
+        group.add_argument(f"--{name}", default=argparse.SUPPRESS, **values)
+
+    add("length", type=int, metavar="N", help="tokens in each response (default: 128)")
+    add(
+        "block-length",
         type=int,
         metavar="N",
         help="fill in blocks of N tokens, from left to right (default: one block of all tokens)",
     )
-    group.add_argument(
-        "--steps",
+    _add_schedule(add)
+    _add_order(add)
+    _add_drawing(add)
+    add(
+        "guidance",
+        type=float,
+        metavar="W",
+        help="classifier-free guidance: follow the prompt more closely; doubles the cost (default: 0)",
+    )
+    add(
+        "eos",
+        choices=get_args(Eos),
+        help="stop: do not compute blocks after an EOS; keep: compute them; late: as stop, and commit EOS "
+        "after all other tokens; never: do not sample EOS (default: stop)",
+    )
+    add(
+        "cache",
+        nargs="?",
+        const="prefix",
+        choices=get_args(Cache),
+        help="with --block-length: compute keys and values once per block for the tokens before it (prefix, "
+        "also if no word follows), or for all outside it (dual); faster, but the text can differ",
+    )
+    add("seed", type=int, metavar="N", help="seed of the samples (default: 0)")
+
+
+def _add_schedule(add: Callable[..., None]) -> None:
+    add(
+        "steps",
         type=int,
         metavar="N",
         help="forward passes: more are better and slower (default: one for each token)",
     )
-    group.add_argument(
-        "--threshold",
+    add(
+        "schedule",
+        choices=get_args(Schedule),
+        help="how the steps share the tokens: evenly; as Dream does; or each token goes in a step that it "
+        "draws (independent: Dream's origin, with --remasking random) (default: even)",
+    )
+    add(
+        "threshold",
         type=float,
         metavar="P",
         help="instead of --steps: each pass commits all tokens of at least this confidence, such as 0.9",
     )
-    group.add_argument(
-        "--remasking",
+    add(
+        "factor",
+        type=float,
+        metavar="F",
+        help="instead of --steps: each pass commits the n best tokens, as long as (n + 1)(1 - confidence of "
+        "the n-th) < F, such as 1 (Fast-dLLM)",
+    )
+
+
+def _add_order(add: Callable[..., None]) -> None:
+    add(
+        "remasking",
         choices=get_args(Remasking),
-        default="confidence",
         help="which tokens are committed first: those with the highest probability (confidence), the largest "
         "lead over the second likeliest (margin) or the lowest entropy, or random ones (default: confidence)",
     )
-    group.add_argument(
-        "--temperature",
+    add(
+        "scores",
+        choices=get_args(Scores),
+        help="take these from the model's distribution (as LLaDA does), or from the one that tokens are "
+        "drawn from, after temperature, top-p and top-k (sampling; as Dream does) (default: model)",
+    )
+    add(
+        "order-temperature",
         type=float,
-        default=0.0,
+        metavar="T",
+        help="above 0, draw the tokens to commit instead of taking the best (Dream's alg_temp) (default: 0)",
+    )
+
+
+def _add_drawing(add: Callable[..., None]) -> None:
+    add(
+        "temperature",
+        type=float,
         metavar="T",
         help="0 takes the likeliest token; 1 draws from the model's distribution (default: 0)",
     )
-    group.add_argument(
-        "--top-p",
+    add(
+        "top-p",
         type=float,
-        default=1.0,
         metavar="P",
         help="draw only from the likeliest tokens that together have this probability (default: 1)",
     )
-    group.add_argument(
-        "--guidance",
-        type=float,
-        default=0.0,
-        metavar="W",
-        help="classifier-free guidance: follow the prompt more closely; doubles the cost (default: 0)",
-    )
-    group.add_argument(
-        "--eos",
-        choices=get_args(Eos),
-        default="stop",
-        help="stop: do not compute blocks after an EOS; late: as stop, and commit EOS after all other "
-        "tokens; never: do not sample EOS (default: stop)",
-    )
-    group.add_argument(
-        "--cache",
-        action="store_true",
-        help="with --block-length: compute keys and values of finished blocks once per block; faster, but "
-        "the text can differ",
-    )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the samples (default: 0)")
+    add("top-k", type=int, metavar="N", help="draw only from the N likeliest tokens (default: all)")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -174,8 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         UserError: where an option, a prompt or the model folder is wrong.
     """
     arguments = build_parser().parse_args(argv)
-    names = {field.name for field in fields(GenerationOptions)}
-    options = GenerationOptions(**{name: value for name, value in vars(arguments).items() if name in names})
+    options = options_of(arguments)
     _check_command(arguments)
     sources = read_sources(arguments)
     description = describe_model(find_model_folder(arguments.path))
@@ -205,6 +254,15 @@ def main(argv: list[str] | None = None) -> int:
 
         write_jsonl(task, arguments.output, overwrite=arguments.overwrite)
     return 0
+
+
+def options_of(arguments: argparse.Namespace) -> GenerationOptions:
+    """The preset's options, or the defaults, with those that are given in their place."""
+    names = {field.name for field in fields(GenerationOptions)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    return (
+        GenerationOptions(**given) if arguments.preset is None else preset_options(arguments.preset, **given)
+    )
 
 
 def _check_command(arguments: argparse.Namespace) -> None:

@@ -1,15 +1,14 @@
-"""The forward pass for sampling: logits at masked positions only, with guidance and a prefix cache.
+"""The forward pass for sampling: logits at masked positions only, with guidance and a cache.
 
 Legend: rows = texts; length = padded tokens; wanted = positions to predict; vocab = logit columns.
 """
 
-from inspect import signature
-from typing import Any
-
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mdmscale.generation.batch import GIVEN, PaddedBatch
+from mdmscale.generation.block_cache import BlockCache
+from mdmscale.generation.options import Cache
 
 
 class Predictor:
@@ -21,9 +20,8 @@ class Predictor:
         logit_shift: read position i from the logits at i - 1, and position 0 from the logits at 0 (Dream).
         guidance: w of l_0 + (1 + w)(l - l_0), where the pass for l_0 sees a mask in place of every given
             token (arXiv 2207.12598 in LLaDA's form); 0 leaves that pass out.
-        cache: keep the keys and values of the columns before a block's first mask, from the block's first
-            pass until its last. A full pass would give others, as in a bidirectional model they depend on
-            later tokens, too.
+        cache: keep the keys and values of the columns before a block (prefix), or of all columns outside it
+            (dual), from the block's first pass until its last; see `BlockCache`.
     """
 
     def __init__(
@@ -33,18 +31,18 @@ class Predictor:
         *,
         logit_shift: bool = False,
         guidance: float = 0.0,
-        cache: bool = False,
+        cache: Cache | None = None,
     ) -> None:
         self.model = model
         self.batch = batch
         self.logit_shift = logit_shift
         self.guidance = guidance
-        self.keeps_prefix = cache
-        self._prefix: _Prefix | None = None
+        self.cache_kind = cache
+        self._cache: BlockCache | None = None
 
     def start_block(self) -> None:
-        """Forget the cached prefix: it lacks the block that has just been finished."""
-        self._prefix = None
+        """Forget what is cached: it lacks the block that has just been finished."""
+        self._cache = None
 
     def __call__(self, tokens: torch.Tensor, is_wanted: torch.Tensor) -> torch.Tensor:
         """Predict the wanted positions.
@@ -56,15 +54,19 @@ class Predictor:
         Returns:
             Logits [wanted, vocab] in row-major order.
         """
-        columns = is_wanted.any(dim=0).nonzero().squeeze(1)  # [columns]
-        read_from = (columns - 1).clamp(min=0) if self.logit_shift else columns
-        rows = is_wanted.any(dim=1).nonzero().squeeze(1)  # [active]
-        if self.keeps_prefix:
-            if self._prefix is None:
-                self._prefix = _Prefix(self.model, rows, int(read_from[0]))
-            rows = self._prefix.rows
+        row_of, column_of = is_wanted.nonzero(as_tuple=True)  # [wanted]
+        source = column_of
+        if self.logit_shift:  # a text's first position may follow padding, which has no logits to read
+            source = column_of - (self.batch.position_ids[row_of, column_of] > 0).long()
+        read_from = source.unique()  # [columns], in order
+        rows = row_of.unique()  # [active]
+        if self.cache_kind is not None:
+            if self._cache is None:
+                span = (int(read_from[0]), int(column_of.max()), tokens.shape[1])
+                self._cache = BlockCache(self.model, self.cache_kind, rows, *span)
+            rows = self._cache.rows
         logits = self._forward(tokens[rows], rows, read_from)  # [active, columns, vocab]
-        return logits[is_wanted[rows][:, columns]]
+        return logits[torch.searchsorted(rows, row_of), torch.searchsorted(read_from, source)]
 
     def _forward(self, tokens: torch.Tensor, rows: torch.Tensor, read_from: torch.Tensor) -> torch.Tensor:
         """Logits [active, columns, vocab] of the columns `read_from`, with guidance where it is set."""
@@ -75,42 +77,20 @@ class Predictor:
             tokens = torch.cat([tokens, tokens.masked_fill(was_given, self.batch.mask_token_id)])
             position_ids = position_ids.repeat(2, 1)
             attention_mask = None if attention_mask is None else attention_mask.repeat(2, 1)
-        first = 0 if self._prefix is None else self._prefix.num_known
+        window, cached = slice(None), {"use_cache": False}
+        if self._cache is not None:
+            window, cached = self._cache.window, self._cache.model_inputs
+            attention_mask = None if attention_mask is None else self._cache.keys_in_order(attention_mask)
         output = self.model(
-            input_ids=tokens[:, first:],
+            input_ids=tokens[:, window],
             attention_mask=attention_mask,
-            position_ids=position_ids[:, first:],
-            logits_to_keep=read_from - first,
-            **({"use_cache": False} if self._prefix is None else self._prefix.model_inputs),
+            position_ids=position_ids[:, window],
+            logits_to_keep=read_from - (window.start or 0),
+            **cached,
         )
-        if self._prefix is not None:
-            self._prefix.cut()
+        if self._cache is not None:
+            self._cache.after_pass()
         if not self.guidance:
             return output.logits
         guided, free = output.logits.float().chunk(2)
         return free + (1 + self.guidance) * (guided - free)
-
-
-class _Prefix:
-    """Keys and values of the first `length` columns of `rows`, which lie before a block's first mask."""
-
-    def __init__(self, model: PreTrainedModel, rows: torch.Tensor, length: int) -> None:
-        self.cache = DynamicCache(config=model.config)
-        # Before transformers 5.24 the argument is past_key_values, from 5.40 on cache; in between both work.
-        self._keyword = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
-        self.rows = rows
-        self.length = length
-
-    @property
-    def num_known(self) -> int:
-        """How many columns the next pass takes from the cache: none in a block's first pass."""
-        return int(self.cache.get_seq_length())
-
-    @property
-    def model_inputs(self) -> dict[str, Any]:
-        return {"use_cache": True, self._keyword: self.cache} if self.length else {"use_cache": False}
-
-    def cut(self) -> None:
-        """Drop the columns of the block and after it, which the last pass added."""
-        if added := self.num_known - self.length * bool(self.num_known):
-            self.cache.crop(-added)

@@ -18,7 +18,7 @@ def test_blocks_and_a_threshold_are_as_right_in_far_fewer_passes(tmp_path: Path)
         for values in (
             {},
             {"block_length": 4, "threshold": 0.9},
-            {"block_length": 4, "threshold": 0.9, "cache": True},
+            {"block_length": 4, "threshold": 0.9, "cache": "prefix"},
             {"steps": 1},
         )
     )

@@ -37,8 +37,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"temperature": 1.0, "top_p": 0.9, "block_length": 5},
     {"threshold": 0.0039, "temperature": 0.7},
     {"guidance": 1.0, "temperature": 1.0, "eos": "late"},
-    {"cache": True, "block_length": 4, "temperature": 1.0},
-    {"cache": True, "block_length": 4, "guidance": 0.5, "threshold": 0.0039},
+    {"cache": "prefix", "block_length": 4, "temperature": 1.0},
+    {"cache": "prefix", "block_length": 4, "guidance": 0.5, "threshold": 0.0039},
+    {"cache": "dual", "block_length": 4, "temperature": 1.0},
+    {"factor": 2.0, "remasking": "margin"},
+    {"schedule": "dream", "scores": "sampling", "temperature": 0.5, "top_k": 20, "order_temperature": 0.1},
+    {"schedule": "independent", "remasking": "random", "steps": 5},
 ]
 
 
@@ -107,7 +111,7 @@ def test_stream_shows_every_step(loaded: LoadedModel) -> None:
 
 
 def test_a_cached_batch_needs_blocks_in_the_same_columns(loaded: LoadedModel) -> None:
-    options = GenerationOptions(length=4, block_length=2, cache=True)
+    options = GenerationOptions(length=4, block_length=2, cache="prefix")
     mixed = [encode_prompt(loaded, "def", 4), encode_prompt(loaded, "def", 6)]
     for requests in (mixed, infillings(loaded)):
         with pytest.raises(UserError, match="cache: a batch must hold responses of one length"):
