@@ -14,6 +14,16 @@ def evaluation_problems(evaluation: EvalSection, data: DataSection) -> list[str]
     return []
 
 
+def task_problems(evaluation: EvalSection, parallel: ParallelSection) -> list[str]:
+    """Sampling during training needs whole sequences on a rank."""
+    if evaluation.tasks and parallel.sequence > 1:
+        return [
+            f"eval.tasks with parallel.sequence = {parallel.sequence}: texts are sampled as whole sequences; "
+            "set sequence to 1, or answer tasks after training with tools/evaluate.py tasks"
+        ]
+    return []
+
+
 def schedule_problems(
     train: TrainSection, optimizer: OptimizerSection, diffusion: DiffusionSection
 ) -> list[str]:

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -193,7 +192,7 @@ def write_results(work: TaskWork, group: WorkGroup) -> None:
     Raises:
         UserError: where a prompt does not fit the model, or the output exists or is another command's.
     """
-    with TemporaryDirectory() if work.output is None else nullcontext() as folder:
+    with TemporaryDirectory() as folder:
         output = Path(folder) / "results.json" if work.output is None else work.output
         partial = PartialOutput(output, group.on_first_rank(work.recipe), group.rank)
         group.on_first_rank(lambda: partial.begin(work.overwrite))
