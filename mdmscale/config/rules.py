@@ -14,14 +14,23 @@ def evaluation_problems(evaluation: EvalSection, data: DataSection) -> list[str]
     return []
 
 
-def task_problems(evaluation: EvalSection, parallel: ParallelSection) -> list[str]:
-    """Sampling during training needs whole sequences on a rank."""
+def task_problems(
+    evaluation: EvalSection, parallel: ParallelSection, diffusion: DiffusionSection
+) -> list[str]:
+    """Sampling during training needs whole sequences on a rank, and no cache."""
+    mend = "answer tasks with tools/evaluate.py tasks, which takes checkpoints, too"
+    problems = []
     if evaluation.tasks and parallel.sequence > 1:
-        return [
+        problems.append(
             f"eval.tasks with parallel.sequence = {parallel.sequence}: texts are sampled as whole sequences; "
-            "set sequence to 1, or answer tasks after training with tools/evaluate.py tasks"
-        ]
-    return []
+            f"set sequence to 1, or {mend}"
+        )
+    if evaluation.tasks and diffusion.objective == "ar":
+        problems.append(
+            "eval.tasks with diffusion.objective = ar: sampling from left to right needs a cache, which a "
+            f"model in training does not keep; {mend}"
+        )
+    return problems
 
 
 def schedule_problems(

@@ -60,6 +60,12 @@ REFUSED = {
         "eval.tasks_every=5",
         "eval.task_data.gsm8=x.jsonl",
     ],
+    "eval.tasks with diffusion.objective = ar: sampling from left to right needs a cache": [
+        "eval.tasks=[gsm8k]",
+        "eval.tasks_every=5",
+        "diffusion.objective=ar",
+        "diffusion.ema_decay=0",
+    ],
     "eval.tasks with parallel.sequence = 2: texts are sampled as whole sequences": [
         "eval.tasks=[gsm8k]",
         "eval.tasks_every=5",
