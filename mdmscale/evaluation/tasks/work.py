@@ -224,7 +224,7 @@ def show(results: Results) -> None:
         "95% interval",
         "no answer",
         "forwards",
-        "tokens/forward",
+        "tokens/fwd",
     ]
     has_points = any(entry["score"] != entry["accuracy"] for entry in results.summary)
     table = plain_table(results.model, [*headings, *(["score"] if has_points else []), "seconds"])
@@ -234,7 +234,7 @@ def show(results: Results) -> None:
             entry["setting"] or "-",
             str(entry["num_items"]),
             f"{entry['accuracy']:.1%}",
-            f"{entry['low']:.1%} to {entry['high']:.1%}",
+            f"{100 * entry['low']:.1f} to {100 * entry['high']:.1f}%",
             f"{entry['no_answer']:.1%}",
             f"{entry['forwards_per_text']:.1f}",
             f"{entry['tokens_per_forward']:.2f}",
