@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 WORKERS = Path(__file__).parent / "workers"
+SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "methods.yaml")
+"""The configs of runs. methods.yaml holds what a study changes in one."""
 
 
 @pytest.hookimpl(trylast=True)  # when `-m` has deselected tests

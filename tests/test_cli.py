@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, WORKERS, kill_group, run_script, tiny_values, without_ranks
+from conftest import ROOT, SHIPPED, WORKERS, kill_group, run_script, tiny_values, without_ranks
 from workers.forked import Job
 
 from mdmscale.analysis.planning.dry_run import smallest_num_ranks
@@ -28,7 +28,6 @@ from mdmscale.system.errors import UserError
 from mdmscale.train_command import main as train_main
 
 LAUNCHER = ROOT / "launchers" / "train.py"
-SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 Values = dict[str, Any]
 Mistake = Callable[[Values, Path], list[str]]
 

@@ -23,6 +23,7 @@ ORDER = [
     "engine",
     "generation",
     "evaluation",
+    "evaluation/likelihood",
     "evaluation/tasks",
     "training",
     "conversion",

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mdmscale.config.section import Section, key
-from mdmscale.diffusion.corruption import CORRUPTIONS
+from mdmscale.diffusion.corruption import CORRUPTIONS, Corruption, corruption_of
+from mdmscale.diffusion.objective import Objective
 
 
 class PPotsSection(Section):
@@ -68,12 +69,34 @@ class SyRMSection(Section):
         return self
 
 
+# The keys of the section that an autoregressive run has no use for, and why.
+WITHOUT_NOISE = {
+    "t_sampler": "no t is drawn",
+    "strata": "no t is drawn",
+    "clip": "no t is drawn",
+    "masking": "nothing is masked",
+    "pair_forward": "there are no pairs",
+    "eps": "nothing is masked",
+    "ema_decay": "the loss does not depend on t",
+    "isad": "nothing is masked",
+    "syrm": "nothing is masked",
+}
+
+
 class DiffusionSection(Section):
+    objective: Objective = key(
+        "full",
+        "full: masked diffusion; ar: the same model trained to predict the next token, with causal "
+        "attention, for comparison",
+    )
     t_sampler: Literal["uniform", "stratified", "low_discrepancy", "clipped", "p_pots"] = key(
         "uniform", "how t is drawn; clipped changes the objective, because it never draws t outside `clip`"
     )
     strata: int | None = key(
-        None, "strata of t over the global batch; null: one per sample for stratified, else none", ge=1
+        None,
+        "strata of t over the global batch, which they need not divide; null: one per sample for stratified, "
+        "else none",
+        ge=1,
     )
     clip: list[Annotated[float, Field(ge=0, le=1)]] | None = key(
         None, "clipped: the range of t; null means [0.3, 0.8]", min_length=2, max_length=2
@@ -115,7 +138,10 @@ class DiffusionSection(Section):
 
     @model_validator(mode="after")
     def _options_are_used(self) -> Self:
-        corruption = CORRUPTIONS[self.masking]
+        if self.objective == "ar":
+            self._check_no_noise()
+            return self
+        corruption = self.corruption
         problems = []
         if self.strata is not None and self.t_sampler in ("uniform", "low_discrepancy"):
             problems.append(
@@ -139,6 +165,22 @@ class DiffusionSection(Section):
             raise ValueError("\n".join(problems))
         return self
 
+    def _check_no_noise(self) -> None:
+        defaults = DiffusionSection.model_fields
+        unused = ("ema_decay",) if self.ema_decay == 0 else ()
+        problems = [
+            f"objective is ar, so {reason}, but {name} = {getattr(self, name)}; leave {name} out"
+            for name, reason in WITHOUT_NOISE.items()
+            if getattr(self, name) != defaults[name].default and name not in unused
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    @property
+    def corruption(self) -> Corruption:
+        """How samples become rows."""
+        return corruption_of(self.objective, self.masking)
+
     @property
     def t_range(self) -> tuple[float, float]:
         """The range of t in training."""
@@ -150,4 +192,4 @@ class DiffusionSection(Section):
     @property
     def rows_per_sample(self) -> int:
         """Forward rows per sample: 2 for a pair."""
-        return CORRUPTIONS[self.masking].num_rows
+        return self.corruption.num_rows

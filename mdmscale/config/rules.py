@@ -5,7 +5,6 @@ from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.model import ModelSection
 from mdmscale.config.parallel import ParallelSection
 from mdmscale.config.training import EvalSection, OptimizerSection, TrainSection
-from mdmscale.diffusion.corruption import CORRUPTIONS
 
 
 def evaluation_problems(evaluation: EvalSection, data: DataSection) -> list[str]:
@@ -15,14 +14,23 @@ def evaluation_problems(evaluation: EvalSection, data: DataSection) -> list[str]
     return []
 
 
-def task_problems(evaluation: EvalSection, parallel: ParallelSection) -> list[str]:
-    """Sampling during training needs whole sequences on a rank."""
+def task_problems(
+    evaluation: EvalSection, parallel: ParallelSection, diffusion: DiffusionSection
+) -> list[str]:
+    """Sampling during training needs whole sequences on a rank, and no cache."""
+    mend = "answer tasks with tools/evaluate.py tasks, which takes checkpoints, too"
+    problems = []
     if evaluation.tasks and parallel.sequence > 1:
-        return [
+        problems.append(
             f"eval.tasks with parallel.sequence = {parallel.sequence}: texts are sampled as whole sequences; "
-            "set sequence to 1, or answer tasks after training with tools/evaluate.py tasks"
-        ]
-    return []
+            f"set sequence to 1, or {mend}"
+        )
+    if evaluation.tasks and diffusion.objective == "ar":
+        problems.append(
+            "eval.tasks with diffusion.objective = ar: sampling from left to right needs a cache, which a "
+            f"model in training does not keep; {mend}"
+        )
+    return problems
 
 
 def schedule_problems(
@@ -46,7 +54,7 @@ def schedule_problems(
 
 def pattern_problems(diffusion: DiffusionSection, model: ModelSection) -> list[str]:
     """An attention pattern is a mask of pairs of positions, which flash_attention_2 does not take."""
-    if CORRUPTIONS[diffusion.masking].has_attention_pattern and model.attention == "flash_attention_2":
+    if diffusion.corruption.has_attention_pattern and model.attention == "flash_attention_2":
         return [
             f"diffusion.masking = {diffusion.masking} has an attention pattern, which model.attention = "
             "flash_attention_2 does not take; set attention to sdpa"
@@ -54,20 +62,28 @@ def pattern_problems(diffusion: DiffusionSection, model: ModelSection) -> list[s
     return []
 
 
+def objective_problems(diffusion: DiffusionSection, model: ModelSection) -> list[str]:
+    """An autoregressive model predicts the next token, and never attends to later ones."""
+    if diffusion.objective != "ar":
+        return []
+    problems = []
+    if model.logit_shift is False:
+        problems.append(
+            "diffusion.objective = ar predicts each token from the position before, but model.logit_shift is "
+            "false; leave it out"
+        )
+    if model.attention_annealing_steps:
+        problems.append(
+            "diffusion.objective = ar keeps attention causal, but model.attention_annealing_steps = "
+            f"{model.attention_annealing_steps} opens it; leave it out"
+        )
+    return problems
+
+
 def prompt_problems(diffusion: DiffusionSection, data: DataSection) -> list[str]:
     """SyRM masks prompts, which only SFT samples have."""
     if diffusion.syrm is not None and data.kind != "sft":
         return [f"diffusion.syrm is set but data.kind is {data.kind}; only sft samples have a prompt"]
-    return []
-
-
-def strata_problems(diffusion: DiffusionSection, train: TrainSection) -> list[str]:
-    """Each stratum of t gets the same number of samples in a step."""
-    if diffusion.strata and train.global_batch_size % diffusion.strata:
-        return [
-            f"train.global_batch_size = {train.global_batch_size} is not a multiple of diffusion.strata = "
-            f"{diffusion.strata}, so strata would get different numbers of samples"
-        ]
     return []
 
 

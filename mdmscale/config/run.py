@@ -51,13 +51,13 @@ class RunConfig(Section):
     def _sections_agree(self) -> Self:
         problems = [
             *rules.evaluation_problems(self.eval, self.data),
-            *rules.task_problems(self.eval, self.parallel),
+            *rules.task_problems(self.eval, self.parallel, self.diffusion),
             *rules.schedule_problems(self.train, self.optimizer, self.diffusion),
             *rules.prompt_problems(self.diffusion, self.data),
+            *rules.objective_problems(self.diffusion, self.model),
             *rules.pattern_problems(self.diffusion, self.model),
             *rules.parallel_problems(self.parallel, self.model),
             *rules.compile_problems(self.model, self.parallel),
-            *rules.strata_problems(self.diffusion, self.train),
             *rules.sequence_problems(self.data, self.model, self.train),
         ]
         if problems:

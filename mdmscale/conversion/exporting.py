@@ -99,6 +99,8 @@ def _check_target(options: ExportOptions, stored: StoredModel, config: Pretraine
     """Refuse what the format cannot express, all problems at once."""
     where, shift = stored.folder, config.mdm.get("logit_shift", False)
     problems = []
+    if options.to in ("llada", "dream") and config.mdm.get("objective") == "ar":
+        problems.append(f"{where} is autoregressive (diffusion.objective: ar), but its code opens an MDM")
     if options.to == "llada":
         if shift:
             problems.append(

@@ -54,6 +54,7 @@ def inspect_model(folder: Path) -> dict[str, Any]:
     if identify(values, folder) != "mdmscale":
         return _inspect_foreign(folder)
     mdm = {name: values["mdm"].get(name) for name in ("mask_token_id", "logit_shift", "source")}
+    mdm["objective"] = values["mdm"].get("objective", "full")
     stored = open_stored_model(folder, None)
     config = read_hf_config(folder)
     weights = own_weights(stored.weights, config)

@@ -10,7 +10,8 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """Masked rows, and the clean tokens of their masked positions.
+    """Masked rows, and the clean tokens of their masked positions. In autoregressive training the "masked"
+    positions are those that are predicted, and the rows are clean.
 
     The rows of a sample are adjacent. Legend: rows = number of rows; length = length of the longest row;
     masked = number of masked positions in all rows; draws = number of t drawn for the samples, one per sample
@@ -31,7 +32,7 @@ class Batch:
     num_tokens: int  # clean tokens of the samples, counted once for each row
     num_eligible: int  # those of them that may be masked
     num_row_tokens: int  # tokens of all rows, without padding
-    num_token_pairs: int  # query-key pairs: the sum of the rows' squared lengths
+    num_token_pairs: int  # query-key pairs: the sum of the rows' squared lengths; about half if causal
     first_draw: int = 0  # index of the first draw among this rank's draws of the step
     position_ids: torch.Tensor | None = None  # int64 [1 or rows, length]; None: 0, 1, 2, ...
     row_lengths: tuple[int, ...] | None = None  # of packed rows; None if rows are not packed

@@ -16,6 +16,7 @@ class Collator:
     """Lays out samples as the run's model and ranks need them. The rows of a sample stay adjacent.
 
     logit_shift: a position is predicted from the previous hidden state, the first one from its own (Dream).
+    Samples for autoregressive training need it.
     packs: rows of different lengths are concatenated into one row without padding. Otherwise each row is
     padded to the longest. slicer: cuts out this rank's part of the rows.
     """
@@ -50,9 +51,16 @@ class Collator:
         masked = np.concatenate([sample.masks.ravel() for sample in samples])
         weights = np.concatenate([sample.weights.ravel() for sample in samples])
         predicted_from = at - (positions > 0) if self.logit_shift else at
+        is_causal = samples[0].is_causal
+        assert self.logit_shift or not is_causal
         needs_positions = packs or samples[0].position_ids is not None
         return Batch(
-            input_ids=scattered(np.where(masked, self.mask_token_id, tokens), at, shape, self.mask_token_id),
+            input_ids=scattered(
+                tokens if is_causal else np.where(masked, self.mask_token_id, tokens),
+                at,
+                shape,
+                self.mask_token_id,
+            ),
             attention_mask=attention_mask(samples, lengths, visible, packs),
             positions=torch.from_numpy(predicted_from[masked]),
             targets=torch.from_numpy(tokens[masked]),
@@ -63,7 +71,7 @@ class Collator:
             num_tokens=num_rows * sum(sample.num_tokens for sample in samples),
             num_eligible=num_rows * sum(sample.num_eligible for sample in samples),
             num_row_tokens=len(rows),
-            num_token_pairs=int(np.square(lengths).sum()),
+            num_token_pairs=num_pairs(lengths, is_causal),
             first_draw=first_draw,
             position_ids=scattered(positions, at, shape, 0) if needs_positions else None,
             row_lengths=tuple(lengths.tolist()) if packs else None,
@@ -75,6 +83,11 @@ def rows_and_columns(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = np.repeat(np.arange(len(lengths)), lengths)
     first = np.cumsum(lengths) - lengths  # [rows]
     return rows, np.arange(len(rows)) - first[rows]
+
+
+def num_pairs(lengths: np.ndarray, is_causal: bool) -> int:
+    """The pairs of a position and one that it attends to, in rows of these lengths."""
+    return int((lengths * (lengths + 1) // 2 if is_causal else np.square(lengths)).sum())
 
 
 def scattered(values: np.ndarray, at: np.ndarray, shape: tuple[int, int], padding: int) -> torch.Tensor:

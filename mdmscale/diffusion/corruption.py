@@ -3,6 +3,7 @@
 A corruption decides how many forward rows a sample takes, which positions are masked in each row, and the
 weight of each masked position. It is a pure function of uniforms and t. `CORRUPTIONS` lists the choices of
 `diffusion.masking`. A new corruption is a new entry there; no other code depends on which one is chosen.
+`NEXT_TOKENS` takes their place in autoregressive training (`diffusion.objective: ar`).
 
 Legend: length = tokens of the sample; rows = forward rows of the sample; columns = positions of a row, equal
 to the length unless the corruption says otherwise.
@@ -14,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from mdmscale.diffusion.objective import position_weight
+from mdmscale.diffusion.objective import Objective, position_weight
 from mdmscale.diffusion.schedule import mask_rate
 
 
@@ -46,7 +47,8 @@ class NoisedRows:
     [columns] or [rows, columns]; 0 if the sample has only one t. position_ids: int64 [columns], the sample
     position that each column shows, for rows that show a position more than once; None if column i shows
     position i. attention: bool [columns, columns], True at [i, j] if column i may attend to column j; None if
-    all columns attend to all.
+    all columns attend to all. is_causal: a "masked" token is a target that is predicted from the tokens
+    before it. It stays as it is in the input, and the model must not attend to later columns.
     """
 
     masks: np.ndarray
@@ -54,6 +56,7 @@ class NoisedRows:
     t_of: np.ndarray | int = 0
     position_ids: np.ndarray | None = None
     attention: np.ndarray | None = None
+    is_causal: bool = False
 
 
 class Corruption(Protocol):
@@ -162,3 +165,28 @@ CORRUPTIONS: dict[str, Corruption] = {
     "mirror": BernoulliMasks((same, same)),
     "complement": BernoulliMasks((same, reflected)),
 }
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """Autoregressive training: every eligible token is predicted from those before it. There is no noise."""
+
+    num_rows = 1
+    needs_symmetric_range = False
+    takes_extra_rates = False
+    has_attention_pattern = False
+
+    def num_t(self, length: int) -> int:
+        return 1  # as many as there are losses to report; it decides nothing
+
+    def corrupt(self, draw: Draw) -> NoisedRows:
+        targets = draw.eligible[None]  # [1, length]
+        return NoisedRows(targets, np.where(targets, draw.share, 0.0), is_causal=True)
+
+
+NEXT_TOKENS = NextTokens()
+
+
+def corruption_of(objective: Objective, masking: str) -> Corruption:
+    """The corruption of a run: what `masking` names, unless the run is autoregressive."""
+    return NEXT_TOKENS if objective == "ar" else CORRUPTIONS[masking]

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mdmscale.diffusion.corruption import CORRUPTIONS, Corruption, Draw
-from mdmscale.diffusion.objective import Normalization, token_share
+from mdmscale.diffusion.corruption import Corruption, Draw, corruption_of
+from mdmscale.diffusion.objective import Normalization, Objective, token_share
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 
@@ -14,6 +14,8 @@ from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 class NoiseOptions(Protocol):
     """The options of the config's `diffusion` section that noise uses."""
 
+    @property
+    def objective(self) -> Objective: ...
     @property
     def masking(self) -> str: ...
     @property
@@ -39,7 +41,7 @@ class Noise:
 
     @property
     def corruption(self) -> Corruption:
-        return CORRUPTIONS[self.options.masking]
+        return corruption_of(self.options.objective, self.options.masking)
 
     def widened(self, sample: Sample, seed: int, index: int) -> Sample:
         """Training sample `index` with SyRM's prompt tokens also eligible. Unchanged if SyRM is off."""
@@ -64,7 +66,7 @@ class NoisedSample:
     token_ids: int64 [columns], clean. masks: bool [rows, columns]. weights: float64 [rows, columns], the
     weight of a masked position's cross-entropy in the sample's loss, 0 elsewhere. num_eligible: number of
     tokens that may be masked. t and importance_weights: float64 [num_t], as drawn. t_of, position_ids,
-    attention: see corruption.NoisedRows.
+    attention, is_causal: see corruption.NoisedRows.
     """
 
     token_ids: np.ndarray
@@ -76,6 +78,7 @@ class NoisedSample:
     t_of: np.ndarray | int = 0
     position_ids: np.ndarray | None = None
     attention: np.ndarray | None = None
+    is_causal: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -101,12 +104,15 @@ def noise_sample(
     t and its importance weight are arrays [num_t], or numbers if the corruption draws one t.
     """
     options = noise.options
-    num_eligible = int(sample.eligible.sum())
+    eligible = sample.eligible
+    if options.objective == "ar":  # nothing is before the first token from which it could be predicted
+        eligible = eligible & (np.arange(len(eligible)) > 0)
+    num_eligible = int(eligible.sum())
     draw = Draw(
         t=np.atleast_1d(t),
         importance_weights=np.atleast_1d(importance_weight),
         uniforms=uniforms,
-        eligible=sample.eligible,
+        eligible=eligible,
         share=token_share(num_eligible, options.normalization),
         eps=options.eps,
         extra_rates=noise.extra_rates(sample),
@@ -123,6 +129,7 @@ def noise_sample(
         t_of=rows.t_of,
         position_ids=at,
         attention=rows.attention,
+        is_causal=rows.is_causal,
     )
 
 

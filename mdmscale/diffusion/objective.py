@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 
 Normalization = Literal["sample", "token"]
+Objective = Literal["full", "ar"]
+"""full: the MDM objective above. ar: cross-entropy of the next token, for comparison with that."""
 
 
 def token_share(num_eligible: int, normalization: Normalization) -> float:
@@ -22,7 +24,7 @@ def token_share(num_eligible: int, normalization: Normalization) -> float:
     does not divide here. Instead the training step divides the batch's loss by the mean number of eligible
     tokens per sample of the global batch, so all eligible tokens have the same weight.
     """
-    return 1 / num_eligible if normalization == "sample" else 1.0
+    return 1 / max(1, num_eligible) if normalization == "sample" else 1.0
 
 
 def position_weight(

@@ -13,11 +13,12 @@ from mdmscale.diffusion.uniforms import Stream, generator, uniform_t
 class TSampler:
     """Draws (t, 1 / p(t)) for a sample as a pure function of its index.
 
-    With `strata` = K the u of a global batch fall into K equal strata, the same number into each (StraTS,
-    arXiv 2511.18159): u_j = (stratum(j) + xi_j) / K, where each step draws a permutation of the strata. With
-    `low_discrepancy` the u form a grid with a common random shift (VDM, arXiv 2107.00630):
-    u_j = (u_0 + place(j) / B) mod 1. A sample's step and slot follow from its index, so ranks need not
-    communicate.
+    With `strata` = K the u of a global batch of B fall into K equal strata (StraTS, arXiv 2511.18159):
+    u_j = (stratum(j) + xi_j) / K. Each stratum gets floor(B / K) samples. The other B mod K go to different
+    strata, which each step draws anew, as it does the order of the samples. So the u of a sample by itself
+    stays uniform for every K. With `low_discrepancy` the u form a grid with a common random shift (VDM, arXiv
+    2107.00630): u_j = (u_0 + place(j) / B) mod 1. A sample's step and slot follow from its index, so ranks
+    need not communicate.
 
     A `t_range` other than [0, 1] clips t without a correcting weight, which changes the objective.
     """
@@ -34,10 +35,10 @@ class TSampler:
         if self.strata is None and not self.low_discrepancy:
             return uniform_t(self.seed, index)
         step, slot = divmod(index, self.global_batch_size)
-        places, shift = _step_draws(self.seed, step, self.global_batch_size)
         if self.strata is None:
+            places, shift = _step_grid(self.seed, step, self.global_batch_size)
             return float((shift + places[slot] / self.global_batch_size) % 1.0)
-        stratum = places[slot] * self.strata // self.global_batch_size
+        stratum = _step_strata(self.seed, step, self.global_batch_size, self.strata)[slot]
         return float((stratum + uniform_t(self.seed, index)) / self.strata)
 
     def draw(self, index: int, num_t: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +58,18 @@ class TSampler:
 
 
 @lru_cache(maxsize=4)
-def _step_draws(seed: int, step: int, size: int) -> tuple[np.ndarray, float]:
+def _step_grid(seed: int, step: int, size: int) -> tuple[np.ndarray, float]:
     """The places of a step's samples in the batch [size], and the common random shift of all places."""
     draws = generator(seed, Stream.STRATA, step)
     return draws.permutation(size), float(draws.random())
+
+
+@lru_cache(maxsize=4)
+def _step_strata(seed: int, step: int, size: int, strata: int) -> np.ndarray:
+    """The stratum of each of a step's samples, int64 [size]."""
+    draws = generator(seed, Stream.STRATA, step)
+    places = draws.permutation(size)  # [size]
+    if size % strata == 0:
+        return places * strata // size
+    equal = np.repeat(np.arange(strata), size // strata)  # floor(size / strata) samples each
+    return np.concatenate([equal, draws.permutation(strata)[: size % strata]])[places]

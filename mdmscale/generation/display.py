@@ -31,13 +31,13 @@ def print_texts(task: GenerationTask, *, watch: bool) -> None:
     output, notes = Console(), Console(stderr=True, highlight=False)
     loaded = task.load()
     requests = list(task.requests(loaded).values())
-    progress = make_progress(requests, task.description.mask_token_id, "denoising", shown=not watch)
+    progress = make_progress(requests, task.description.wanted_id, "denoising", shown=not watch)
     tally = Tally(time.perf_counter())
     for members in batches(requests, task.batch_size):
         # The progress bar leaves the screen before texts are printed.
         with progress, Watcher(notes, loaded) if watch else nullcontext() as watcher:
             generations = sample_batch(task, loaded, members, progress, watcher.show if watcher else None)
-        tally.add(generations, task.description.mask_token_id)
+        tally.add(generations, task.description.wanted_id)
         for generation in generations:
             title = f"sample {generation.request.sample + 1} of {task.num_samples}"
             title += f" | {generation.request.label}" if generation.request.label else ""
@@ -92,7 +92,7 @@ class Watcher:
 
 def frame_text(loaded: LoadedModel, request: Request, frame: "Frame", row: int) -> Text:
     """One text of a frame. Neighbouring tokens in the same state are decoded together."""
-    mask = loaded.description.mask_token_id
+    mask = loaded.description.wanted_id
     states = []
     for given, token, is_new in zip(request.token_ids, frame.row(row), frame.new_in_row(row), strict=True):
         state = "given" if given != mask else "masked" if token == mask else "new" if is_new else "done"

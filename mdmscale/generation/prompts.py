@@ -18,7 +18,7 @@ class Request:
     """A text to sample: its given tokens, and masks where tokens are wanted.
 
     Attributes:
-        token_ids: the given tokens, and the mask token's id in all other places.
+        token_ids: the given tokens, and in all other places the model's `wanted_id`: its mask token.
         prompt_length: the number of tokens before the response; None for an infilling, which may have masks
             anywhere.
         label: the request's name in messages and titles.
@@ -57,7 +57,7 @@ def encode_prompt(
     label = shorten(text)
     check_utf8(text, f"prompt {label!r}")
     # As plain text a mask would do no harm, but whoever writes one wants it filled in.
-    is_written = loaded.description.mask_token_id in infilling_ids(tokenizer, text)
+    is_written = loaded.description.wanted_id in infilling_ids(tokenizer, text)
     if is_written and special_tokens != "text" and not is_ordinary(tokenizer, loaded.mask_token):
         raise UserError(
             f"prompt {label!r} contains the mask token, and only the response is denoised; "
@@ -97,7 +97,7 @@ def encode_infilling(loaded: LoadedModel, text: str) -> Request:
     """
     check_utf8(text, f"text {shorten(text)!r}")
     token_ids = infilling_ids(loaded.tokenizer, text)
-    if loaded.description.mask_token_id not in token_ids:
+    if loaded.description.objective == "full" and loaded.description.wanted_id not in token_ids:
         raise UserError(f"text {shorten(text)!r}: has no {loaded.mask_token} where tokens are wanted")
     return _checked(loaded.description, Request(token_ids, None, shorten(text)))
 
@@ -110,13 +110,13 @@ def encode_ids(loaded: LoadedModel, token_ids: Sequence[int], length: int) -> Re
     """
     token_ids = list(token_ids)
     label = f"{len(token_ids)} token ids" if token_ids else ""
-    if loaded.description.mask_token_id in token_ids:
+    if loaded.description.wanted_id in token_ids:
         return _checked(loaded.description, Request(token_ids, None, label))
     return _response(loaded, token_ids, length, label)
 
 
 def _response(loaded: LoadedModel, prompt: list[int], length: int, label: str) -> Request:
-    mask = loaded.description.mask_token_id
+    mask = loaded.description.wanted_id
     if mask in prompt:
         raise UserError(f"prompt {label!r} contains the mask token, and only the response is denoised")
     return _checked(loaded.description, Request([*prompt, *[mask] * length], len(prompt), label))
@@ -127,12 +127,29 @@ def _checked(description: ModelDescription, request: Request) -> Request:
     name = f" ({request.label!r})" if request.label else ""
     if len(request.token_ids) > description.max_length:
         raise UserError(_too_long(description.max_length, request, name))
-    if wrong := [token for token in request.token_ids if not 0 <= token < description.vocab_size]:
+    if description.objective == "ar":
+        _check_continues(description, request, name)
+    given = [token for token in request.token_ids if token != description.wanted_id]
+    if wrong := [token for token in given if not 0 <= token < description.vocab_size]:
         raise UserError(
             f"token id {wrong[0]}{name} is not below the model's vocabulary of {description.vocab_size}; "
             f"the ids, or the tokenizer in {description.folder}, belong to another model"
         )
     return request
+
+
+def _check_continues(description: ModelDescription, request: Request, name: str) -> None:
+    """Refuse what has no beginning that an autoregressive model could continue."""
+    if request.prompt_length is None:
+        raise UserError(
+            f"text{name}: {description.folder} is an autoregressive model, which continues prompts but "
+            "does not fill in masks; give it as a prompt"
+        )
+    if request.prompt_length == 0:
+        raise UserError(
+            f"{description.folder} is an autoregressive model, which needs a token to begin with, and its "
+            "tokenizer puts none before a text; give a prompt"
+        )
 
 
 def _too_long(longest: int, request: Request, name: str) -> str:

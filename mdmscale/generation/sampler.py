@@ -45,14 +45,27 @@ def generate(
 def stream(
     loaded: LoadedModel, requests: Sequence[Request], options: GenerationOptions | None = None
 ) -> Iterator["Frame"]:
-    """Denoise the requests as one batch. Yields the padded batch after every step."""
+    """Denoise the requests as one batch. Yields the padded batch after every step.
+
+    An autoregressive model continues them token by token instead. Options of denoising, which a task's
+    settings may have, mean nothing to it and are ignored; `left_to_right.check_options` refuses them.
+    """
+    options = options or GenerationOptions()
+    # Embedding rows beyond the tokenizer are padding; they stand for no text.
+    without_text = range(num_token_ids(loaded.tokenizer), loaded.description.vocab_size)
+    sample = _continued if loaded.description.objective == "ar" else _denoised
+    yield from sample(loaded, requests, options, without_text)
+
+
+def _denoised(
+    loaded: LoadedModel, requests: Sequence[Request], options: GenerationOptions, banned_ids: Sequence[int]
+) -> Iterator["Frame"]:
     from mdmscale.generation.batch import pad_requests
     from mdmscale.generation.denoise import denoise
     from mdmscale.generation.predictor import Predictor
 
-    options = options or GenerationOptions()
     description = loaded.description
-    batch = pad_requests(requests, options, description.mask_token_id, loaded.device)
+    batch = pad_requests(requests, options, description.wanted_id, loaded.device)
     predictor = Predictor(
         loaded.model,
         batch,
@@ -60,9 +73,24 @@ def stream(
         guidance=options.guidance,
         cache=options.cache,
     )
-    # Embedding rows beyond the tokenizer are padding; they stand for no text.
-    without_text = range(num_token_ids(loaded.tokenizer), description.vocab_size)
-    yield from denoise(predictor, batch, options, banned_ids=without_text, eos_ids=sorted(loaded.eos_ids))
+    yield from denoise(predictor, batch, options, banned_ids=banned_ids, eos_ids=sorted(loaded.eos_ids))
+
+
+def _continued(
+    loaded: LoadedModel, requests: Sequence[Request], options: GenerationOptions, banned_ids: Sequence[int]
+) -> Iterator["Frame"]:
+    from mdmscale.generation.autoregressive import decode
+
+    description = loaded.description
+    mask = [] if description.mask_token_id is None else [description.mask_token_id]
+    yield from decode(
+        loaded.model,
+        requests,
+        options,
+        wanted_id=description.wanted_id,
+        banned_ids=[*mask, *banned_ids],
+        eos_ids=sorted(loaded.eos_ids),
+    )
 
 
 def finish(

@@ -39,9 +39,16 @@ class GenerationTask:
     special_tokens: SpecialTokens = "refuse"
 
     def load(self) -> LoadedModel:
-        """Load the model, without transformers' progress bar."""
+        """Load the model, without transformers' progress bar.
+
+        Raises:
+            UserError: where it cannot be loaded, or the options do not fit it.
+        """
         from transformers.utils import logging
 
+        from mdmscale.generation.left_to_right import check_options
+
+        check_options(self.description, self.options)
         logging.disable_progress_bar()
         return load_model(self.description, self.dtype)
 
@@ -103,10 +110,10 @@ class Tally:
     num_tokens: int = 0
     num_forwards: int = 0
 
-    def add(self, generations: Sequence[Generation], mask_token_id: int) -> None:
+    def add(self, generations: Sequence[Generation], wanted_id: int) -> None:
         self.num_texts += len(generations)
         self.num_forwards += sum(each.num_forwards for each in generations)
-        self.num_tokens += sum(each.request.token_ids.count(mask_token_id) for each in generations)
+        self.num_tokens += sum(each.request.token_ids.count(wanted_id) for each in generations)
 
     def summary(self, device: str) -> str:
         seconds = time.perf_counter() - self.started
@@ -139,7 +146,7 @@ def sample_batch(
     return list(finish(loaded, members, frame, raw=task.raw))
 
 
-def make_progress(requests: Sequence[Request], mask_token_id: int, title: str, *, shown: bool) -> "Progress":
+def make_progress(requests: Sequence[Request], wanted_id: int, title: str, *, shown: bool) -> "Progress":
     """A progress bar of tokens to commit, on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -149,7 +156,7 @@ def make_progress(requests: Sequence[Request], mask_token_id: int, title: str, *
     progress = Progress(
         *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
     )
-    total = sum(request.token_ids.count(mask_token_id) for request in requests)
+    total = sum(request.token_ids.count(wanted_id) for request in requests)
     progress.add_task(title, total=total)
     return progress
 

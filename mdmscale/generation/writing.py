@@ -64,10 +64,10 @@ def _sample_share(
     tally = Tally(time.perf_counter())
     title = "denoising" if world_size == 1 else f"denoising, rank 0 of {world_size}"
     texts = [request for _, request in share]
-    with make_progress(texts, task.description.mask_token_id, title, shown=rank == 0) as progress:
+    with make_progress(texts, task.description.wanted_id, title, shown=rank == 0) as progress:
         for members in batches(share, task.batch_size):
             generations = sample_batch(task, loaded, [request for _, request in members], progress)
-            tally.add(generations, task.description.mask_token_id)
+            tally.add(generations, task.description.wanted_id)
             lines = {
                 key: output_line(task.sources[key[0]], generation)
                 for (key, _), generation in zip(members, generations, strict=True)

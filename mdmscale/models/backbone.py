@@ -1,4 +1,7 @@
-"""Hugging Face backbones for diffusion: from a folder or from scratch, bidirectional, with a mask token."""
+"""Hugging Face backbones for diffusion: from a folder or from scratch, bidirectional, with a mask token.
+
+For autoregressive training (`objective = "ar"`) they stay causal, and the mask token is never used.
+"""
 
 import logging
 from dataclasses import dataclass, field
@@ -11,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config.model import ModelSection
+from mdmscale.diffusion.objective import Objective
 from mdmscale.models.dropout import remove_dropout
 from mdmscale.models.folder_checks import check_not_adapter_alone
 from mdmscale.models.hub import opening_arguments
@@ -40,12 +44,13 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A bidirectional model with its tokenizer, and the two settings that diffusion adds."""
+    """A model with its tokenizer, and the settings that diffusion adds."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     mask_token_id: int
     logit_shift: bool
+    objective: Objective = "full"
     lora: LoraConfig | None = None  # peft's, where adapters were added
     removed_dropout: dict[str, float] = field(
         default_factory=dict
@@ -66,17 +71,17 @@ def run_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
+def build_backbone(options: ModelSection, eps: float, seed: int, objective: Objective = "full") -> Backbone:
     """Load or initialise the model on the CPU, make it bidirectional and settle its mask token.
 
     Where neither options, model nor tokenizer name a mask token, one is added to the tokenizer. Its row is
     the mean embedding, because a random row would make the first losses enormous. Dropout is turned off.
     """
     tokenizer = run_tokenizer(options)
-    config = model_config(options, num_scratch_tokens(tokenizer))
+    config = model_config(options, num_scratch_tokens(tokenizer), objective)
     removed_dropout = remove_dropout(config)
     declared = getattr(config, "mdm", None) or {}
-    logit_shift = settle_logit_shift(options, declared)
+    logit_shift = settle_logit_shift(options, declared, objective)
     mask_token_id, is_new = settle_mask_token(options, config, tokenizer)
     model = _make_model(options, config, seed)
     if is_new:
@@ -86,6 +91,7 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
         **declared,  # including what the import recorded for an export back
         "mask_token_id": mask_token_id,
         "logit_shift": logit_shift,
+        "objective": objective,
         "eps": eps,
         "source": declared.get("source") or options.path or "scratch",
     }
@@ -94,11 +100,11 @@ def build_backbone(options: ModelSection, eps: float, seed: int) -> Backbone:
     if options.lora is not None:
         assert options.path is not None  # RunConfig requires it
         lora = add_lora(model, options.lora, options.path, seed)
-    return Backbone(model, tokenizer, mask_token_id, logit_shift, lora, removed_dropout)
+    return Backbone(model, tokenizer, mask_token_id, logit_shift, objective, lora, removed_dropout)
 
 
-def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
-    """The bidirectional Hugging Face config that `options` describes.
+def model_config(options: ModelSection, num_tokens: int, objective: Objective = "full") -> PretrainedConfig:
+    """The Hugging Face config that `options` describes: bidirectional, or causal for `ar`.
 
     With model.path, architecture keys that are given too must agree with the folder's. `num_tokens` is the
     size of the vocabulary of a model from scratch.
@@ -107,7 +113,7 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
         UserError: where the folder has no config, another architecture, or values that contradict the keys.
     """
     if options.path is None:
-        return scratch_config(options, num_tokens)
+        return scratch_config(options, num_tokens, objective)
     check_not_adapter_alone(Path(options.path))
     arguments = opening_arguments("model.path", options.path)
     try:
@@ -129,12 +135,12 @@ def model_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
             f"model.path = {options.path!r} is a {config.model_type!r} model; "
             f"supported are {', '.join(FAMILIES)}"
         )
-    config.is_causal = False
+    config.is_causal = objective == "ar"
     open_windows(config)
     return config
 
 
-def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
+def scratch_config(options: ModelSection, num_tokens: int, objective: Objective = "full") -> PretrainedConfig:
     """A config from the architecture keys alone, for a model that is trained from scratch."""
     shape = shape_of_keys(options, options.vocab_size or round_up(num_tokens, ROW_MULTIPLE))
     values: dict[str, Any] = {
@@ -150,7 +156,7 @@ def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
         "rope_parameters": {"rope_type": "default", "rope_theta": options.rope_theta},
         "tie_word_embeddings": shape.is_tied,
         "initializer_range": options.initializer_range,
-        "is_causal": False,
+        "is_causal": objective == "ar",
     }
     config = AutoConfig.for_model(options.architecture, **values)
     open_windows(config)
@@ -158,7 +164,10 @@ def scratch_config(options: ModelSection, num_tokens: int) -> PretrainedConfig:
 
 
 def open_windows(config: PretrainedConfig) -> None:
-    """Let every layer attend to all positions: a sliding window would hide most of the context."""
+    """Let every layer attend to all positions: a sliding window would hide most of the context.
+
+    Autoregressive training opens it as well, so that a comparison has one difference only.
+    """
     if getattr(config, "sliding_window", None) is not None:
         config.sliding_window = None
     if getattr(config, "layer_types", None):
@@ -183,15 +192,26 @@ def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     return num_token_ids(tokenizer) + (tokenizer.mask_token_id is None)
 
 
-def settle_logit_shift(options: ModelSection, declared: dict[str, Any]) -> bool:
+def settle_logit_shift(
+    options: ModelSection, declared: dict[str, Any], objective: Objective = "full"
+) -> bool:
     """Whether the logits are shifted: as the options say, else as the folder's mdm section declares.
 
     A folder without one is an autoregressive model in general. Its head predicts the next token, so without
-    the shift training would first have to unlearn that.
+    the shift training would first have to unlearn that. Autoregressive training always shifts.
 
     Raises:
-        UserError: where neither says it of a model that has been trained before.
+        UserError: where neither says it of a model that has been trained before; and for autoregressive
+            training of a model that predicts in place.
     """
+    if objective == "ar":
+        if declared.get("logit_shift") is False and options.logit_shift is None:
+            raise UserError(
+                f"model.path = {options.path!r} predicts each token in place (its config.json has "
+                "mdm.logit_shift false), but diffusion.objective = ar predicts the next one; start from an "
+                "autoregressive model, or set model.logit_shift: true to let training unlearn it"
+            )
+        return True
     if options.logit_shift is not None:
         return options.logit_shift
     if options.path is None:

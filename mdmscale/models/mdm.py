@@ -15,6 +15,8 @@ from mdmscale.models.packed_attention import PackedRows
 class MaskedDiffusionModel(nn.Module):
     """A causal-LM class made bidirectional (`is_causal: false`). Its head computes the loss where masked.
 
+    With `is_causal: true` it trains an autoregressive model, whose targets are called masked all the same.
+
     Args:
         backbone: a Hugging Face model with `.model` (decoder) and `.lm_head`.
         head_chunk_size: masked positions projected to the vocabulary at a time; None: see shape.head_chunk.
@@ -46,6 +48,8 @@ class MaskedDiffusionModel(nn.Module):
         Returns:
             HeadOutput, or a tensor.
         """
+        if self.backbone.config.is_causal:
+            attention_mask = None  # padding is at the end of rows, where no token sees it
         implementation = self.backbone.config._attn_implementation
         if attention_mask is not None and implementation != "flash_attention_2":
             if attention_mask.dim() == 2:  # or transformers would ask the device whether it masks anything

@@ -11,8 +11,9 @@ config.json costs a second.
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from mdmscale.diffusion.objective import Objective
 from mdmscale.models.folder_checks import check_no_adapter, check_not_adapter_alone, check_unquantized
 from mdmscale.models.token_ids import TokenIds, settle_ids, stated_ids
 from mdmscale.models.tokenizer import load_tokenizer
@@ -31,16 +32,22 @@ class ModelDescription:
     """What config.json of a model folder says about the model, as far as sampling needs it."""
 
     folder: Path
-    mask_token_id: int
+    mask_token_id: int | None  # None for an autoregressive model that has none
     logit_shift: bool
     vocab_size: int
     max_length: int  # max_position_embeddings
     stated_ids: TokenIds  # EOS, BOS and padding
+    objective: Objective = "full"  # ar: it predicts the next token, and is sampled from left to right
+
+    @property
+    def wanted_id(self) -> int:
+        """What stands for a token that is to be sampled: the mask token, or -1 where there is none."""
+        return -1 if self.mask_token_id is None else self.mask_token_id
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A masked diffusion model in eval mode on `device`, ready to sample from."""
+    """A model in eval mode on `device`, ready to sample from."""
 
     description: ModelDescription
     model: "PreTrainedModel"
@@ -51,12 +58,13 @@ class LoadedModel:
     def eos_ids(self) -> frozenset[int]:
         """The tokens that end a text: the tokenizer's EOS, and what the folder states besides."""
         facts = self.description
-        ids, _ = settle_ids(facts.stated_ids, self.tokenizer, facts.vocab_size, facts.mask_token_id)
+        ids, _ = settle_ids(facts.stated_ids, self.tokenizer, facts.vocab_size, facts.wanted_id)
         return frozenset(ids.eos)
 
     @property
     def mask_token(self) -> str:
-        """The mask token as text."""
+        """The mask token as text. The model must have one."""
+        assert self.description.mask_token_id is not None
         return str(self.tokenizer.convert_ids_to_tokens(self.description.mask_token_id))
 
 
@@ -76,37 +84,58 @@ def find_model_folder(path: Path) -> Path:
     return path if kind == "model" else run.export
 
 
-def describe_model(folder: Path) -> ModelDescription:
+def describe_model(folder: Path, *, autoregressive: bool = False) -> ModelDescription:
     """Read and check config.json, without importing torch.
 
+    Args:
+        autoregressive: the folder is an autoregressive model: one that a run with `diffusion.objective: ar`
+            has exported, or an ordinary Hugging Face model without an mdm section, which is taken as it is.
+
     Raises:
-        UserError: where the file is damaged or does not describe a masked diffusion model.
+        UserError: where the file is damaged or does not describe a model of that kind.
     """
     path = folder / "config.json"
     config = read_object(path)
     mdm = config.get("mdm")
+    if mdm is None and autoregressive:
+        mdm = {"objective": "ar", "logit_shift": True}
     if not isinstance(mdm, dict):
         raise UserError(
-            f"{path}: has no mdm section (mask_token_id, logit_shift), so it is not a masked diffusion model"
+            f"{path}: has no mdm section (mask_token_id, logit_shift), so it is no masked diffusion model; "
+            "import it (tools/convert.py import), or measure an autoregressive model as it is "
+            "(tools/evaluate.py --autoregressive)"
         )
-    if config.get("is_causal") is not False:
-        raise UserError(
-            f"{path}: is_causal is {config.get('is_causal')!r}; a masked diffusion model needs false"
-        )
+    objective = mdm.get("objective", "full")
+    _check_objective(path, objective, config.get("is_causal"), autoregressive)
+    has_mask = objective == "full" or "mask_token_id" in mdm
     description = ModelDescription(
         folder=folder,
-        mask_token_id=_typed(path, mdm, "mask_token_id", int, "mdm."),
+        mask_token_id=_typed(path, mdm, "mask_token_id", int, "mdm.") if has_mask else None,
         logit_shift=_typed(path, mdm, "logit_shift", bool, "mdm."),
+        objective=objective,
         vocab_size=_typed(path, config, "vocab_size", int),
         max_length=_typed(path, config, "max_position_embeddings", int),
         stated_ids=stated_ids(folder),
     )
-    if not 0 <= description.mask_token_id < description.vocab_size:
+    if has_mask and not 0 <= description.wanted_id < description.vocab_size:
         raise UserError(
             f"{path}: mdm.mask_token_id = {description.mask_token_id} is not below "
             f"vocab_size = {description.vocab_size}"
         )
     return description
+
+
+def _check_objective(path: Path, objective: Any, is_causal: Any, autoregressive: bool) -> None:
+    """Refuse an attention that does not fit the objective, and an MDM where none is wanted."""
+    if objective not in get_args(Objective):
+        raise UserError(
+            f"{path}: mdm.objective = {objective!r}: must be one of {', '.join(get_args(Objective))}"
+        )
+    if objective == "full" and autoregressive:
+        raise UserError(f"{path}: is a masked diffusion model, not an autoregressive one")
+    if (is_causal is False) is (objective == "ar"):  # a config without the key is causal
+        kind, needed = ("an autoregressive", "true") if objective == "ar" else ("a masked diffusion", "false")
+        raise UserError(f"{path}: is_causal is {is_causal!r}; {kind} model needs {needed}")
 
 
 def load_model(source: str | Path | ModelDescription, dtype: str | None = None) -> LoadedModel:

@@ -5,7 +5,8 @@ Each row costs its own length squared, and nothing for the other rows.
 Legend: tokens = of all rows together; heads = attention heads; width = of one head.
 """
 
-from functools import partial
+from functools import cache, partial
+from inspect import signature
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -46,6 +47,11 @@ def attend_in_rows(model: PreTrainedModel) -> None:
     model.config._attn_implementation = NAME
 
 
+def config_of(module: nn.Module) -> Any:
+    """The model's config, which every attention layer of transformers holds."""
+    return module.config
+
+
 def attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -53,11 +59,19 @@ def attention(
     mask: torch.Tensor | None,
     packed_rows: PackedRows | None,
     scaling: float | None,
+    is_causal: bool = False,
 ) -> torch.Tensor:
-    """Attention of rows [rows, heads, length, width] under a mask that broadcasts, or of packed rows."""
+    """Attention of rows [rows, heads, length, width] under a mask that broadcasts, or of packed rows.
+
+    is_causal: a position attends to itself and to earlier ones only; the mask is left out, because padding is
+    at the end of rows.
+    """
+    mask = None if is_causal else mask
     if packed_rows is not None:
-        return packed_attention(query, key, value, packed_rows, mask, scaling)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+        return packed_attention(query, key, value, packed_rows, mask, scaling, is_causal)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
+    )
 
 
 def packed_attention(
@@ -67,6 +81,7 @@ def packed_attention(
     rows: PackedRows,
     visible: torch.Tensor | None = None,
     scaling: float | None = None,
+    is_causal: bool = False,
 ) -> torch.Tensor:
     """Attention of each row to itself, [1, heads, tokens, width].
 
@@ -76,13 +91,14 @@ def packed_attention(
         rows: whose lengths add up to tokens.
         visible: bool [1, 1, longest, longest], which position of a row attends to which; None: all to all.
         scaling: factor of the scores; None means 1 / sqrt(width).
+        is_causal: a position attends to itself and to earlier ones of its row only; `visible` must be None.
     """
     is_half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and is_half and visible is None and scaling in (None, query.shape[-1] ** -0.5):
-        return _varlen_attention(query, key, value, rows)
+        return _varlen_attention(query, key, value, rows, is_causal)
     if torch.compiler.is_compiling():  # it would unroll the loop over rows, again for each set of lengths
-        return row_by_row_op(query, key, value, rows.lengths, visible, scaling)
-    return row_by_row(query, key, value, rows.lengths, visible, scaling)
+        return row_by_row_op(query, key, value, rows.lengths, visible, scaling, is_causal)
+    return row_by_row(query, key, value, rows.lengths, visible, scaling, is_causal)
 
 
 def row_by_row(
@@ -92,6 +108,7 @@ def row_by_row(
     lengths: torch.Tensor,
     visible: torch.Tensor | None,
     scaling: float | None,
+    is_causal: bool,
 ) -> torch.Tensor:
     """`packed_attention` with one call per row, or for neighbours of one length, such as MIRROR pairs."""
     groups = [(length, len(list(group))) for length, group in groupby(lengths.tolist())]
@@ -106,6 +123,7 @@ def row_by_row(
             keys,
             values,
             attn_mask=None if visible is None else visible[..., :length, :length],
+            is_causal=is_causal,
             scale=scaling,
             enable_gqa=True,
         )  # [rows, heads, length, width]
@@ -114,7 +132,7 @@ def row_by_row(
 
 
 def _varlen_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: PackedRows
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: PackedRows, is_causal: bool
 ) -> torch.Tensor:
     """All rows in one kernel: torch's flash attention for rows of different lengths."""
     from torch.nn.attention.varlen import varlen_attn
@@ -123,9 +141,21 @@ def _varlen_attention(
     key, value = (each.repeat_interleave(repeats, dim=1) if repeats > 1 else each for each in (key, value))
     # [tokens, heads, width] each
     queries, keys, values = (each[0].transpose(0, 1) for each in (query, key, value))
-    attended = varlen_attn(queries, keys, values, rows.offsets, rows.offsets, rows.longest, rows.longest)
+    options = _causal_option() if is_causal else {}
+    attended = varlen_attn(
+        queries, keys, values, rows.offsets, rows.offsets, rows.longest, rows.longest, **options
+    )
     assert isinstance(attended, torch.Tensor)  # it returns a tuple only where more is asked for
     return attended.transpose(0, 1)[None]
+
+
+@cache
+def _causal_option() -> dict[str, Any]:
+    """The argument that makes torch's varlen_attn causal: torch 2.10 has is_causal, later ones a window."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    has_window = "window_size" in signature(varlen_attn).parameters
+    return {"window_size": (-1, 0)} if has_window else {"is_causal": True}
 
 
 @torch.library.custom_op("mdmscale::row_by_row", mutates_args=())
@@ -136,9 +166,10 @@ def row_by_row_op(
     lengths: torch.Tensor,
     visible: torch.Tensor | None,
     scaling: float | None,
+    is_causal: bool,
 ) -> torch.Tensor:
     """`row_by_row` as a single operation that torch.compile does not look into."""
-    return row_by_row(query, key, value, lengths, visible, scaling).contiguous()
+    return row_by_row(query, key, value, lengths, visible, scaling, is_causal).contiguous()
 
 
 @torch.library.custom_op("mdmscale::row_by_row_backward", mutates_args=())
@@ -150,12 +181,13 @@ def _row_by_row_backward(
     lengths: torch.Tensor,
     visible: torch.Tensor | None,
     scaling: float | None,
+    is_causal: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value. It computes the attention once more.
 
     It uses torch.func, because torch.autograd does not work inside a custom operation.
     """
-    attend = partial(row_by_row, lengths=lengths, visible=visible, scaling=scaling)
+    attend = partial(row_by_row, lengths=lengths, visible=visible, scaling=scaling, is_causal=is_causal)
     pull_back = torch.func.vjp(attend, query, key, value)[1]
     query_gradient, key_gradient, value_gradient = (each.contiguous() for each in pull_back(gradient))
     return query_gradient, key_gradient, value_gradient
@@ -172,12 +204,13 @@ def _(_: Any, *inputs: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    *tensors, ctx.scaling = inputs
+    *tensors, ctx.scaling, ctx.is_causal = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _pass_back(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return *_row_by_row_backward(gradient, *ctx.saved_tensors, ctx.scaling), None, None, None
+    gradients = _row_by_row_backward(gradient, *ctx.saved_tensors, ctx.scaling, ctx.is_causal)
+    return *gradients, None, None, None, None
 
 
 row_by_row_op.register_autograd(_pass_back, setup_context=_keep_inputs)
@@ -194,5 +227,6 @@ def _attend(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """`attention` with the arguments that the layers of transformers pass."""
-    attended = attention(query, key, value, attention_mask, packed_rows, scaling)
+    is_causal = config_of(module).is_causal
+    attended = attention(query, key, value, attention_mask, packed_rows, scaling, is_causal)
     return attended.transpose(1, 2).contiguous(), None

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from mdmscale.models.packed_attention import PackedRows, attention
+from mdmscale.models.packed_attention import PackedRows, attention, config_of
 from mdmscale.parallel.ranks import Ranks
 
 NAME = "mdmscale_ulysses"
@@ -41,7 +41,8 @@ def split_sequences(model: PreTrainedModel, ranks: Ranks) -> None:
             key, value = (each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value))
         group = ranks.sp_group
         query, key, value = (_Exchange.apply(each, HEADS, TOKENS, group) for each in (query, key, value))
-        attended = attention(query, key, value, attention_mask, packed_rows, scaling)
+        is_causal = config_of(module).is_causal
+        attended = attention(query, key, value, attention_mask, packed_rows, scaling, is_causal)
         # now [rows, heads / ranks, length, width]
         attended = _Exchange.apply(attended, TOKENS, HEADS, group)  # [rows, heads, slice, width]
         return attended.transpose(1, 2).contiguous(), None

@@ -34,23 +34,25 @@ def evaluate(
     engine: ForwardModel,
     source: SampleSource,
     options: EvalSection,
-    eps: float,
+    diffusion: DiffusionSection,
     collate: Collator,
     rows_per_forward: int,
     ranks: Ranks,
 ) -> float:
-    """The MDM loss on held-out data in nats per token: the mean over samples and a fixed grid of t.
+    """The loss on held-out data in nats per token: the mean over samples and, for an MDM, a fixed grid of t.
 
-    Masks, t and order are the same for every run and step, so only the model can change the loss. Masks are
-    plain Bernoulli masks, whatever training uses. The source needs a held-out sample, see `check_held_out`.
+    `diffusion` tells the objective and eps. Masks, t and order are the same for every run and step, so only
+    the model can change the loss. Masks are plain Bernoulli masks, whatever training uses. The source needs a
+    held-out sample, see `check_held_out`.
     """
     num_samples = min(options.samples, source.num_held_out)
     assert num_samples > 0, f"{source.description} has no held-out sample"
-    num_draws = num_samples * options.num_t
-    plain, grid = Noise(DiffusionSection(eps=eps)), eval_t(options)
+    plain = Noise(DiffusionSection(objective=diffusion.objective, eps=diffusion.eps))
+    grid = eval_t(options) if diffusion.objective == "full" else np.array([0.5])  # ar: any single value
+    num_draws = num_samples * len(grid)
 
     def draw(index: int) -> NoisedSample:
-        sample_place, t_place = divmod(index, options.num_t)
+        sample_place, t_place = divmod(index, len(grid))
         sample = source.held_out_sample(sample_place * source.num_held_out // num_samples)  # evenly spread
         uniforms = mask_uniforms(EVAL_SEED, index, len(sample.token_ids), Stream.EVAL)
         return noise_sample(sample, grid[t_place], 1.0, uniforms, plain)

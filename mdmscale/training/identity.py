@@ -19,7 +19,7 @@ _LAYER_KEYS = ("model_type", "hidden_act", "rms_norm_eps", "rope_parameters", "a
 
 
 def model_identity(backbone: Backbone, path: str | None) -> dict[str, Any]:
-    """What state.json says about the model: its shape, mask token, shift, tokenizer and starting weights.
+    """What state.json says about the model: its shape, mask token, shift, objective, tokenizer and weights.
 
     `path` is model.path.
     """
@@ -28,6 +28,7 @@ def model_identity(backbone: Backbone, path: str | None) -> dict[str, Any]:
         "config": {name: values[name] for name in (*ARCHITECTURE_KEYS, *_LAYER_KEYS) if name in values},
         "mask_token_id": backbone.mask_token_id,
         "logit_shift": backbone.logit_shift,
+        "objective": backbone.objective,
         "tokenizer": tokenizer_identity(backbone.tokenizer),
         "tokenizer_name": str(backbone.tokenizer.name_or_path),
         "path": path,
@@ -43,7 +44,7 @@ def check_model(state: TrainingState, checkpoint: Path, identity: dict[str, Any]
     Raises:
         UserError: naming each option, its value and the checkpoint's.
     """
-    before = state.model or _described(checkpoint)
+    before = {"objective": "full", **(state.model or _described(checkpoint))}  # older ones do not say it
     mend = "or choose another run.name to start from scratch"
     problems = [
         f"{_option(name, identity['path'])} = {now}, but checkpoint {checkpoint} was trained with {then}; "
@@ -72,7 +73,7 @@ def _other_values(now: dict[str, Any], then: dict[str, Any]) -> Iterator[tuple[s
     for name, value in now["config"].items():
         if name in shape and shape[name] != value:
             yield name, value, shape[name]
-    for name in ("mask_token_id", "logit_shift"):
+    for name in ("mask_token_id", "logit_shift", "objective"):
         if name in then and then[name] != now[name]:
             yield name, now[name], then[name]
 
@@ -115,6 +116,8 @@ def _shown(value: Any) -> str:
 
 def _option(name: str, path: str | None) -> str:
     """What decides a value of the model: an option, or the config.json of model.path."""
+    if name == "objective":
+        return "diffusion.objective"
     if path is not None and name not in ("mask_token_id", "logit_shift"):
         return f"model.path: {path}/config.json: {name}"
     return f"model.{ {'model_type': 'architecture', 'rope_parameters': 'rope_theta'}.get(name, name) }"
@@ -129,5 +132,5 @@ def _described(checkpoint: Path) -> dict[str, Any]:
     mdm = values.get("mdm") or {}
     return {
         "config": {name: values[name] for name in ARCHITECTURE_KEYS if name in values},
-        **{name: mdm[name] for name in ("mask_token_id", "logit_shift") if name in mdm},
+        **{name: mdm[name] for name in ("mask_token_id", "logit_shift", "objective") if name in mdm},
     }

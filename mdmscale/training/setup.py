@@ -137,7 +137,10 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     folder = RunFolder(Path(config.run.output_dir) / config.run.name)
     resumed = find_start(config, folder, ranks)
     backbone = on_every_rank(
-        ranks, lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed)
+        ranks,
+        lambda: build_backbone(
+            config.model, config.diffusion.eps, config.run.seed, config.diffusion.objective
+        ),
     )
     check_fit(config, backbone, ranks)
     questions = on_every_rank(ranks, lambda: prepare_questions(config, backbone))
@@ -170,7 +173,8 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         ranks=ranks,
     )
     p_pots = PPots(config.diffusion, make_t_sampler(config), probe)
-    baseline = EmaBaseline(p_pots.edges, config.diffusion.t_range, config.diffusion.ema_decay)
+    decay = 0.0 if backbone.objective == "ar" else config.diffusion.ema_decay  # ar: no t to explain losses
+    baseline = EmaBaseline(p_pots.edges, config.diffusion.t_range, decay)
     run = Run(
         config,
         ranks,
@@ -201,7 +205,8 @@ def prepare_model(
 ) -> MaskedDiffusionModel:
     """The model for DeepSpeed: with the masked-only head, and only this rank's part of each split matrix."""
     model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
-    if layout.packs:
+    if layout.packs or (backbone.objective == "ar" and config.model.attention == "sdpa"):
+        # transformers would read the positions from the device to find out whether rows are packed
         attend_in_rows(backbone.model)
     split_model(backbone.model, ranks)
     split_sequences(backbone.model, ranks)

@@ -98,12 +98,12 @@ def described(backbone: "Backbone", model: object) -> "LoadedModel":
     eos = config.eos_token_id
     ids = TokenIds(tuple(eos if isinstance(eos, list) else [] if eos is None else [eos]))
     description = ModelDescription(
-        Path(config.name_or_path or "."),
-        backbone.mask_token_id,
-        backbone.logit_shift,
-        config.vocab_size,
-        config.max_position_embeddings,
-        ids,
+        folder=Path(config.name_or_path or "."),
+        mask_token_id=backbone.mask_token_id,
+        logit_shift=backbone.logit_shift,
+        vocab_size=config.vocab_size,
+        max_length=config.max_position_embeddings,
+        stated_ids=ids,
     )
     device = getattr(model, "device", torch.device("cpu"))
     return LoadedModel(description, model, backbone.tokenizer, device)  # type: ignore[arg-type]

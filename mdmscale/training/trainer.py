@@ -175,7 +175,7 @@ def speed(run: Run, totals: StepTotals, num_tokens: int, clock: StepClock) -> di
 def observe(run: Run, totals: StepTotals) -> dict[str, float]:
     """Update the baseline and P-POTS with a step. Returns loss_controlled: the loss with less noise."""
     run.p_pots.observe(totals.cells)
-    if not run.config.diffusion.ema_decay:
+    if not run.baseline.decay:
         return {}
     batch = run.layout.global_batch_size
     counts, losses, *_ = totals.cells
@@ -241,14 +241,14 @@ def run_evaluation(run: Run) -> dict[str, float]:
         run.engine,
         run.source,
         options,
-        run.config.diffusion.eps,
+        run.config.diffusion,
         run.collate,
         run.layout.rows_per_forward,
         run.ranks,
     )
     if not math.isfinite(loss):
         raise FloatingPointError(f"the held-out loss after step {run.step} is {loss}; {RESUME_LOWER}")
-    if not run.config.diffusion.ema_decay:
+    if not run.baseline.decay:
         return {"eval_loss": loss}
     mean_value = float(run.baseline.values(eval_t(options)).mean())
     return {"eval_loss": loss, "eval_loss_controlled": run.baseline.control(loss, mean_value)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from config.conftest import COMPLETE, problems
+from conftest import SHIPPED
 
 from mdmscale.config.keys import describe_keys
 from mdmscale.config.loading import dump_config, load_config, validate
@@ -16,7 +17,6 @@ from mdmscale.parallel.batch_layout import make_layout
 from mdmscale.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
+from itertools import permutations, product
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from mdmscale.diffusion import t_samplers
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.t_samplers import TSampler
 
@@ -18,6 +22,31 @@ def test_every_stratum_is_hit_equally_often_in_each_global_batch(strata: int) ->
         u = [sampler.uniform(step * 16 + slot) for slot in range(16)]
         counts = np.bincount((np.array(u) * strata).astype(int), minlength=strata)
         assert counts.tolist() == [16 // strata] * strata
+
+
+@pytest.mark.parametrize(("size", "strata"), [(32, 5), (7, 3), (3, 8), (5, 4)])
+def test_strata_that_do_not_divide_the_batch_differ_by_one_sample_at_most(size: int, strata: int) -> None:
+    sampler = TSampler(seed=1, global_batch_size=size, strata=strata)
+    favoured = set()
+    for step in range(40):
+        u = np.array([sampler.uniform(step * size + slot) for slot in range(size)])
+        counts = np.bincount((u * strata).astype(int), minlength=strata)
+        assert sorted(set(counts)) == [size // strata, size // strata + 1]
+        favoured |= set(np.flatnonzero(counts > size // strata))
+    assert favoured == set(range(strata)), "each stratum has the extra sample in some step"
+
+
+@pytest.mark.parametrize(("size", "strata"), [(4, 3), (3, 2), (2, 3), (4, 2)])
+def test_the_stratum_of_every_sample_is_uniform_over_all_draws(
+    monkeypatch: pytest.MonkeyPatch, size: int, strata: int
+) -> None:
+    """Every outcome of the two permutations that a step draws, each as likely as the others."""
+    counts = np.zeros((size, strata))
+    for order, of_strata in product(permutations(range(size)), permutations(range(strata))):
+        drawn = SimpleNamespace(permutation=lambda n, both=(order, of_strata): np.array(both[n == strata]))
+        monkeypatch.setattr(t_samplers, "generator", lambda *_, drawn=drawn: drawn)
+        counts[np.arange(size), t_samplers._step_strata.__wrapped__(0, 0, size, strata)] += 1
+    assert (counts == counts[0, 0]).all(), "P(stratum of sample j = k) = 1 / K"
 
 
 def test_strata_are_permuted_anew_each_step_and_marginally_uniform() -> None:

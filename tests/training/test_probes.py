@@ -106,7 +106,7 @@ def run_evaluation(
     rows: int = 3,
 ) -> float:
     options = EvalSection(samples=samples, num_t=3)
-    return evaluate(model, PairSource(), options, EPS, collate(backbone), rows, ranks)
+    return evaluate(model, PairSource(), options, DiffusionSection(eps=EPS), collate(backbone), rows, ranks)
 
 
 @pytest.mark.parametrize(("samples", "used"), [(1, 1), (2, 2), (4, 4), (64, 5)])

@@ -2,7 +2,7 @@
 
 A pass over the layers takes the time of its matrix products and attention at the GPU's sustained rate, plus
 that of element-wise kernels at memory bandwidth, and at least the time that the host needs to launch its
-kernels. Attention is bidirectional, so all pairs of positions in a row count.
+kernels. Attention is bidirectional, so all pairs of positions in a row count (half of them if it is causal).
 """
 
 from dataclasses import dataclass
@@ -37,14 +37,14 @@ class Compute:
 def forward_flops(workload: Workload) -> float:
     """Operations of a token in the forward of all layers: 2 for a matrix element, 4 x query for a pair."""
     shape = workload.shape
-    return shape.layers * (2 * shape.layer_matrices + 4 * shape.query * workload.length)
+    return shape.layers * (2 * shape.layer_matrices + 4 * shape.query * workload.pairs_per_token)
 
 
 def model_flops(workload: Workload) -> float:
     """Operations of a step over all ranks, as MFU counts them: without recomputation."""
     tokens = workload.tokens_per_step * workload.rows_per_sample
     return count_flops(workload.shape, workload.is_frozen).of(
-        tokens, tokens * workload.length, tokens * workload.masked_share
+        tokens, tokens * workload.pairs_per_token, tokens * workload.masked_share
     )
 
 

@@ -121,7 +121,7 @@ def _open_model(config: RunConfig, opened: _Opened) -> str:
     options = config.model
     model = model_config(options, num_scratch_tokens(opened.tokenizer))
     mask_token_id, is_new = settle_mask_token(options, model, opened.tokenizer)
-    settle_logit_shift(options, getattr(model, "mdm", None) or {})
+    settle_logit_shift(options, getattr(model, "mdm", None) or {}, config.diffusion.objective)
     if problems := length_problems(config.data, model.max_position_embeddings):
         raise UserError(*problems)
     opened.model, opened.mask_token_id = model, mask_token_id

@@ -151,7 +151,7 @@ def layer_bytes(workload: Workload) -> float:
     is_padded = (
         workload.rows_may_be_padded and not workload.batch_layout.packs and workload.parallel.sequence == 1
     )
-    is_masked = pairs > 0 or (is_padded and options.attention == "sdpa")
+    is_masked = pairs > 0 or (is_padded and options.attention == "sdpa" and not workload.is_causal)
     is_repeated = is_masked or (
         workload.parallel.sequence > 1 and shape.key_heads % workload.parallel.sequence > 0
     )

@@ -82,6 +82,16 @@ class Workload:
         return self.config.model.lora is not None
 
     @property
+    def is_causal(self) -> bool:
+        """Whether a position attends only to itself and to earlier ones, so that no mask hides padding."""
+        return self.config.diffusion.objective == "ar"
+
+    @property
+    def pairs_per_token(self) -> float:
+        """How many positions of its row a token attends to, on average."""
+        return (self.length + 1) / 2 if self.is_causal else self.length
+
+    @property
     def rows_may_be_padded(self) -> bool:
         """Whether a micro-batch can hold samples of different lengths, so that attention gets a mask."""
         data = self.config.data
@@ -101,7 +111,12 @@ class Workload:
 
     @property
     def masked_share(self) -> float:
-        """Expected share of masked positions, E r(t), for t uniform in its range and every token eligible."""
+        """Expected share of masked positions, E r(t), for t uniform in its range and every token eligible.
+
+        An autoregressive model predicts them all.
+        """
+        if self.is_causal:
+            return 1.0
         eps = self.config.diffusion.eps
         return eps + (1 - eps) * sum(self.config.diffusion.t_range) / 2
 

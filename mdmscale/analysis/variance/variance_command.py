@@ -87,6 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
     check_options(arguments)
+    if config.diffusion.objective == "ar":
+        raise UserError(
+            f"{arguments.config}: diffusion.objective = ar has no masks and no t whose variance could be "
+            "measured; leave it out"
+        )
     find_model_folder(arguments.checkpoint)  # before torch is imported; so are the data
     check_data_paths(config)
 

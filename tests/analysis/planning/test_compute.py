@@ -129,3 +129,16 @@ def test_pairs_cost_two_rows_and_recomputation_a_pass_more(small_workload: Calla
     assert fast.compute.backward < between.compute.backward < 1.15 * fast.compute.backward
     assert slow.compute.backward == pytest.approx(1.5 * fast.compute.backward)
     assert slow.mfu < fast.mfu
+
+
+def test_an_autoregressive_step_has_half_the_pairs_and_predicts_every_token(
+    small_workload: Callable[..., Workload],
+) -> None:
+    full, causal = (small_workload(diffusion={"objective": objective}) for objective in ("full", "ar"))
+    assert causal.masked_share == 1.0
+    shape, length = full.shape, full.length
+    pairs = 4 * shape.layers * shape.query * length  # operations a token
+    assert forward_flops(full) - forward_flops(causal) == pytest.approx(
+        pairs * (1 - (length + 1) / length / 2)
+    )
+    assert causal.is_causal and not full.is_causal

@@ -6,20 +6,16 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHIPPED
 
 from mdmscale.analysis.planning.plan_command import main
 
 PLANNED = re.compile(r"^# Plan: python tools/plan\.py (.*)\n((?:#   .*\n)+)", re.MULTILINE)
-WITH_PLAN = [
-    path
-    for path in sorted((ROOT / "configs").glob("*.yaml"))
-    if "# Plan: " in path.read_text(encoding="utf-8")
-]
+WITH_PLAN = [path for path in SHIPPED if "# Plan: " in path.read_text(encoding="utf-8")]
 
 
 def test_what_needs_a_cluster_is_planned() -> None:
-    assert {"1b_pretrain", "8b_mirror", "8b_mirror_64", "8b_from_qwen", "70b_tensor", "8b_long"} <= {
+    assert {"1b_pretrain", "8b_mirror", "8b_mirror_64", "8b_from_qwen", "70b_tensor", "8b_long", "gsm8k"} <= {
         path.stem for path in WITH_PLAN
     }
 
@@ -33,7 +29,7 @@ def test_the_header_is_the_plan(
     found = PLANNED.search(path.read_text(encoding="utf-8"))
     assert found, "a header has '# Plan: python tools/plan.py ...' and below it the summary"
     command, figures = shlex.split(found[1]), " ".join(found[2].replace("#", " ").split())
-    assert f"configs/{path.name}" in command
+    assert path.relative_to(ROOT).as_posix() in command
     assert main(command) == 0, "it fits"
     assert figures in " ".join(capsys.readouterr().out.split())
 
