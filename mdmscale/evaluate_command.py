@@ -93,16 +93,22 @@ def run_measure(name: str, argv: list[str]) -> None:
 
     group = WorkGroup()
     check_model_options(arguments, group.world_size)
-    with opened(arguments.path, arguments.output, group) as description:
+    with opened(arguments.path, arguments.output, group, arguments.autoregressive) as description:
         measure.run(arguments, description, group)
     group.leave()
 
 
 @contextmanager
-def opened(source: str, output: Path | None, group: WorkGroup) -> Iterator[ModelDescription]:
+def opened(
+    source: str, output: Path | None, group: WorkGroup, autoregressive: bool = False
+) -> Iterator[ModelDescription]:
     """The model of a run, a checkpoint, a folder or a hub id. A checkpoint is exported while it is measured.
 
     A run that has not ended stands for its newest checkpoint.
+
+    Args:
+        output: where the results will be, beside which a checkpoint is exported.
+        autoregressive: see `describe_model`.
 
     Raises:
         UserError: where there is no model, or none that can be opened.
@@ -110,12 +116,13 @@ def opened(source: str, output: Path | None, group: WorkGroup) -> Iterator[Model
     path = Path(source)
     kind = kind_if_any(path)
     if kind is None and not path.exists():
-        yield describe_model(group.on_first_rank(lambda: download(source)))
+        folder = group.on_first_rank(lambda: download(source))
+        yield describe_model(folder, autoregressive=autoregressive)
         return
     with ExitStack() as stack:
         if kind == "checkpoint" or (kind == "run" and not RunFolder(path).has_export):
             path = group.on_first_rank(lambda: _export(path, output, stack))
-        yield describe_model(find_model_folder(path))
+        yield describe_model(find_model_folder(path), autoregressive=autoregressive)
         group.wait()  # before the first rank removes what the others read
 
 

@@ -76,6 +76,8 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
         return " | ".join(map(str, arguments))
     if get_origin(annotation) is list:
         return f"list of {_values(arguments[0], []).replace(', or ', ' or ')}"
+    if get_origin(annotation) is dict:
+        return f"{_values(arguments[1], [])} by name"
     if arguments:  # a union; its bounds are those of its numbers
         return ", or ".join(_values(each, metadata) for each in arguments)
     return TYPE_NAMES[annotation] + (_bounds(metadata) if annotation in (int, float) else "")

@@ -14,6 +14,25 @@ def evaluation_problems(evaluation: EvalSection, data: DataSection) -> list[str]
     return []
 
 
+def task_problems(
+    evaluation: EvalSection, parallel: ParallelSection, diffusion: DiffusionSection
+) -> list[str]:
+    """Sampling during training needs whole sequences on a rank, and no cache."""
+    mend = "answer tasks with tools/evaluate.py tasks, which takes checkpoints, too"
+    problems = []
+    if evaluation.tasks and parallel.sequence > 1:
+        problems.append(
+            f"eval.tasks with parallel.sequence = {parallel.sequence}: texts are sampled as whole sequences; "
+            f"set sequence to 1, or {mend}"
+        )
+    if evaluation.tasks and diffusion.objective == "ar":
+        problems.append(
+            "eval.tasks with diffusion.objective = ar: sampling from left to right needs a cache, which a "
+            f"model in training does not keep; {mend}"
+        )
+    return problems
+
+
 def schedule_problems(
     train: TrainSection, optimizer: OptimizerSection, diffusion: DiffusionSection
 ) -> list[str]:

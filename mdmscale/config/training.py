@@ -69,3 +69,21 @@ class EvalSection(Section):
     every: int = key(0, "steps between evaluations on held-out data; 0: never evaluate", ge=0)
     samples: int = key(64, "number of held-out samples evaluated, or all if there are fewer", ge=1)
     num_t: int = key(8, "number of values of t (midpoints of equal cells) for each sample", ge=1)
+    tasks: list[str] = key(
+        [],
+        "tasks whose questions the model answers during training, such as gsm8k or reasoning-gym:chain_sum; "
+        "`tools/evaluate.py tasks --list` lists them",
+    )
+    task_data: dict[str, str] = key({}, "local file with the questions of a task, by the task's name")
+    task_items: int = key(16, "number of questions of each task, the same at every step", ge=1)
+    tasks_every: int | None = key(None, "steps between answers to tasks; null: as eval.every", ge=1)
+
+    @model_validator(mode="after")
+    def _tasks_are_asked(self) -> Self:
+        if self.tasks and not (self.tasks_every or self.every):
+            raise ValueError("tasks is set, but every is 0; set tasks_every to ask every N steps")
+        if self.tasks_every is not None and not self.tasks:
+            raise ValueError("tasks_every is set, but tasks names none")
+        if strangers := [name for name in self.task_data if name not in self.tasks]:
+            raise ValueError(f"task_data has {', '.join(strangers)}, which tasks does not name")
+        return self

@@ -13,6 +13,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a run, a checkpoint of a run, a Hugging Face folder, or a hub id (owner/name)",
     )
+    parser.add_argument(
+        "--autoregressive",
+        action="store_true",
+        help="PATH is an ordinary autoregressive model: measure it as it is, from left to right",
+    )
     group = parser.add_argument_group("output and running")
     group.add_argument(
         "--output",

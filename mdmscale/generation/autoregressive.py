@@ -7,7 +7,6 @@ response goes on.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from inspect import signature
 
 import torch
@@ -16,41 +15,10 @@ from transformers import DynamicCache, PreTrainedModel
 from mdmscale.diffusion.uniforms import Stream, generator
 from mdmscale.generation.batch import noise_key
 from mdmscale.generation.denoise import Frame
+from mdmscale.generation.left_to_right import without_denoising
 from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampling import propose
-from mdmscale.models.opening import ModelDescription
-from mdmscale.system.errors import UserError
-
-USED = ("length", "temperature", "top_p", "top_k", "eos", "padding", "seed")
-"""The sampling options that decide anything here. The others are about the order in which masks go."""
-
-
-def check_options(description: ModelDescription, options: GenerationOptions) -> None:
-    """Refuse options of denoising where the model is autoregressive.
-
-    Raises:
-        UserError: naming each.
-    """
-    if description.objective != "ar":
-        return
-    problems = [
-        f"{field.name} = {getattr(options, field.name)}: is about filling in masks, but {description.folder} "
-        f"is an autoregressive model; leave {field.name} out"
-        for field in fields(options)
-        if field.name not in USED and getattr(options, field.name) != field.default
-    ]
-    if options.eos not in ("stop", "never"):
-        problems.append(f"eos = {options.eos}: an autoregressive model ends at its EOS; choose stop or never")
-    if problems:
-        raise UserError(*problems)
-
-
-def without_denoising(options: GenerationOptions) -> GenerationOptions:
-    """The options that decide anything here, the others at their defaults."""
-    draws = ("top_p", "top_k") if options.temperature > 0 else ()
-    kept = {name: getattr(options, name) for name in ("length", "temperature", "seed", *draws)}
-    return GenerationOptions(**kept, eos="never" if options.eos == "never" else "stop")
 
 
 @torch.inference_mode()

@@ -224,10 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         UserError: where an option, a prompt or the model folder is wrong.
     """
     arguments = build_parser().parse_args(argv)
-    names = {field.name for field in fields(GenerationOptions)}
-    given = {name: value for name, value in vars(arguments).items() if name in names}
-    preset = arguments.preset
-    options = GenerationOptions(**given) if preset is None else preset_options(preset, **given)
+    options = options_of(arguments)
     _check_command(arguments)
     sources = read_sources(arguments)
     description = describe_model(find_model_folder(arguments.path))
@@ -257,6 +254,15 @@ def main(argv: list[str] | None = None) -> int:
 
         write_jsonl(task, arguments.output, overwrite=arguments.overwrite)
     return 0
+
+
+def options_of(arguments: argparse.Namespace) -> GenerationOptions:
+    """The preset's options, or the defaults, with those that are given in their place."""
+    names = {field.name for field in fields(GenerationOptions)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    return (
+        GenerationOptions(**given) if arguments.preset is None else preset_options(arguments.preset, **given)
+    )
 
 
 def _check_command(arguments: argparse.Namespace) -> None:

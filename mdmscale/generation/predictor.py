@@ -54,16 +54,19 @@ class Predictor:
         Returns:
             Logits [wanted, vocab] in row-major order.
         """
-        columns = is_wanted.any(dim=0).nonzero().squeeze(1)  # [columns]
-        read_from = (columns - 1).clamp(min=0) if self.logit_shift else columns
-        rows = is_wanted.any(dim=1).nonzero().squeeze(1)  # [active]
+        row_of, column_of = is_wanted.nonzero(as_tuple=True)  # [wanted]
+        source = column_of
+        if self.logit_shift:  # a text's first position may follow padding, which has no logits to read
+            source = column_of - (self.batch.position_ids[row_of, column_of] > 0).long()
+        read_from = source.unique()  # [columns], in order
+        rows = row_of.unique()  # [active]
         if self.cache_kind is not None:
             if self._cache is None:
-                span = (int(read_from[0]), int(columns[-1]), tokens.shape[1])
+                span = (int(read_from[0]), int(column_of.max()), tokens.shape[1])
                 self._cache = BlockCache(self.model, self.cache_kind, rows, *span)
             rows = self._cache.rows
         logits = self._forward(tokens[rows], rows, read_from)  # [active, columns, vocab]
-        return logits[is_wanted[rows][:, columns]]
+        return logits[torch.searchsorted(rows, row_of), torch.searchsorted(read_from, source)]
 
     def _forward(self, tokens: torch.Tensor, rows: torch.Tensor, read_from: torch.Tensor) -> torch.Tensor:
         """Logits [active, columns, vocab] of the columns `read_from`, with guidance where it is set."""

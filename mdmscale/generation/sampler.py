@@ -48,7 +48,7 @@ def stream(
     """Denoise the requests as one batch. Yields the padded batch after every step.
 
     An autoregressive model continues them token by token instead. Options of denoising, which a task's
-    settings may have, mean nothing to it and are ignored; `autoregressive.check_options` refuses them.
+    settings may have, mean nothing to it and are ignored; `left_to_right.check_options` refuses them.
     """
     options = options or GenerationOptions()
     # Embedding rows beyond the tokenizer are padding; they stand for no text.

@@ -46,7 +46,7 @@ class GenerationTask:
         """
         from transformers.utils import logging
 
-        from mdmscale.generation.autoregressive import check_options
+        from mdmscale.generation.left_to_right import check_options
 
         check_options(self.description, self.options)
         logging.disable_progress_bar()

@@ -1,12 +1,14 @@
 """The masked diffusion model as DeepSpeed sees it: backbone and masked-only head in one forward."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from mdmscale.config.section import HeadKind
 from mdmscale.models.annealing import for_attention
-from mdmscale.models.head import HeadOutput, MaskedCrossEntropyHead
+from mdmscale.models.head import MaskedCrossEntropyHead
 from mdmscale.models.packed_attention import PackedRows
 
 
@@ -33,12 +35,19 @@ class MaskedDiffusionModel(nn.Module):
         input_ids: torch.Tensor,  # [rows, length]
         attention_mask: torch.Tensor | None,  # see Batch
         positions: torch.Tensor,  # [masked], index in the flattened rows that a target is predicted from
-        targets: torch.Tensor,  # [masked]
-        weights: torch.Tensor,  # [masked]
+        targets: torch.Tensor | None = None,  # [masked]
+        weights: torch.Tensor | None = None,  # [masked]
         position_ids: torch.Tensor | None = None,  # [1 or rows, length]; None: 0, 1, ...
         row_lengths: tuple[int, ...] | None = None,  # of packed rows, see packed_attention.PackedRows
-    ) -> HeadOutput:
-        """The weighted loss over masked positions, and each one's loss and squared logit-gradient norm."""
+    ) -> Any:
+        """The weighted loss over masked positions, and each one's loss and squared logit-gradient norm.
+
+        Without targets, the logits at the positions instead: [masked, vocab], of which a tensor-parallel rank
+        has its rows of the vocabulary.
+
+        Returns:
+            HeadOutput, or a tensor.
+        """
         if self.backbone.config.is_causal:
             attention_mask = None  # padding is at the end of rows, where no token sees it
         implementation = self.backbone.config._attn_implementation

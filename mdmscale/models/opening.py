@@ -101,7 +101,9 @@ def describe_model(folder: Path, *, autoregressive: bool = False) -> ModelDescri
         mdm = {"objective": "ar", "logit_shift": True}
     if not isinstance(mdm, dict):
         raise UserError(
-            f"{path}: has no mdm section (mask_token_id, logit_shift), so it is not a masked diffusion model"
+            f"{path}: has no mdm section (mask_token_id, logit_shift), so it is no masked diffusion model; "
+            "import it (tools/convert.py import), or measure an autoregressive model as it is "
+            "(tools/evaluate.py --autoregressive)"
         )
     objective = mdm.get("objective", "full")
     _check_objective(path, objective, config.get("is_causal"), autoregressive)

@@ -60,6 +60,11 @@ class MetricsWriter:
         if self.board is not None:
             self.board.add_figure(name, figure, step)
 
+    def text(self, name: str, text: str, step: int) -> None:
+        """Show a text (Markdown) in TensorBoard."""
+        if self.board is not None:
+            self.board.add_text(name, text, step)
+
     def flush(self) -> None:
         """Flush everything written so far to disk."""
         for output in (self.file, self.board):

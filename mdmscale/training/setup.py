@@ -49,6 +49,7 @@ from mdmscale.training.p_pots import PPots
 from mdmscale.training.p_pots_probe import measure_p_pots
 from mdmscale.training.run_data import open_run_data, undone_on_refusal
 from mdmscale.training.state import TrainingState
+from mdmscale.training.task_questions import Questions, prepare_questions
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Run:
     loader: Prefetcher  # wraps a TrainLoader and may prepare its batches in advance
     collate: Collator
     flops: FlopCount
+    questions: list[Questions]  # of eval.tasks
     model_identity: dict[str, Any]  # what a checkpoint says about the model, see identity.py
 
     p_pots: PPots
@@ -141,6 +143,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         ),
     )
     check_fit(config, backbone, ranks)
+    questions = on_every_rank(ranks, lambda: prepare_questions(config, backbone))
     identity, beginning = on_first_rank(ranks, lambda: settle_identity(config, backbone, resumed))
     vocab_size = backbone.model.config.vocab_size
     with undone_on_refusal(folder.data, ranks):
@@ -184,6 +187,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         loader,
         collate,
         flops,
+        questions,
         identity,
         p_pots,
         baseline,

@@ -30,6 +30,8 @@ from mdmscale.training.figures import p_pots_figure, save_figure, training_figur
 from mdmscale.training.metrics import MetricsWriter, ProgressLine, closing_summary, read_metrics
 from mdmscale.training.setup import Run, set_up
 from mdmscale.training.step_sums import StepSums, StepTotals
+from mdmscale.training.task_answers import TaskAnswers, answer
+from mdmscale.training.task_questions import asks_every
 from mdmscale.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -73,6 +75,7 @@ def own_run_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
 def run_to_end(run: Run) -> Outcome:
     """Take the remaining steps, with probes, evaluations and checkpoints when they are due."""
     config, ranks, folder = run.config, run.ranks, run.folder.path
+    asking = asks_every(config.eval)
     started, first_step, stopped = time.monotonic(), run.step, False
     with (
         StopRequest(folder) as stop,
@@ -92,6 +95,10 @@ def run_to_end(run: Run) -> Outcome:
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
                 record |= run_evaluation(run)
                 line.say(f"step {run.step}: eval loss {record['eval_loss']:.4f}")
+            if is_due(asking, run.step) or (is_end and asking):
+                answers = answer_tasks(run)
+                record |= answers.metrics()
+                answers.show(writer, line, run.step)
             writer.write(record)
             line.add(record)
             if is_due(config.logging.every, run.step) or is_last:
@@ -245,6 +252,11 @@ def run_evaluation(run: Run) -> dict[str, float]:
         return {"eval_loss": loss}
     mean_value = float(run.baseline.values(eval_t(options)).mean())
     return {"eval_loss": loss, "eval_loss_controlled": run.baseline.control(loss, mean_value)}
+
+
+def answer_tasks(run: Run) -> TaskAnswers:
+    """Let the model answer the questions of eval.tasks. It changes nothing of the run."""
+    return answer(run.engine, run.backbone, run.questions, run.config.parallel.zero_stage, run.ranks)
 
 
 def save_checkpoint(run: Run) -> None:

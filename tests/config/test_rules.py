@@ -53,6 +53,24 @@ REFUSED = {
         "model.compile=true",
         "model.attention=flash_attention_2",
     ],
+    "eval: tasks is set, but every is 0; set tasks_every": ["eval.tasks=[gsm8k]"],
+    "eval: tasks_every is set, but tasks names none": ["eval.tasks_every=5"],
+    "eval: task_data has gsm8, which tasks does not name": [
+        "eval.tasks=[gsm8k]",
+        "eval.tasks_every=5",
+        "eval.task_data.gsm8=x.jsonl",
+    ],
+    "eval.tasks with diffusion.objective = ar: sampling from left to right needs a cache": [
+        "eval.tasks=[gsm8k]",
+        "eval.tasks_every=5",
+        "diffusion.objective=ar",
+        "diffusion.ema_decay=0",
+    ],
+    "eval.tasks with parallel.sequence = 2: texts are sampled as whole sequences": [
+        "eval.tasks=[gsm8k]",
+        "eval.tasks_every=5",
+        "parallel.sequence=2",
+    ],
     "diffusion.isad.delta = 1.5": ["diffusion.isad={tokens: [1], delta: 1.5}"],
 }
 

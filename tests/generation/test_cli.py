@@ -21,7 +21,8 @@ from mdmscale.generation import (
     stream,
 )
 from mdmscale.generation.display import frame_text, print_sample
-from mdmscale.generation.generate_command import main
+from mdmscale.generation.generate_command import build_parser, main, options_of
+from mdmscale.generation.presets import preset_options
 from mdmscale.system.errors import UserError
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
@@ -64,6 +65,23 @@ def test_one_sample_in_a_pipe_is_the_text_that_python_gives(
     request = encode_prompt(loaded, "def add", 8)
     (expected,) = generate(loaded, [request], GenerationOptions(**values))  # type: ignore[arg-type]
     assert run_main(capsys, model_folder, "--prompt", "def add", *options) == expected.text + "\n"
+
+
+def test_a_preset_sets_what_is_not_given(
+    model_folder: Path, loaded: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--preset", "dream", "--length", 8, "--top-k", 9, "--seed", 3)
+    request = encode_prompt(loaded, "def add", 8)
+    expected = preset_options("dream", length=8, top_k=9, seed=3)
+    assert expected.temperature == 0.2
+    (generation,) = generate(loaded, [request], expected)
+    assert run_main(capsys, model_folder, "--prompt", "def add", *options) == generation.text + "\n"
+
+
+@pytest.mark.parametrize("words, cache", [([], None), (["--cache"], "prefix"), (["--cache", "dual"], "dual")])
+def test_options_that_are_not_given_have_their_defaults(words: list[str], cache: str | None) -> None:
+    arguments = build_parser().parse_args(["model", "--block-length", "4", *words])
+    assert options_of(arguments) == GenerationOptions(block_length=4, cache=cache)  # type: ignore[arg-type]
 
 
 def test_infilling_from_the_command_line(

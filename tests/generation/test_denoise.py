@@ -30,11 +30,13 @@ def masks(length: int, prompt: tuple[int, ...] = (), sample: int = 0) -> Request
     return Request([*prompt, *[MASK] * length], len(prompt), sample=sample)
 
 
-def run(oracle: Oracle, requests: list[Request], eos: tuple[int, ...] = (), **values: object) -> list[Frame]:
+def run(
+    oracle: Oracle, requests: list[Request], eos_ids: tuple[int, ...] = (), **values: object
+) -> list[Frame]:
     length = max(request.token_ids.count(MASK) for request in requests)
     options = GenerationOptions(**{"length": length, **values})  # type: ignore[arg-type]
     batch = pad_requests(requests, options, MASK, torch.device("cpu"))
-    return list(denoise(oracle, batch, options, eos_ids=eos))
+    return list(denoise(oracle, batch, options, eos_ids=eos_ids))
 
 
 def test_commits_the_most_confident_first() -> None:
@@ -100,16 +102,48 @@ def test_rows_that_finish_a_block_early_wait() -> None:
 
 def test_blocks_after_an_eos_are_filled_without_a_pass() -> None:
     oracle = Oracle(targets=[1, EOS, 3, 4, 5, 6], margins=[2.0] * 6)
-    frames = run(oracle, [masks(6)], eos=(EOS,), block_length=2)
+    frames = run(oracle, [masks(6)], eos_ids=(EOS,), block_length=2)
     assert frames[-1].row(0) == [1, EOS, EOS, EOS, EOS, EOS]
     assert frames[-1].num_forwards == [2]
     assert frames[-1].new_in_row(0) == [False, True, True, True, True, True]
 
 
+def test_eos_may_be_kept_as_any_other_token() -> None:
+    oracle = Oracle(targets=[1, EOS, 3, 4], margins=[2.0] * 4)
+    frames = run(oracle, [masks(4)], eos_ids=(EOS,), block_length=2, eos="keep")
+    assert frames[-1].row(0) == [1, EOS, 3, 4]
+    assert frames[-1].num_forwards == [4]
+
+
+def test_a_factor_commits_more_the_surer_the_model_is() -> None:
+    oracle = Oracle(targets=[1, 2, 3, 4], margins=[9.0, 0.5, 8.0, 0.4])
+    frames = run(oracle, [masks(4)], factor=0.9)
+    assert [frame.row(0) for frame in frames] == [[1, MASK, 3, MASK], [1, 2, 3, MASK], [1, 2, 3, 4]]
+
+
+def test_a_dream_step_that_commits_nothing_takes_no_pass() -> None:
+    oracle = Oracle(targets=[1, 2, 3], margins=[3.0, 2.0, 1.0])
+    frames = run(oracle, [masks(3)], schedule="dream")
+    assert [frame.row(0) for frame in frames] == [[1, MASK, MASK], [1, 2, 3]]
+    assert frames[-1].num_forwards == [2]
+
+
+def test_independent_masks_go_in_steps_that_the_text_draws() -> None:
+    counts = set()
+    for sample in range(30):
+        request = masks(3, sample=sample)
+        frames = run(
+            Oracle([1, 2, 3], [1.0, 2.0, 3.0]), [request], schedule="independent", remasking="random"
+        )
+        assert frames[-1].row(0) == [1, 2, 3]
+        counts.add(tuple(sum(frame.new_in_row(0)) for frame in frames))
+    assert counts == {(1, 1, 1), (1, 2), (2, 1), (3,)}
+
+
 def test_eos_before_given_text_ends_nothing() -> None:
     oracle = Oracle(targets=[EOS, 1, 2, 3], margins=[2.0] * 4)
     text = Request([MASK, 7, MASK, MASK], None)
-    frames = run(oracle, [text], eos=(EOS,), block_length=1)
+    frames = run(oracle, [text], eos_ids=(EOS,), block_length=1)
     assert frames[-1].row(0) == [EOS, 7, 2, 3]
 
 

@@ -2,12 +2,15 @@
 
 from inspect import signature
 
+import pytest
 import torch
+from generation.reference_cache import ExplicitCache
 
 from mdmscale.generation import GenerationOptions, LoadedModel, Request, encode_prompt
 from mdmscale.generation.batch import PaddedBatch, pad_requests
-from mdmscale.generation.options import Padding
+from mdmscale.generation.options import Cache, Padding
 from mdmscale.generation.predictor import Predictor
+from mdmscale.system.errors import UserError
 
 LENGTH = 6
 PROMPTS = ("def add(a, b):", "x", None)
@@ -47,15 +50,15 @@ def test_padding_on_either_side_changes_nothing(loaded: LoadedModel) -> None:
 
 
 def test_the_shift_reads_one_position_earlier(loaded: LoadedModel) -> None:
-    batch = make_batch(loaded)
     expected = []
     for request in requests(loaded):
         logits = full_logits(loaded, request.token_ids)
         places = range(len(request.token_ids) - LENGTH, len(request.token_ids))
         expected.append(torch.stack([logits[max(0, place - 1)] for place in places]))
-    predictor = Predictor(loaded.model, make_batch(loaded, "right"), logit_shift=True)
-    batch = predictor.batch
-    assert_same(predict(predictor, batch.tokens, batch.blocks >= 0), expected)
+    for padding in ("left", "right"):  # on the left the text without a prompt begins after padding
+        batch = make_batch(loaded, padding)  # type: ignore[arg-type]
+        predictor = Predictor(loaded.model, batch, logit_shift=True)
+        assert_same(predict(predictor, batch.tokens, batch.blocks >= 0), expected)
 
 
 def test_guidance_is_llada_s_formula(loaded: LoadedModel) -> None:
@@ -83,9 +86,12 @@ def test_rows_without_wanted_positions_take_no_part(loaded: LoadedModel) -> None
     assert rows == [2] and len(logits) == 2 * LENGTH
 
 
-def test_a_block_s_first_cached_pass_is_a_full_one_and_the_next_is_short(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("kind, widths_of_second_passes", [("prefix", [LENGTH, 3]), ("dual", [3, 3])])
+def test_a_block_s_first_cached_pass_is_a_full_one_and_the_next_is_short(
+    loaded: LoadedModel, kind: Cache, widths_of_second_passes: list[int]
+) -> None:
     batch = make_batch(loaded, block_length=3)
-    plain, cached = (Predictor(loaded.model, batch, cache=cache) for cache in (False, True))
+    plain, cached = (Predictor(loaded.model, batch, cache=cache) for cache in (None, kind))
     widths: list[int] = []
     handle = loaded.model.model.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -101,7 +107,8 @@ def test_a_block_s_first_cached_pass_is_a_full_one_and_the_next_is_short(loaded:
         tokens[batch.blocks == block] = 5
     handle.remove()
     width = batch.tokens.shape[1]
-    assert widths[1::2] == [width, LENGTH, width, 3]  # the cached passes
+    first, second = widths_of_second_passes
+    assert widths[1::2] == [width, first, width, second]  # the cached passes
     assert widths[0::2] == [width] * 4
 
 
@@ -131,3 +138,72 @@ def test_a_cached_prefix_is_that_of_the_block_s_first_pass(loaded: LoadedModel) 
     torch.testing.assert_close(given, logits[1:3], atol=1e-5, rtol=0)
     exact = full_logits(loaded, after[0].tolist())[start + 1 : start + 3]
     assert not torch.allclose(given, exact, atol=1e-6), "the prefix saw the new token"
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("kind", ["prefix", "dual"])
+def test_a_cache_keeps_the_keys_that_a_twin_keeps_by_hand(
+    loaded: LoadedModel, kind: Cache, shift: bool
+) -> None:
+    """Texts of different lengths, two blocks of three passes; each pass commits a token."""
+    batch = make_batch(loaded, block_length=3)
+    predictor = Predictor(loaded.model, batch, cache=kind, logit_shift=shift)
+    texts = [list(request.token_ids) for request in requests(loaded)]
+    twins = [ExplicitCache(loaded.model, len(text)) for text in texts]
+    tokens = batch.tokens.clone()
+    for block in (0, 1):
+        predictor.start_block()
+        for step in range(3):
+            is_open = (batch.blocks == block) & (tokens == batch.mask_token_id)
+            expected = []
+            for text, twin in zip(texts, twins, strict=True):
+                first = len(text) - LENGTH + 3 * block
+                end = first + 3 if kind == "dual" else len(text)
+                window = list(range(max(0, first - shift), end)) if step else list(range(len(text)))
+                logits = twin.logits(text, window)
+                expected += [logits[window.index(max(0, first + k - shift))] for k in range(step, 3)]
+                text[first + step] = 5 + step
+            given = predict(predictor, tokens, is_open)
+            torch.testing.assert_close(given, torch.stack(expected), atol=1e-5, rtol=0)
+            for row, text in enumerate(texts):
+                tokens[row, batch.is_real[row]] = torch.tensor(text)
+
+
+def test_guidance_goes_with_the_dual_cache(loaded: LoadedModel) -> None:
+    """With the prompt as it is and masked, each cached by itself."""
+    batch = make_batch(loaded, block_length=3)
+    predictor = Predictor(loaded.model, batch, cache="dual", guidance=1.5)
+    predict(predictor, batch.tokens, batch.blocks == 0)
+    tokens = batch.tokens.clone()
+    rows = torch.arange(len(tokens))
+    tokens[rows, (batch.blocks == 0).int().argmax(dim=1)] = 7
+    given = predict(predictor, tokens, (batch.blocks == 0) & (tokens == batch.mask_token_id))
+    expected = []
+    for request in requests(loaded):
+        pair = []
+        for text in (list(request.token_ids), [batch.mask_token_id] * len(request.token_ids)):
+            twin, first = ExplicitCache(loaded.model, len(text)), len(text) - LENGTH
+            twin.logits(text, list(range(len(text))))
+            text[first] = 7
+            pair.append(twin.logits(text, [first, first + 1, first + 2])[1:])
+        expected.append(pair[1] + (1 + 1.5) * (pair[0] - pair[1]))
+    assert_same(given, expected)
+
+
+def test_the_dual_cache_refuses_sliding_windows() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        sliding_window=4,
+    )
+    config.is_causal = False
+    options = GenerationOptions(length=4, block_length=2)
+    batch = pad_requests([Request([3, 1, 1, 1, 1], 1)], options, 1, torch.device("cpu"))
+    with pytest.raises(UserError, match="cache = dual: the model attends within a sliding window"):
+        predict(Predictor(MistralForCausalLM(config), batch, cache="dual"), batch.tokens, batch.blocks == 0)

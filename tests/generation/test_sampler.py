@@ -39,6 +39,10 @@ OPTIONS: list[dict[str, Any]] = [
     {"guidance": 1.0, "temperature": 1.0, "eos": "late"},
     {"cache": "prefix", "block_length": 4, "temperature": 1.0},
     {"cache": "prefix", "block_length": 4, "guidance": 0.5, "threshold": 0.0039},
+    {"cache": "dual", "block_length": 4, "temperature": 1.0},
+    {"factor": 2.0, "remasking": "margin"},
+    {"schedule": "dream", "scores": "sampling", "temperature": 0.5, "top_k": 20, "order_temperature": 0.1},
+    {"schedule": "independent", "remasking": "random", "steps": 5},
 ]
 
 

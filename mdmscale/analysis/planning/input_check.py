@@ -21,6 +21,7 @@ from mdmscale.models.hub import UnreachableError
 from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.training.paths import check_paths
+from mdmscale.training.task_questions import task_questions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -77,6 +78,8 @@ def check_input(config: RunConfig) -> InputCheck:
         result.run("model", lambda: _open_model(config, opened))
     if "data.path" not in missing:
         result.run("data", lambda: _open_data(config, opened))
+    if config.eval.tasks and not any("task" in problem for problem in missing):
+        result.run("tasks", lambda: _open_tasks(config))
     return result
 
 
@@ -151,6 +154,11 @@ def _open_data(config: RunConfig, opened: _Opened) -> str:
     source = open_source(data, config.run.seed, vocab_size, eos, opened.mask_token_id)
     ids = "ids not compared with a model" if opened.model is None else "ids within the model's vocabulary"
     return f"{named}: {source.num_train:,} training samples, {source.num_held_out:,} held out; {ids}"
+
+
+def _open_tasks(config: RunConfig) -> str:
+    found = {name: len(task_questions(config, name).items) for name in config.eval.tasks}
+    return ", ".join(f"{name} ({number} questions)" for name, number in found.items())
 
 
 def _encode_first_samples(config: RunConfig, tokenizer: Any) -> str:

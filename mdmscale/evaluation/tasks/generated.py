@@ -43,7 +43,10 @@ class Generated:
         try:
             self._dataset = reasoning_gym.create_dataset(name, **arguments)
         except (TypeError, ValueError, AssertionError) as error:
-            raise UserError(f"task reasoning-gym:{name}: options {options}: {first_line(error)}") from None
+            raise UserError(
+                f"task reasoning-gym:{name}: options {options}: {first_line(error)}; a task file "
+                "sets them in data.options"
+            ) from None
 
     def entries(self) -> list[dict[str, Any]]:
         """The questions: {"question", "answer", "metadata"} each."""

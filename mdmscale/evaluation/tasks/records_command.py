@@ -60,7 +60,6 @@ def run(arguments: argparse.Namespace) -> None:
     chat = is_chat(task, arguments)
     items = task.items(arguments.data, arguments.limit, split="train")
     lines = [json.dumps(task.trained(item, chat), ensure_ascii=False) + "\n" for item in items]
-    output.parent.mkdir(parents=True, exist_ok=True)
     with written_file(output) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         file.writelines(lines)
     form = "conversations (for a model without a chat template: --plain)" if chat else "prompts and responses"

@@ -35,9 +35,9 @@ def text(found: Answer, expected: Answer, tolerance: float = 0.0) -> Score:
 
 
 def number(found: Answer, expected: Answer, tolerance: float = 0.0) -> Score:
-    """The same number, up to `tolerance`: 18, 18.0 and 1,8 with a comma between thousands are read alike."""
-    numbers = [_number(_text(each)) for each in (found, expected)]
-    return _one(None not in numbers and _near(*numbers, tolerance))  # type: ignore[arg-type]
+    """The same number, up to `tolerance`: 18, 18.0 and $18 are the same, and so are 1,800 and 1800."""
+    first, second = _number(_text(found)), _number(_text(expected))
+    return _one(first is not None and second is not None and _near(first, second, tolerance))
 
 
 def match_set(found: Answer, expected: Answer, tolerance: float = 0.0) -> Score:
@@ -84,9 +84,9 @@ def _equal(found: str, expected: str, tolerance: float) -> bool:
     """Numbers that are nearer than `tolerance`, or the same words."""
     first, second = _bare(found), _bare(expected)
     numbers = _number(first), _number(second)
-    if numbers[0] is not None and numbers[1] is not None:
-        return _near(numbers[0], numbers[1], tolerance)
-    return first == second
+    if numbers[0] is None or numbers[1] is None:
+        return first == second
+    return _near(numbers[0], numbers[1], tolerance)
 
 
 def _near(first: Decimal, second: Decimal, tolerance: float) -> bool:

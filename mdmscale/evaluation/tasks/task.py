@@ -92,10 +92,14 @@ class Task:
         """The SFT record of an item: the tokens of its prompt are those that evaluation gives the model.
 
         Raises:
-            UserError: where the task has nothing to train.
+            UserError: where the task or the record has nothing to train.
         """
         if self.file.response is None:
             raise UserError(f"task {self.name}: has no `response`, so there is nothing to train")
+        try:
+            self._check_fields(item.values, fields_of(self.file.response))
+        except UserError as error:
+            raise UserError(f"item {item.id}: {error}") from None
         response = fill(self.file.response, item.values)
         if not chat:
             return {"prompt": item.plain_prompt, "response": response}
@@ -150,22 +154,23 @@ class Task:
                 "" if self.tables is None else read_table(self.tables, values.get(file.data.table))
             )
         plain = file.prompt if file.plain_prompt is None else file.plain_prompt
-        needed = [
-            *fields_of(file.prompt),
-            *fields_of(plain),
-            *fields_of(file.response or ""),
-            file.answer.field,
-        ]
+        # Some generated questions have many answers and state none; the package scores them all the same.
+        needs_answer = file.data.reasoning_gym is None
+        needed = [*fields_of(file.prompt), *fields_of(plain), *([file.answer.field] if needs_answer else [])]
+        self._check_fields(values, needed)
+        own_id = values.get("id")
+        item_id = own_id if isinstance(own_id, str | int) else number
+        answer = values.get(file.answer.field)
+        expected = "" if answer is None else self._expected(answer)
+        return Item(item_id, fill(file.prompt, values), fill(plain, values), expected, values)
+
+    def _check_fields(self, values: dict[str, Any], needed: list[str]) -> None:
         missing = [name for name in dict.fromkeys(needed) if values.get(name) is None]
         if missing:
             raise UserError(
                 f"has no {' and no '.join(map(repr, missing))}, which task {self.name} needs; "
-                f"it has {shown_names(record.values)}"
+                f"it has {shown_names(name for name in values if values[name] is not None)}"
             )
-        own_id = values.get("id")
-        item_id = own_id if isinstance(own_id, str | int) else number
-        expected = self._expected(values[file.answer.field])
-        return Item(item_id, fill(file.prompt, values), fill(plain, values), expected, values)
 
     def _expected(self, value: Any) -> Answer:
         answer = self.file.answer

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from mdmscale.evaluation.tasks.running import answer_items, encode_items
 from mdmscale.evaluation.tasks.settings import Setting, parse_settings, settings_of
 from mdmscale.evaluation.tasks.summary import summarise, with_aup
 from mdmscale.evaluation.tasks.task import Item, Task
+from mdmscale.generation.left_to_right import check_options, left_to_right
 from mdmscale.generation.sampler import batches
 from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
 from mdmscale.parallel.work_group import WorkGroup
@@ -64,7 +64,10 @@ class TaskWork:
         files = data_files(arguments.data, names)
         for name in names:
             task = load_task(name, arguments.tables)
-            settings = settings_of(task, given, preset, arguments.seed)
+            base = left_to_right(description, task.file.decoding if preset is None else preset)
+            settings = settings_of(task, given, base, arguments.seed)
+            for setting in settings:
+                check_options(description, setting.options)
             items = task.items(files[name], arguments.limit)
             jobs += [Job(task, items, setting) for setting in settings]
         return cls(
@@ -189,7 +192,7 @@ def write_results(work: TaskWork, group: WorkGroup) -> None:
     Raises:
         UserError: where a prompt does not fit the model, or the output exists or is another command's.
     """
-    with TemporaryDirectory() if work.output is None else nullcontext() as folder:
+    with TemporaryDirectory() as folder:
         output = Path(folder) / "results.json" if work.output is None else work.output
         partial = PartialOutput(output, group.on_first_rank(work.recipe), group.rank)
         group.on_first_rank(lambda: partial.begin(work.overwrite))

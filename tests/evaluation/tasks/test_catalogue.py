@@ -169,7 +169,26 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         task.trained(item, chat=False)
 
 
-def test_every_generated_task_scores_its_own_answers() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*generated_names()} - {"composite"}))
+def test_every_generated_task_scores_its_own_answer(name: str) -> None:
+    task = load_task(f"reasoning-gym:{name}")
+    (item,) = task.items(limit=1)
+    if item.expected:
+        assert task.judge(item, task.trained(item, chat=False)["response"]).score.correct
+    assert not task.judge(item, "no idea").score.correct
+
+
+def test_a_generated_question_without_a_stated_answer() -> None:
+    pytest.importorskip("reasoning_gym")
+    task = load_task("reasoning-gym:graph_color")
+    (item,) = task.items(limit=1)
+    assert item.expected == "" and task.judge(item, "no").extracted == "no"
+    with pytest.raises(UserError, match="item 0: has no 'answer'"):
+        task.trained(item, chat=False)
+
+
+def test_a_generated_task_scores_its_own_answers() -> None:
     pytest.importorskip("reasoning_gym")
     task = load_task("reasoning-gym:chain_sum")
     items = task.items(limit=5)
