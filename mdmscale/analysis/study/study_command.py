@@ -1,79 +1,34 @@
-"""`stability`: train every method under several seeds at equal forward rows, and compare their accuracy."""
+"""`stability`: train methods under several seeds at a common budget, and say which of them are better."""
 
 import argparse
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mdmscale.analysis.study.methods import METHODS, method_overrides
-from mdmscale.analysis.study.runs import StudyRun, train_all
+from mdmscale.analysis.study.budgets import Arm, control_of, make_arms, steps_in_time, with_steps
+from mdmscale.analysis.study.methods import (
+    BUILT_IN,
+    CONTROL,
+    Method,
+    choose_methods,
+    parse_method,
+    read_methods,
+)
+from mdmscale.analysis.study.options import build_parser, check_numbers
+from mdmscale.analysis.study.runs import Machine, StudyRun, train_all
 from mdmscale.config.loading import dump_config, load_config
-from mdmscale.config.run import RunConfig
 from mdmscale.system.errors import UserError
-from mdmscale.system.files import write_file
+from mdmscale.system.files import read_object, write_file
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.training.paths import check_paths
 
-EPILOG = """The config describes one run with pairs (diffusion.masking: mirror). Methods without pairs get
-twice its batch sizes, so that all methods have the same forward rows in a step. To continue an interrupted
-study, give the same command again.
-
-example, after `make train`:
-  python tools/make_arithmetic.py --num 8000 --operators + --output data/arithmetic_2.jsonl \\
-    --num-test 500 --test-output data/arithmetic_2_test.jsonl
-  python tools/stability_study.py --config configs/stability.yaml --test data/arithmetic_2_test.jsonl \\
-    --output runs/stability
-"""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stability_study.py",
-        description="Train each method under several seeds at equal forward rows, and compare accuracies.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of one run with pairs")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="values that override those of the file"
-    )
-    parser.add_argument(
-        "--test", required=True, type=Path, metavar="FILE", help="JSONL with prompt and response"
-    )
-    parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="folder for runs, report and figure"
-    )
-    parser.add_argument(
-        "--methods",
-        type=lambda text: text.split(","),
-        default=list(METHODS),
-        metavar="M,M",
-        help=f"some of {','.join(METHODS)} (default: all)",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=whole_numbers,
-        default=[42, 731, 20231],
-        metavar="N,N",
-        help="default: 42,731,20231",
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: one for each GPU or core)"
-    )
-    return parser
-
-
-def whole_numbers(text: str) -> list[int]:
-    """The numbers of a list such as 42,731."""
-    try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write whole numbers, such as 42,731") from None
+if TYPE_CHECKING:
+    from mdmscale.analysis.study.results import RunResult
+    from mdmscale.analysis.study.scoring import Scorer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,78 +39,158 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = build_parser().parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.overrides)
-    if config.diffusion.rows_per_sample != 2:
-        raise UserError(
-            f"{arguments.config}: diffusion.masking = {config.diffusion.masking}; a study's batch sizes "
-            "count pairs, so give mirror"
-        )
-    if unknown := [method for method in arguments.methods if method not in METHODS]:
-        raise UserError(f"--methods {unknown[0]}: choose from {', '.join(METHODS)}")
-    if any(seed < 0 for seed in arguments.seeds):
-        raise UserError(f"--seeds {','.join(map(str, arguments.seeds))}: seeds are not negative")
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise UserError(f"--jobs {arguments.jobs}: must be at least 1")
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise UserError(f"--output {arguments.output}: is a file; choose a folder")
-    check_paths(config, writes=False)
-    from transformers.utils import logging as hf_logging
+    check_numbers(arguments)
+    methods = compared_methods(arguments)
+    reference = reference_of(arguments, methods)
+    arms = make_arms(arguments.config, arguments.overrides, methods, arguments.budget)
+    for each in [config, *(arm.config for arm in arms)]:
+        check_paths(each, writes=False)
+    from mdmscale.analysis.study import report
+    from mdmscale.analysis.study.scoring import make_scorer
 
-    from mdmscale.analysis.study import results
-    from mdmscale.analysis.study.scoring import exact_match, read_tests
-
-    hf_logging.disable_progress_bar()
-    tests = read_tests(arguments.test)
-    claim(arguments.output, config, arguments.test)
-    runs = [
-        StudyRun(method, seed, arguments.output / "runs")
-        for seed in arguments.seeds
-        for method in arguments.methods
-    ]
-    found = []
-    for run in trained(runs, config, arguments):
-        score = run.folder / "accuracy.json"
-        if not score.exists():
-            model = RunFolder(run.folder).export
-            write_file(score, json.dumps(exact_match(model, tests, config.data.fill_multiple)))
-        found.append(results.result_of_run(run.folder, run.method, run.seed, json.loads(score.read_text())))
-    found.sort(key=lambda result: (list(METHODS).index(result.method), arguments.seeds.index(result.seed)))
-    results.write(found, arguments.output, arguments.seeds)
+    scorer = make_scorer(arguments, config.data.fill_multiple)
+    identity = {"config": dump_config(config), "scoring": scorer.identity, "budget": arguments.budget}
+    check_identity(arguments.output, identity)
+    machine = make_machine(arguments)
+    arms = planned(arms, reference, machine, arguments)
+    claim(arguments.output, {**identity, "methods": {arm.name: list(arm.overrides) for arm in arms}})
     console = Console()
-    console.print(results.results_table(found))
-    console.print(f"{results.verdict(found)}\nwritten to {arguments.output}", highlight=False)
+    found = collected(in_order(arms, arguments, reference), scorer, machine, arguments, reference, console)
+    order = [arm.name for arm in arms]
+    found.sort(key=lambda result: (order.index(result.method), arguments.seeds.index(result.seed)))
+    report.write(found, reference, scorer.what, identity, arguments.output)
+    report.show(console, found, reference, scorer.what)
+    console.print(f"written to {arguments.output}", highlight=False)
     return 0
 
 
-def claim(folder: Path, config: RunConfig, test: Path) -> None:
-    """Mark the output folder as this study's.
+def compared_methods(arguments: argparse.Namespace) -> list[Method]:
+    """The methods that the options ask for."""
+    own = [parse_method(text) for text in arguments.method]
+    of_file = [] if arguments.methods_file is None else read_methods(arguments.methods_file)
+    names = arguments.methods
+    if names is None and (own or of_file):
+        names = [*([] if of_file else ["standard"]), *(method.name for method in [*of_file, *own])]
+    taken = {method.name for method in [*of_file, *own]}
+    built_in = [method for method in BUILT_IN if method.name not in taken]
+    return choose_methods([*built_in, *of_file, *own], names)
 
-    Raises:
-        UserError: if it holds another study, whose runs would be mistaken for those of this one.
-    """
-    path = folder / "study.json"
-    identity = {"config": dump_config(config), "test": hashlib.sha256(test.read_bytes()).hexdigest()}
-    if path.exists() and json.loads(path.read_text()) != identity:
-        raise UserError(f"--output {folder}: holds a study of another config or test set; choose another")
-    write_file(path, json.dumps(identity, indent=1))
+
+def reference_of(arguments: argparse.Namespace, methods: list[Method]) -> str:
+    """The name of the method that the others are compared with."""
+    names = [method.name for method in methods]
+    if arguments.reference is None:
+        return "standard" if "standard" in names else names[0]
+    if arguments.reference not in names:
+        raise UserError(f"--reference {arguments.reference}: choose from {', '.join(names)}")
+    return str(arguments.reference)
 
 
-def trained(runs: list[StudyRun], config: RunConfig, arguments: argparse.Namespace) -> Iterator[StudyRun]:
-    """Yield each run when it finishes, with a progress bar over all steps."""
+def make_machine(arguments: argparse.Namespace) -> Machine:
+    """How the runs share this machine."""
     import torch
 
-    num_gpus = torch.cuda.device_count()
-    jobs = arguments.jobs or num_gpus or len(os.sched_getaffinity(0))
+    return Machine.of(arguments.jobs, arguments.ranks, torch.cuda.device_count())
+
+
+def planned(arms: list[Arm], reference: str, machine: Machine, arguments: argparse.Namespace) -> list[Arm]:
+    """The arms with their steps, and with the control after the reference."""
+    file, overrides = arguments.config, arguments.overrides
+    base = next(arm for arm in arms if arm.name == reference)
+    if arguments.budget == "equal-wall":
+        from mdmscale.analysis.study.timing import measure_arms
+
+        print(f"timing {len(arms)} methods in short runs, one after the other", flush=True)
+        seconds = measure_arms(arms, train_options(arguments), machine, arguments.output)
+        own = base.config.train.steps
+        arms = [
+            with_steps(file, overrides, arm, steps_in_time(own, seconds[reference], seconds[arm.name]))
+            for arm in arms
+        ]
+        for arm in arms:
+            print(f"  {arm.name}: {seconds[arm.name]:.3g} s a step, {arm.config.train.steps:,} steps")
+        base = next(arm for arm in arms if arm.name == reference)
+    if not arguments.control:
+        return arms
+    return [base, control_of(file, overrides, base), *(arm for arm in arms if arm is not base)]
+
+
+def in_order(arms: list[Arm], arguments: argparse.Namespace, reference: str) -> list[StudyRun]:
+    """The runs in the order in which they start: those of the reference and the control first."""
+    runs = [StudyRun(arm, seed, arguments.output / "runs") for seed in arguments.seeds for arm in arms]
+    return sorted(runs, key=lambda run: run.arm.name not in (reference, CONTROL))
+
+
+def collected(
+    runs: list[StudyRun],
+    scorer: "Scorer",
+    machine: Machine,
+    arguments: argparse.Namespace,
+    reference: str,
+    console: Console,
+) -> list["RunResult"]:
+    """Train and score the runs. Tells what the control says as soon as it can be told."""
+    from mdmscale.analysis.study.verdict import control_answer
+
+    found: list[RunResult] = []
+    waiting = {run.name for run in runs if run.arm.name in (reference, CONTROL)}
+    for run in trained(runs, machine, arguments):
+        found.append(scored(run, scorer))
+        if run.name in waiting:
+            waiting.remove(run.name)
+            if not waiting and (sentence := control_answer(found, reference)):
+                console.print(sentence, highlight=False, soft_wrap=True)
+    return found
+
+
+def check_identity(folder: Path, identity: dict[str, Any]) -> None:
+    """Refuse an output folder of another study, whose runs would be mistaken for those of this one.
+
+    Raises:
+        UserError: saying what differs.
+    """
+    path = folder / "study.json"
+    before = read_object(path) if path.exists() else identity
+    if differing := [name for name, value in identity.items() if before.get(name) != value]:
+        raise UserError(
+            f"--output {folder}: holds a study of another {' and '.join(differing)}; choose another"
+        )
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Mark the output folder as this study's. Methods that it had before stay.
+
+    Raises:
+        UserError: if it has runs of a method of the same name with other options.
+    """
+    path = folder / "study.json"
+    before = read_object(path).get("methods", {}) if path.exists() else {}
+    for name, overrides in identity["methods"].items():
+        if before.get(name, overrides) != overrides:
+            raise UserError(
+                f"--output {folder}: has runs of the method {name!r} with {' '.join(before[name])}, now "
+                f"{' '.join(overrides)}; choose another name or output"
+            )
+    write_file(path, json.dumps({**identity, "methods": {**before, **identity["methods"]}}, indent=1))
+
+
+def train_options(arguments: argparse.Namespace) -> list[str]:
+    """The arguments of `mdmscale train` that all runs have."""
+    return ["--config", arguments.config, *arguments.overrides]
+
+
+def trained(runs: list[StudyRun], machine: Machine, arguments: argparse.Namespace) -> Iterator[StudyRun]:
+    """Yield each run when it finishes, with a progress bar over all steps."""
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"0 of {len(runs)} runs", total=len(runs) * config.train.steps)
+        total = sum(run.arm.config.train.steps for run in runs)
+        task = bar.add_task(f"0 of {len(runs)} runs", total=total)
 
         def watch() -> None:
             bar.update(task, completed=sum(run.steps_done() for run in runs))
 
-        finishing = train_all(
-            runs, lambda run: train_arguments(run, config, arguments), jobs, num_gpus, watch
-        )
+        finishing = train_all(runs, train_options(arguments), machine, watch)
         for finished, run in enumerate(finishing, start=1):
             bar.update(task, description=f"{finished} of {len(runs)} runs")
             if not console.is_terminal:
@@ -163,7 +198,14 @@ def trained(runs: list[StudyRun], config: RunConfig, arguments: argparse.Namespa
             yield run
 
 
-def train_arguments(run: StudyRun, config: RunConfig, arguments: argparse.Namespace) -> list[str]:
-    """The arguments of `mdmscale train` for a run."""
-    own = [f"run.name={run.name}", f"run.output_dir={run.output_dir}", f"run.seed={run.seed}"]
-    return ["--config", arguments.config, *arguments.overrides, *method_overrides(config, run.method), *own]
+def scored(run: StudyRun, scorer: "Scorer") -> "RunResult":
+    """The result of a finished run. Its scores are kept in its folder."""
+    from transformers.utils import logging as hf_logging
+
+    from mdmscale.analysis.study.results import result_of_run
+
+    hf_logging.disable_progress_bar()
+    path = run.folder / "scores.json"
+    if not path.exists():
+        write_file(path, json.dumps({"scores": scorer(RunFolder(run.folder).export)}))
+    return result_of_run(run.folder, run.arm.name, run.seed, json.loads(path.read_text())["scores"])
