@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mdmscale.models.hub import local_folder
 from mdmscale.models.opening import ModelDescription, describe_model, find_model_folder
 from mdmscale.parallel.work_group import WorkGroup
 from mdmscale.system.errors import UserError
@@ -110,26 +111,13 @@ def opened(source: str, output: Path | None, group: WorkGroup) -> Iterator[Model
     path = Path(source)
     kind = kind_if_any(path)
     if kind is None and not path.exists():
-        yield describe_model(group.on_first_rank(lambda: download(source)))
+        yield describe_model(group.on_first_rank(lambda: local_folder("PATH", source)))
         return
     with ExitStack() as stack:
         if kind == "checkpoint" or (kind == "run" and not RunFolder(path).has_export):
             path = group.on_first_rank(lambda: _export(path, output, stack))
         yield describe_model(find_model_folder(path))
         group.wait()  # before the first rank removes what the others read
-
-
-def download(name: str) -> Path:
-    """The folder of a hub id, downloaded or in the hub's cache.
-
-    Raises:
-        UserError: where it is neither a folder nor a hub id that can be reached.
-    """
-    from huggingface_hub import snapshot_download
-
-    from mdmscale.models.hub import opening_arguments
-
-    return Path(snapshot_download(name, **opening_arguments("PATH", name)))
 
 
 def _export(source: Path, output: Path | None, stack: ExitStack) -> Path:

@@ -1,0 +1,311 @@
+"""The model class for lm-evaluation-harness: `mdmscale` among its models.
+
+    import mdmscale.evaluation.lm_eval.model  # registers it
+    lm_eval.simple_evaluate(model="mdmscale", model_args="pretrained=PATH,rows=64", tasks=["arc_easy"])
+
+The harness (0.4.13) loads models only of its own package by name, so its command line needs this module
+imported: `python -m mdmscale.evaluation.lm_eval` is `lm_eval` with it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
+from itertools import groupby
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+
+from mdmscale.evaluation.likelihood.scoring import LikelihoodOptions, Scored, log_likelihoods
+from mdmscale.evaluation.lm_eval.answers import Answers, key_of
+from mdmscale.evaluation.lm_eval.decoding import OPTIONS, Decoding, decoding, response_text, unread
+from mdmscale.evaluation.lm_eval.encoding import Encoder
+from mdmscale.evaluation.lm_eval.greedy import greedy_matches
+from mdmscale.evaluation.lm_eval.progress import make_progress
+from mdmscale.generation.options import GenerationOptions
+from mdmscale.generation.prompts import Request
+from mdmscale.generation.sampler import generate
+from mdmscale.models.hub import local_folder
+from mdmscale.models.opening import LoadedModel, describe_model, find_model_folder, load_model
+from mdmscale.parallel.work_group import WorkGroup
+from mdmscale.system.errors import UserError
+from mdmscale.system.notices import say
+
+Greedy = Literal["auto", "always", "never"]
+DEFAULT_BATCH_SIZE = 8
+LIKELIHOOD_OPTIONS = frozenset(field.name for field in fields(LikelihoodOptions))
+
+Job = TypeVar("Job")
+
+
+@register_model("mdmscale")
+class MDMLM(TemplateLM):
+    """A masked diffusion model, or its autoregressive twin, as the harness asks it.
+
+    Log-likelihoods are those of `evaluate likelihood`, texts those of `generate`. Each rank of a launcher
+    answers its own share of a task's questions.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | LoadedModel,
+        *,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        greedy: Greedy = "auto",
+        group: WorkGroup | None = None,
+        answers: Answers | None = None,
+        **options: Any,
+    ) -> None:
+        """Open the model.
+
+        Args:
+            pretrained: a run, a model folder or a hub id; or a loaded model.
+            batch_size: rows of a forward pass; auto means the default, 8.
+            max_batch_size: not used; the harness gives it to every model.
+            device: must be the device on which models are opened: the GPU if there is one.
+            dtype: fp32 or bf16; None keeps that of the saved weights.
+            greedy: whether to find out if greedy decoding gives a continuation. auto: only where a question
+                has one continuation, as lambada's; of several choices the likeliest is taken instead.
+            group: the ranks that share the work.
+            answers: where answers are kept, and taken from.
+            options: fields of LikelihoodOptions and of GenerationOptions. seed belongs to both, and
+                block_length to the likelihood only for method = block.
+
+        Raises:
+            UserError: where an option is wrong, or the model cannot be opened.
+        """
+        super().__init__()
+        if greedy not in get_args(Greedy):
+            raise UserError(f"greedy = {greedy!r}: choose one of {', '.join(get_args(Greedy))}")
+        self.batch_size = _batch_size(batch_size)
+        self.likelihood, self.decoding = split_options(options)
+        self.group = group or WorkGroup()
+        self.loaded = _opened(pretrained, dtype)
+        self.tokenizer: Any = self.loaded.tokenizer
+        self._device = self.loaded.device
+        self._rank, self._world_size = self.group.rank, self.group.world_size
+        if device is not None and torch.device(device).type != self.loaded.device.type:
+            raise UserError(
+                f"device = {device}: the model is on {self.loaded.device.type}; leave it out, or hide the GPU "
+                "with CUDA_VISIBLE_DEVICES="
+            )
+        self._greedy = greedy
+        self._encoder = Encoder(self.loaded)
+        self._answers = Answers() if answers is None else answers
+        self._unread: set[str] = set()
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a text."""
+        return self.loaded.description.max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The harness keeps prepared requests under this name."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """The tokens of a text; `_encode_pair` of the harness calls it."""
+        return self._encoder.encode(string, opened=add_special_tokens is not False)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as text, as the harness then gives it to the other methods."""
+        return self._encoder.render(chat_history, add_generation_prompt=add_generation_prompt)
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """ln p(continuation | context) in nats, and whether greedy decoding gives the continuation."""
+        items = [self._scored(*request.args[:2]) for request in requests]
+        if self._greedy == "auto":
+            choices = {(each.task_name, each.doc_id, each.idx) for each in requests}
+            num_choices = Counter((task, doc) for task, doc, _ in choices)
+            asked = [num_choices[each.task_name, each.doc_id] == 1 for each in requests]
+        else:
+            asked = [self._greedy == "always"] * len(items)
+        return self._pairs(items, asked)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        items = [self._encoder.scored(context, continuation) for _, context, continuation in requests]
+        return self._pairs(items, [self._greedy != "never"] * len(items))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """ln p(text) in nats for each text, the sum over its windows."""
+        windows = [self._encoder.windows(request.args[0]) for request in requests]
+        nats = iter(self._nats([window for each in windows for window in each]))
+        return [sum(next(nats) for _ in each) for each in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """A response to each context."""
+        repeats: Counter[int] = Counter()
+        jobs: dict[int, tuple[Request, Decoding]] = {}
+        keys = []
+        for request in requests:
+            text, asked = request.args[:2]
+            how = self._decoding(asked)
+            job = self._request(text, how.options.length)
+            kept = asdict(how.options) | {"padding": "left"}
+            key = key_of("generate", job.token_ids, kept, how.until)
+            if how.options.draws:  # the same request again asks for another sample
+                job = replace(job, sample=repeats[key])
+                repeats[key] += 1
+                key = key_of(key, job.sample)
+            jobs[key] = (job, how)
+            keys.append(key)
+        self._answer("generating", jobs, self._texts, lambda job: (str(job[1]), -len(job[0].token_ids)))
+        return [self._answers[key] for key in keys]
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all ranks, joined; a number becomes a vector of numbers."""
+        return torch.cat([torch.atleast_1d(each) for each in self.group.gather(tensor.cpu())])
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """The objects of all ranks, on rank `dst`."""
+        gathered = self.group.gather(obj)
+        return gathered if self.rank == dst else None
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.group.wait()
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes about the model beside its results."""
+        return {
+            "model_folder": str(self.loaded.description.folder),
+            "model_num_parameters": self.loaded.model.num_parameters(),
+            "model_dtype": str(self.loaded.model.dtype),
+            **self.settings(),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers besides the model and the requests."""
+        return {
+            "likelihood": asdict(self.likelihood),
+            "decoding": self.decoding,
+            "greedy": self._greedy,
+        }
+
+    def _scored(self, context: str, continuation: str) -> Scored:
+        if context == "":
+            return self._encoder.scored(
+                self._encoder.opening, self._encoder.encode(continuation, opened=False)
+            )
+        return self._encoder.scored(*self._encode_pair(context, continuation))
+
+    def _pairs(self, items: Sequence[Scored], asked: Sequence[bool]) -> list[tuple[float, bool]]:
+        wanted = [item for item, is_asked in zip(items, asked, strict=True) if is_asked]
+        nats, matches = self._nats(items), iter(self._matches(wanted))
+        return [(value, is_asked and next(matches)) for value, is_asked in zip(nats, asked, strict=True)]
+
+    def _nats(self, items: Sequence[Scored]) -> list[float]:
+        def compute(jobs: Sequence[Scored]) -> Iterator[float]:
+            scores = log_likelihoods(self.loaded, jobs, self.likelihood, self.batch_size)
+            return (score.nats for score in scores)
+
+        return self._of_items("scoring", items, compute, empty=0.0)
+
+    def _matches(self, items: Sequence[Scored]) -> list[bool]:
+        def compute(jobs: Sequence[Scored]) -> Iterator[bool]:
+            return greedy_matches(self.loaded, jobs, self.batch_size)
+
+        return self._of_items("greedy decoding", items, compute, empty=True)
+
+    def _of_items(
+        self,
+        title: str,
+        items: Sequence[Scored],
+        compute: Callable[[Sequence[Scored]], Iterator[Any]],
+        *,
+        empty: Any,
+    ) -> list[Any]:
+        """The answers of items. An item without target tokens needs no model: its answer is `empty`."""
+        keys = [key_of(title, item.prompt_ids, item.target_ids) for item in items]
+        jobs = {key: item for key, item in zip(keys, items, strict=True) if item.target_ids}
+        self._answer(title, jobs, compute, lambda item: -len(item.prompt_ids) - len(item.target_ids))
+        return [
+            self._answers[key] if item.target_ids else empty
+            for key, item in zip(keys, items, strict=True)
+        ]
+
+    def _answer(
+        self,
+        title: str,
+        jobs: dict[int, Job],
+        compute: Callable[[Sequence[Job]], Iterator[Any]],
+        order: Callable[[Job], Any],
+    ) -> None:
+        """Compute what has no answer yet. `order` puts like texts together, and long ones first.
+
+        So a lack of memory shows at once, and the time that is left is never estimated too low.
+        """
+        todo = [key for key in jobs if key not in self._answers]
+        todo.sort(key=lambda key: (order(jobs[key]), key))
+        with make_progress(title, len(todo), shown=self.rank == 0) as progress:
+            for key, value in zip(todo, compute([jobs[key] for key in todo]), strict=True):
+                self._answers.add({key: value})
+                progress.advance(progress.task_ids[0])
+
+    def _texts(self, jobs: Sequence[tuple[Request, Decoding]]) -> Iterator[str]:
+        """The responses, in order: neighbours of the same decoding share their batches."""
+        for how, group in groupby(jobs, key=lambda job: job[1]):
+            requests = [request for request, _ in group]
+            for generation in generate(self.loaded, requests, how.options, self.batch_size):
+                yield response_text(self.loaded, generation, how.until)
+
+    def _decoding(self, asked: dict[str, Any]) -> Decoding:
+        new = set(unread(asked)) - self._unread
+        if new:
+            self._unread |= new
+            say(f"generation_kwargs: {', '.join(sorted(new))} of a task mean nothing here, and are left out")
+        return decoding(asked, self.decoding)
+
+    def _request(self, context: str, length: int) -> Request:
+        prompt = self._encoder.prompt(context, length)
+        return Request([*prompt, *[self.loaded.description.mask_token_id] * length], len(prompt))
+
+
+def split_options(options: dict[str, Any]) -> tuple[LikelihoodOptions, dict[str, Any]]:
+    """Options by name as those of the likelihood, and those of sampling that are given.
+
+    Raises:
+        UserError: for a name of neither, and for values that are wrong.
+    """
+    known = OPTIONS | LIKELIHOOD_OPTIONS
+    if unknown := sorted(set(options) - known):
+        raise UserError(f"{', '.join(unknown)}: no such option; choose from {', '.join(sorted(known))}")
+    given = {name: value for name, value in options.items() if value is not None}
+    scoring = {name: value for name, value in given.items() if name in LIKELIHOOD_OPTIONS}
+    if scoring.get("method") != "block":
+        scoring.pop("block_length", None)
+    chosen = {name: value for name, value in given.items() if name in OPTIONS}
+    GenerationOptions(**chosen)
+    return LikelihoodOptions(**scoring), chosen
+
+
+def _opened(pretrained: str | LoadedModel, dtype: str | None) -> LoadedModel:
+    if isinstance(pretrained, LoadedModel):
+        return pretrained
+    folder = local_folder("pretrained", pretrained)
+    return load_model(describe_model(find_model_folder(folder)), dtype)
+
+
+def _batch_size(value: int | str | None) -> int:
+    if value is None or str(value).startswith("auto"):
+        return DEFAULT_BATCH_SIZE
+    if not str(value).isdigit() or int(value) < 1:
+        raise UserError(f"batch_size = {value!r}: must be a number of at least 1, or auto")
+    return int(value)
