@@ -23,6 +23,7 @@ ORDER = [
     "engine",
     "generation",
     "evaluation",
+    "evaluation/likelihood",
     "training",
     "conversion",
     "analysis/planning",

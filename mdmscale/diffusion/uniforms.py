@@ -24,6 +24,8 @@ class Stream(IntEnum):
     SYRM = 8  # prompt tokens that SyRM makes eligible
     VARIANCE = 9  # t and masks of the variance report
     ANNEALING = 10  # which later positions attention opens, by step
+    LIKELIHOOD = 11  # masks of a likelihood, by text and replicate
+    BOOTSTRAP = 12  # items of a bootstrap's resamples
     GENERATION = 32  # tokens and their order in sampling, by text and step
 
 

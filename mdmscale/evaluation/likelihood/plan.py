@@ -1,0 +1,135 @@
+"""The rows that measure a target's likelihood, and the estimate that their losses give.
+
+Methods, of -log p(target | prompt):
+
+- `any-order`: the bound of masks.py over all tokens of the target.
+- `block`: blocks from left to right. Each is bounded by masks.py given the prompt and the clean blocks before
+  it; the blocks after it are masked. It is the likelihood of decoding in blocks.
+- `left-to-right`: blocks of one token, for which the bound is exact: the chain rule.
+
+Legend: n = tokens of the target; rows = forward rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from mdmscale.diffusion.uniforms import Stream, generator
+from mdmscale.evaluation.likelihood.masks import SAMPLERS, MaskRows, enumerated
+from mdmscale.system.errors import UserError
+
+METHODS = ("any-order", "left-to-right", "block")
+# A replicate is a group of coupled rows. Several of them, independent of each other, show the error.
+NUM_REPLICATES = 2
+
+
+@dataclass(frozen=True)
+class LikelihoodOptions:
+    """How a likelihood is measured. The same options and seed give every model the same masks.
+
+    Attributes:
+        method: one of METHODS.
+        estimator: one of masks.SAMPLERS.
+        rows: masks for each target, or for each block of it. Where there are no more, all are taken.
+        block_length: tokens of a block, for the method block.
+        seed: of the masks.
+    """
+
+    method: str = "any-order"
+    estimator: str = "stratified"
+    rows: int = 32
+    block_length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.method not in METHODS:
+            problems.append(f"method = {self.method!r}: choose one of {', '.join(METHODS)}")
+        if self.estimator not in SAMPLERS:
+            problems.append(f"estimator = {self.estimator!r}: choose one of {', '.join(SAMPLERS)}")
+        if self.rows < 4 or self.rows % 4:
+            problems.append(f"rows = {self.rows}: must be a positive multiple of 4, as rows come in groups")
+        if self.method == "block" and (self.block_length is None or self.block_length < 1):
+            problems.append(f"block_length = {self.block_length}: method block needs one of at least 1")
+        if self.method != "block" and self.block_length is not None:
+            problems.append(f"block_length = {self.block_length}: goes with method = block")
+        if not 0 <= self.seed < 2**64:
+            problems.append(f"seed = {self.seed}: must be in 0 .. 2^64 - 1")
+        if problems:
+            raise UserError(*problems)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRows:
+    """The rows of one block. The bound is the mean over replicates of the sum of weights * losses.
+
+    hidden: bool [rows, n], the masked tokens. scored: bool [rows, n], those of them that count. weights:
+    float64 [rows]. replicates: int64 [rows], 0, 1, ...; is_exact: whether the sum has no error.
+    """
+
+    hidden: np.ndarray
+    scored: np.ndarray
+    weights: np.ndarray
+    replicates: np.ndarray
+    is_exact: bool
+
+    def estimate(self, losses: np.ndarray) -> tuple[float, float]:
+        """(the bound in nats, the variance of its Monte Carlo error) from the rows' losses [rows]."""
+        totals = np.bincount(self.replicates, self.weights * losses)  # [replicates]
+        variance = 0.0 if self.is_exact else float(totals.var(ddof=1)) / len(totals)
+        return float(totals.mean()), variance
+
+
+def plan_rows(
+    prompt_ids: Sequence[int], target_ids: Sequence[int], options: LikelihoodOptions
+) -> Iterator[BlockRows]:
+    """The rows of a target, block by block. Their masks are a function of the tokens and the seed."""
+    n = len(target_ids)
+    key = _noise_key(prompt_ids, target_ids)
+    size = {"any-order": n, "left-to-right": 1, "block": options.block_length or n}[options.method]
+    for number, first in enumerate(range(0, n, size)):
+        block = slice(first, min(first + size, n))
+        yield _in_block(n, block, *_masks(block.stop - first, options, key, number))
+
+
+def num_rows(n: int, options: LikelihoodOptions) -> int:
+    """How many forward rows a target of `n` tokens takes."""
+    size = {"any-order": n, "left-to-right": 1, "block": options.block_length or n}[options.method]
+    full, rest = divmod(n, size)
+    return full * min(2**size - 1, options.rows) + (min(2**rest - 1, options.rows) if rest else 0)
+
+
+def _masks(n: int, options: LikelihoodOptions, key: int, block: int) -> tuple[MaskRows, np.ndarray, bool]:
+    """(the masks of a block of n tokens, each row's replicate, whether they are all that there are)."""
+    if 2**n - 1 <= options.rows:
+        masks = enumerated(n)
+        return masks, np.zeros(len(masks.weights), dtype=np.int64), True
+    num_replicates = options.rows if options.estimator == "independent" else NUM_REPLICATES
+    num_uniforms = {"independent": 1, "pairs": options.rows // num_replicates // 2}.get(
+        options.estimator, options.rows // num_replicates
+    )
+    parts = []
+    for replicate in range(num_replicates):
+        random = generator(options.seed, Stream.LIKELIHOOD, key, block * options.rows + replicate)
+        uniforms, permutation = random.random(num_uniforms), random.permutation(n)
+        parts.append(SAMPLERS[options.estimator](n, uniforms, permutation))
+    joined = MaskRows(
+        np.concatenate([part.masks for part in parts]), np.concatenate([part.weights for part in parts])
+    )
+    return joined, np.repeat(np.arange(num_replicates), [len(part.weights) for part in parts]), False
+
+
+def _in_block(n: int, block: slice, rows: MaskRows, replicates: np.ndarray, is_exact: bool) -> BlockRows:
+    scored = np.zeros((len(rows.weights), n), dtype=bool)
+    scored[:, block] = rows.masks
+    hidden = scored.copy()
+    hidden[:, block.stop :] = True
+    return BlockRows(hidden, scored, rows.weights, replicates, is_exact)
+
+
+def _noise_key(prompt_ids: Sequence[int], target_ids: Sequence[int]) -> int:
+    """64 bits that key a target's masks: a hash of its tokens, so that no other text can change them."""
+    text = f"{','.join(map(str, prompt_ids))}|{','.join(map(str, target_ids))}"
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
