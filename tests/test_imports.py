@@ -24,6 +24,7 @@ ORDER = [
     "generation",
     "evaluation",
     "evaluation/likelihood",
+    "evaluation/lm_eval",
     "training",
     "conversion",
     "analysis/planning",

@@ -6,7 +6,7 @@ Under torchrun (`-m mdmscale.evaluation.lm_eval`) the ranks share the questions.
 
 import sys
 
-from mdmscale.system.errors import UserError, run_command
+from mdmscale.system.errors import run_command
 
 
 def main() -> int:

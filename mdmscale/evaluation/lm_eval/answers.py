@@ -12,7 +12,7 @@ from mdmscale.system.partial_output import PartialOutput
 
 
 class Answers:
-    """Answers by key. With a partial output, those of all ranks that are on disk, and this rank's go there."""
+    """Answers by key. With a partial output: those on disk, of all ranks; new ones go there too."""
 
     def __init__(self, partial: PartialOutput | None = None) -> None:
         self._partial = partial

@@ -67,9 +67,7 @@ def response_text(loaded: LoadedModel, generation: Generation, until: tuple[str,
     stops = {loaded.tokenizer.convert_tokens_to_ids(text) for text in special}
     prompt_length = generation.request.prompt_length or 0
     ends = [
-        place
-        for place, token in enumerate(generation.token_ids)
-        if place >= prompt_length and token in stops
+        place for place, token in enumerate(generation.token_ids) if place >= prompt_length and token in stops
     ]
     text = generation.text
     if ends:

@@ -80,7 +80,7 @@ class Encoder:
         return Scored(self._fitting(context, room), continuation)
 
     def prompt(self, context: str, length: int) -> list[int]:
-        """The tokens of a prompt to which a response of `length` tokens is asked; too long ones lose their start.
+        """The tokens of a prompt that leaves room for `length` more; a long one loses its beginning.
 
         Raises:
             UserError: where there is no room for a prompt, or the mask token is a word of it.

@@ -2,24 +2,27 @@
 
 import argparse
 import difflib
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
-from lm_eval import simple_evaluate
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks.manager import TaskDict
 from lm_eval.utils import make_table
 
 from mdmscale.evaluation.lm_eval.answers import Answers
-from mdmscale.evaluation.lm_eval.model import LIKELIHOOD_OPTIONS, MDMLM, split_options
 from mdmscale.evaluation.lm_eval.decoding import OPTIONS
+from mdmscale.evaluation.lm_eval.model import MDMLM
+from mdmscale.evaluation.lm_eval.options import LIKELIHOOD_OPTIONS, split_options
+from mdmscale.evaluation.lm_eval.quiet import quiet_harness
 from mdmscale.evaluation.lm_eval.report import items, summary_rows
 from mdmscale.evaluation.results import Results
 from mdmscale.models.opening import ModelDescription, load_model
 from mdmscale.parallel.work_group import WorkGroup
 from mdmscale.system.errors import UserError, first_line
-from mdmscale.system.notices import say
 from mdmscale.system.partial_output import PartialOutput
 from mdmscale.weights.fingerprint import weights_fingerprint
 
@@ -39,8 +42,7 @@ def run_tasks(arguments: argparse.Namespace, description: ModelDescription, grou
     }
     split_options(options)
     with quiet_harness():
-        tasks = TaskManager(include_path=arguments.include_path and str(arguments.include_path))
-        check_tasks(tasks, arguments.tasks)
+        tasks = load_tasks(arguments.tasks, arguments.include_path)
         partial = _begun(arguments, description, options, group)
         model = MDMLM(
             load_model(description, arguments.dtype),
@@ -52,67 +54,46 @@ def run_tasks(arguments: argparse.Namespace, description: ModelDescription, grou
         )
         group.wait()  # all ranks have read the partial files before one appends to them
         found = _evaluated(arguments, tasks, model)
-    if group.is_first:
-        assert found is not None
-        print(make_table(found))
-        if found.get("groups"):
-            print(make_table(found, "groups"))
-        if partial is not None:
-            settings = {name: getattr(arguments, name) for name in ASKED} | model.settings()
-            results = Results(
-                "lm-eval", arguments.path, settings, list(summary_rows(found)), list(items(found))
-            )
-            partial.publish(lambda _: results.lines())
+    if found is None:  # on ranks after the first
+        return
+    for section in ("results", "groups"):
+        if found.get(section):
+            print(make_table(found, section))
+    if partial is not None:
+        settings = {name: getattr(arguments, name) for name in ASKED} | model.settings()
+        results = Results("lm-eval", arguments.path, settings, list(summary_rows(found)), list(items(found)))
+        partial.publish(lambda _: results.lines())
 
 
-def check_tasks(tasks: TaskManager, names: list[str]) -> None:
-    """Refuse unknown tasks before anything slow.
+def load_tasks(names: list[str], include_path: Path | None) -> TaskDict:
+    """Tasks by name, or by the path of a YAML file, with their data.
 
     Raises:
-        UserError: naming each, with the nearest known name.
+        UserError: for unknown tasks, each with the nearest known name, and where one cannot be loaded.
     """
+    manager = _manager(names, include_path)
     problems = []
     for name in names:
-        if name in tasks.all_tasks or name.endswith((".yaml", ".yml")):
+        if name in manager.all_tasks or Path(name).is_file():
             continue
-        near = difflib.get_close_matches(name, tasks.all_tasks, n=1)
+        near = difflib.get_close_matches(name, manager.all_tasks, n=1)
         mend = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them"
         problems.append(f"--tasks {name}: no such task of lm-evaluation-harness; {mend}")
     if problems:
         raise UserError(*problems)
-
-
-@contextmanager
-def quiet_harness() -> Iterator[None]:
-    """Show the harness's warnings as notices, once each, and nothing else that it logs."""
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging as transformers_logging
-
-    disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    logger = logging.getLogger("lm_eval")
-    before = logger.handlers, logger.propagate, logger.level
-    logger.handlers, logger.propagate = [_Notices()], False
-    logger.setLevel(logging.WARNING)
     try:
-        yield
-    finally:
-        logger.handlers, logger.propagate = before[:2]
-        logger.setLevel(before[2])
+        return manager.load(names)
+    except Exception as error:  # of data sets, the hub, YAML or a task's own code
+        raise UserError(f"--tasks {','.join(names)}: cannot be loaded: {first_line(error)}") from error
 
 
-class _Notices(logging.Handler):
-    """Says each warning once."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._said: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(record.getMessage().split())
-        if text not in self._said:
-            self._said.add(text)
-            say(f"lm-eval: {text}")
+def _manager(names: list[str], include_path: Path | None) -> TaskManager:
+    """Knows a folder's tasks, and the harness's own where they are needed: 13,000 files, read in seconds."""
+    folder = None if include_path is None else str(include_path)
+    own = TaskManager(include_path=folder, include_defaults=False)
+    if all(name in own.all_subtasks or Path(name).is_file() for name in names):
+        return own
+    return TaskManager(include_path=folder)
 
 
 def _begun(
@@ -133,22 +114,22 @@ def _begun(
     return partial
 
 
-def _evaluated(arguments: argparse.Namespace, tasks: TaskManager, model: MDMLM) -> dict[str, Any] | None:
-    """The harness's results, on the first rank."""
-    try:
-        tasks.load(arguments.tasks)
-    except Exception as error:  # of data sets, the hub, YAML or a task's own code
-        raise UserError(
-            f"--tasks {','.join(arguments.tasks)}: cannot be loaded: {first_line(error)}"
-        ) from error
-    return simple_evaluate(
-        model=model,
-        tasks=arguments.tasks,
-        task_manager=tasks,
-        batch_size=model.batch_size,
-        num_fewshot=arguments.num_fewshot,
-        limit=arguments.limit,
-        apply_chat_template=arguments.apply_chat_template,
-        system_instruction=arguments.system_instruction,
-        confirm_run_unsafe_code=arguments.confirm_run_unsafe_code,
-    )
+def _evaluated(arguments: argparse.Namespace, tasks: TaskDict, model: MDMLM) -> dict[str, Any] | None:
+    """The harness's results, on the first rank. As its simple_evaluate does it, with the same seeds."""
+    for task in tasks["tasks"].values():
+        stated = task.get_config("num_fewshot")
+        if arguments.num_fewshot is not None and stated != 0:  # 0 in a task's file says that it takes none
+            task.set_config(key="num_fewshot", value=arguments.num_fewshot)
+        elif stated is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    with redirect_stdout(sys.stderr):  # it prints that it resamples
+        return evaluate(
+            lm=model,
+            task_dict=tasks,
+            limit=arguments.limit,
+            system_instruction=arguments.system_instruction,
+            apply_chat_template=arguments.apply_chat_template,
+            fewshot_as_multiturn=arguments.apply_chat_template,
+            confirm_run_unsafe_code=arguments.confirm_run_unsafe_code,
+        )

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from mdmscale.evaluation.likelihood.masks import SAMPLERS
+from mdmscale.evaluation.likelihood.plan import METHODS, LikelihoodOptions
 from mdmscale.evaluation.lm_eval.installed import check_installed
 from mdmscale.evaluation.options import add_model_options
 from mdmscale.generation.generate_command import _add_sampling
@@ -23,9 +25,11 @@ examples:
   torchrun --nproc-per-node 2 tools/evaluate.py lm-eval path/to/model --include-path my_tasks \\
       --tasks my_task --apply-chat-template --output my_task.json
 
-Of decoding, what is not given is the task's: its max_gen_toks, temperature and so on. The names of all tasks:
-`lm_eval ls tasks`. The harness's own command line has the model too, as `python -m mdmscale.evaluation.lm_eval
---model mdmscale --model_args pretrained=path/to/model,rows=32 --tasks arc_easy`.
+Of decoding, what is not given is the task's: its max_gen_toks, temperature and so on. `lm_eval ls tasks`
+lists the tasks. The harness's own command line works too:
+
+  python -m mdmscale.evaluation.lm_eval --model mdmscale --model_args pretrained=path/to/model,rows=32 \\
+      --tasks arc_easy
 """
 
 
@@ -75,7 +79,22 @@ def _add_tasks(group: argparse._ArgumentGroup) -> None:
 
 def _add_likelihood(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--rows", type=int, metavar="N", help="rows (masked copies) for each continuation or window"
+        "--method",
+        choices=METHODS,
+        help="the order of tokens: any order; left to right, one by one; or block by block "
+        f"(default: {LikelihoodOptions.method})",
+    )
+    group.add_argument(
+        "--estimator",
+        choices=list(SAMPLERS),
+        help=f"how masks are drawn (default: {LikelihoodOptions.estimator})",
+    )
+    group.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="masked copies of each continuation, or of each block of it: more are slower, with less noise "
+        f"(default: {LikelihoodOptions.rows})",
     )
     group.add_argument(
         "--greedy",
@@ -95,7 +114,7 @@ def run(arguments: argparse.Namespace, description: ModelDescription, group: Wor
     check_installed()
     problems = [
         f"--{name.replace('_', '-')} {value}: must be {bound} or more"
-        for name, bound in (("num_fewshot", 0), ("limit", 0), ("rows", 1))
+        for name, bound in (("num_fewshot", 0), ("limit", 0))
         if (value := getattr(arguments, name)) is not None and value < bound
     ]
     if arguments.include_path is not None and not arguments.include_path.is_dir():

@@ -9,33 +9,28 @@ imported: `python -m mdmscale.evaluation.lm_eval` is `lm_eval` with it.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from itertools import groupby
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
-from mdmscale.evaluation.likelihood.scoring import LikelihoodOptions, Scored, log_likelihoods
+from mdmscale.evaluation.likelihood.scoring import Scored, log_likelihoods
 from mdmscale.evaluation.lm_eval.answers import Answers, key_of
-from mdmscale.evaluation.lm_eval.decoding import OPTIONS, Decoding, decoding, response_text, unread
+from mdmscale.evaluation.lm_eval.decoding import Decoding, decoding, response_text, unread
 from mdmscale.evaluation.lm_eval.encoding import Encoder
 from mdmscale.evaluation.lm_eval.greedy import greedy_matches
+from mdmscale.evaluation.lm_eval.options import Greedy, open_model, parse_batch_size, split_options
 from mdmscale.evaluation.lm_eval.progress import make_progress
-from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampler import generate
-from mdmscale.models.hub import local_folder
-from mdmscale.models.opening import LoadedModel, describe_model, find_model_folder, load_model
+from mdmscale.models.opening import LoadedModel
 from mdmscale.parallel.work_group import WorkGroup
 from mdmscale.system.errors import UserError
 from mdmscale.system.notices import say
-
-Greedy = Literal["auto", "always", "never"]
-DEFAULT_BATCH_SIZE = 8
-LIKELIHOOD_OPTIONS = frozenset(field.name for field in fields(LikelihoodOptions))
 
 Job = TypeVar("Job")
 
@@ -82,17 +77,17 @@ class MDMLM(TemplateLM):
         super().__init__()
         if greedy not in get_args(Greedy):
             raise UserError(f"greedy = {greedy!r}: choose one of {', '.join(get_args(Greedy))}")
-        self.batch_size = _batch_size(batch_size)
+        self.batch_size = parse_batch_size(batch_size)
         self.likelihood, self.decoding = split_options(options)
         self.group = group or WorkGroup()
-        self.loaded = _opened(pretrained, dtype)
+        self.loaded = open_model(pretrained, dtype)
         self.tokenizer: Any = self.loaded.tokenizer
         self._device = self.loaded.device
         self._rank, self._world_size = self.group.rank, self.group.world_size
         if device is not None and torch.device(device).type != self.loaded.device.type:
             raise UserError(
-                f"device = {device}: the model is on {self.loaded.device.type}; leave it out, or hide the GPU "
-                "with CUDA_VISIBLE_DEVICES="
+                f"device = {device}: the model is on {self.loaded.device.type}; leave it out, or hide "
+                "the GPU with CUDA_VISIBLE_DEVICES="
             )
         self._greedy = greedy
         self._encoder = Encoder(self.loaded)
@@ -124,9 +119,7 @@ class MDMLM(TemplateLM):
         """A conversation as text, as the harness then gives it to the other methods."""
         return self._encoder.render(chat_history, add_generation_prompt=add_generation_prompt)
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """ln p(continuation | context) in nats, and whether greedy decoding gives the continuation."""
         items = [self._scored(*request.args[:2]) for request in requests]
         if self._greedy == "auto":
@@ -146,8 +139,8 @@ class MDMLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """ln p(text) in nats for each text, the sum over its windows."""
         windows = [self._encoder.windows(request.args[0]) for request in requests]
-        nats = iter(self._nats([window for each in windows for window in each]))
-        return [sum(next(nats) for _ in each) for each in windows]
+        scores = iter(self._scores([window for each in windows for window in each]))
+        return [sum(next(scores)[0] for _ in each) for each in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """A response to each context."""
@@ -207,18 +200,29 @@ class MDMLM(TemplateLM):
         return self._encoder.scored(*self._encode_pair(context, continuation))
 
     def _pairs(self, items: Sequence[Scored], asked: Sequence[bool]) -> list[tuple[float, bool]]:
-        wanted = [item for item, is_asked in zip(items, asked, strict=True) if is_asked]
-        nats, matches = self._nats(items), iter(self._matches(wanted))
-        return [(value, is_asked and next(matches)) for value, is_asked in zip(nats, asked, strict=True)]
+        """The log-likelihoods, and where it is asked, whether greedy decoding gives the item's target."""
+        scores = self._scores(items)
+        unknown = [
+            item
+            for item, (_, is_greedy), is_asked in zip(items, scores, asked, strict=True)
+            if is_asked and is_greedy is None
+        ]
+        decoded = iter(self._decoded_alike(unknown))
+        return [
+            (nats, is_asked and (next(decoded) if is_greedy is None else is_greedy))
+            for (nats, is_greedy), is_asked in zip(scores, asked, strict=True)
+        ]
 
-    def _nats(self, items: Sequence[Scored]) -> list[float]:
-        def compute(jobs: Sequence[Scored]) -> Iterator[float]:
-            scores = log_likelihoods(self.loaded, jobs, self.likelihood, self.batch_size)
-            return (score.nats for score in scores)
+    def _scores(self, items: Sequence[Scored]) -> list[tuple[float, bool | None]]:
+        """(nats, whether each token is the likeliest; None by methods that do not see them one by one)."""
 
-        return self._of_items("scoring", items, compute, empty=0.0)
+        def compute(jobs: Sequence[Scored]) -> Iterator[tuple[float, bool | None]]:
+            for score in log_likelihoods(self.loaded, jobs, self.likelihood, self.batch_size):
+                yield score.nats, score.is_greedy
 
-    def _matches(self, items: Sequence[Scored]) -> list[bool]:
+        return self._of_items("scoring", items, compute, empty=(0.0, True))
+
+    def _decoded_alike(self, items: Sequence[Scored]) -> list[bool]:
         def compute(jobs: Sequence[Scored]) -> Iterator[bool]:
             return greedy_matches(self.loaded, jobs, self.batch_size)
 
@@ -237,8 +241,7 @@ class MDMLM(TemplateLM):
         jobs = {key: item for key, item in zip(keys, items, strict=True) if item.target_ids}
         self._answer(title, jobs, compute, lambda item: -len(item.prompt_ids) - len(item.target_ids))
         return [
-            self._answers[key] if item.target_ids else empty
-            for key, item in zip(keys, items, strict=True)
+            self._answers[key] if item.target_ids else empty for key, item in zip(keys, items, strict=True)
         ]
 
     def _answer(
@@ -276,36 +279,3 @@ class MDMLM(TemplateLM):
     def _request(self, context: str, length: int) -> Request:
         prompt = self._encoder.prompt(context, length)
         return Request([*prompt, *[self.loaded.description.mask_token_id] * length], len(prompt))
-
-
-def split_options(options: dict[str, Any]) -> tuple[LikelihoodOptions, dict[str, Any]]:
-    """Options by name as those of the likelihood, and those of sampling that are given.
-
-    Raises:
-        UserError: for a name of neither, and for values that are wrong.
-    """
-    known = OPTIONS | LIKELIHOOD_OPTIONS
-    if unknown := sorted(set(options) - known):
-        raise UserError(f"{', '.join(unknown)}: no such option; choose from {', '.join(sorted(known))}")
-    given = {name: value for name, value in options.items() if value is not None}
-    scoring = {name: value for name, value in given.items() if name in LIKELIHOOD_OPTIONS}
-    if scoring.get("method") != "block":
-        scoring.pop("block_length", None)
-    chosen = {name: value for name, value in given.items() if name in OPTIONS}
-    GenerationOptions(**chosen)
-    return LikelihoodOptions(**scoring), chosen
-
-
-def _opened(pretrained: str | LoadedModel, dtype: str | None) -> LoadedModel:
-    if isinstance(pretrained, LoadedModel):
-        return pretrained
-    folder = local_folder("pretrained", pretrained)
-    return load_model(describe_model(find_model_folder(folder)), dtype)
-
-
-def _batch_size(value: int | str | None) -> int:
-    if value is None or str(value).startswith("auto"):
-        return DEFAULT_BATCH_SIZE
-    if not str(value).isdigit() or int(value) < 1:
-        raise UserError(f"batch_size = {value!r}: must be a number of at least 1, or auto")
-    return int(value)

@@ -1,4 +1,4 @@
-"""The harness's results as those of results.json: a summary row for each metric, an item for each question."""
+"""The harness's results for results.json: a summary row for each metric, an item for each question."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
