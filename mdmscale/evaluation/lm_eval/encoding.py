@@ -8,8 +8,6 @@ mask token is not: in a question it is ordinary text.
 
 from typing import Any
 
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
 from mdmscale.evaluation.likelihood.scoring import Scored
 from mdmscale.models.chat import Chat
 from mdmscale.models.opening import LoadedModel
@@ -104,14 +102,13 @@ class Encoder:
         """
         ids = self.encode(text, opened=False)
         ids = ids[len(self.opening) :] if self.opening and ids[: len(self.opening)] == self.opening else ids
-        first = self.max_length - len(self.opening)
-        if len(ids) <= first:
-            return [Scored(self.opening, ids)] if ids else []
-        pairs = get_rolling_token_windows(
-            ids, prefix_token=self._mask_token_id, max_seq_len=self.max_length - 1, context_len=1
-        )
-        windows = [Scored(*make_disjoint_window(pair)) for pair in pairs]
-        return [Scored(self.opening, windows[0].target_ids), *windows[1:]]
+        most, done = self.max_length, self.max_length - len(self.opening)
+        windows = [Scored(self.opening, ids[:done])] if ids else []
+        while done < len(ids):
+            end = min(done + most - 1, len(ids))
+            windows.append(Scored(ids[max(0, end - most) : done], ids[done:end]))
+            done = end
+        return windows
 
     def _fitting(self, context: list[int], room: int) -> list[int]:
         if len(context) <= room:

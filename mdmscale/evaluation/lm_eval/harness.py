@@ -23,6 +23,7 @@ from mdmscale.evaluation.results import Results
 from mdmscale.models.opening import ModelDescription, load_model
 from mdmscale.parallel.work_group import WorkGroup
 from mdmscale.system.errors import UserError, first_line
+from mdmscale.system.notices import say
 from mdmscale.system.partial_output import PartialOutput
 from mdmscale.weights.fingerprint import weights_fingerprint
 
@@ -44,12 +45,15 @@ def run_tasks(arguments: argparse.Namespace, description: ModelDescription, grou
     with quiet_harness():
         tasks = load_tasks(arguments.tasks, arguments.include_path)
         partial = _begun(arguments, description, options, group)
+        answers = Answers(partial)
+        if answers.num_found and group.is_first:
+            say(f"{arguments.output}: continuing with {answers.num_found} answers of the model")
         model = MDMLM(
             load_model(description, arguments.dtype),
             batch_size=arguments.batch_size,
             greedy=arguments.greedy,
             group=group,
-            answers=Answers(partial),
+            answers=answers,
             **options,
         )
         group.wait()  # all ranks have read the partial files before one appends to them

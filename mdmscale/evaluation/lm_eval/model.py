@@ -61,8 +61,9 @@ class MDMLM(TemplateLM):
         Args:
             pretrained: a run, a model folder or a hub id; or a loaded model.
             batch_size: rows of a forward pass; auto means the default, 8.
-            max_batch_size: not used; the harness gives it to every model.
-            device: must be the device on which models are opened: the GPU if there is one.
+            max_batch_size: not used, as device. The harness gives both to every model, and names cuda:0 even
+                where there is none. Models are opened on the GPU if there is one.
+            device: not used.
             dtype: fp32 or bf16; None keeps that of the saved weights.
             greedy: whether to find out if greedy decoding gives a continuation. auto: only where a question
                 has one continuation, as lambada's; of several choices the likeliest is taken instead.
@@ -84,11 +85,6 @@ class MDMLM(TemplateLM):
         self.tokenizer: Any = self.loaded.tokenizer
         self._device = self.loaded.device
         self._rank, self._world_size = self.group.rank, self.group.world_size
-        if device is not None and torch.device(device).type != self.loaded.device.type:
-            raise UserError(
-                f"device = {device}: the model is on {self.loaded.device.type}; leave it out, or hide "
-                "the GPU with CUDA_VISIBLE_DEVICES="
-            )
         self._greedy = greedy
         self._encoder = Encoder(self.loaded)
         self._answers = Answers() if answers is None else answers

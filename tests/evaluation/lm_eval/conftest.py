@@ -16,7 +16,7 @@ QUESTIONS = [
     {
         "question": "def add(a,",
         "choices": [" b)", "a)", "b"],
-        "answer": 0,
+        "answer": 2,
         "word": "b",
         "text": "print(step)",
     },

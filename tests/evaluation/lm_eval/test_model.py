@@ -1,6 +1,7 @@
 """The model class of lm-evaluation-harness: its numbers and texts are the package's own."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,23 @@ pytest.importorskip("lm_eval")
 import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
+from models.tiny_folder import make_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from mdmscale.evaluation.likelihood.plan import LikelihoodOptions
 from mdmscale.evaluation.likelihood.scoring import Scored, log_likelihoods
 from mdmscale.evaluation.lm_eval.answers import Answers
+from mdmscale.evaluation.lm_eval.encoding import Encoder
 from mdmscale.evaluation.lm_eval.model import MDMLM
-from mdmscale.generation import GenerationOptions, LoadedModel, encode_messages, encode_prompt, generate
+from mdmscale.generation import (
+    GenerationOptions,
+    LoadedModel,
+    encode_ids,
+    encode_messages,
+    encode_prompt,
+    generate,
+    load_model,
+)
 from mdmscale.models.prompts import infilling_ids
 from mdmscale.system.errors import UserError
 from mdmscale.system.partial_output import PartialOutput
@@ -66,22 +78,33 @@ def test_the_batch_size_and_the_other_requests_change_no_number(loaded: LoadedMo
 
 def test_a_whole_text_is_scored_in_windows_each_token_once(loaded: LoadedModel) -> None:
     short, long = "def add(a, b): return a", "x = y " * 40
-    answers = model_of(loaded).loglikelihood_rolling(
-        [asked("loglikelihood_rolling", text) for text in (short, long, "")]
-    )
-    ids = infilling_ids(loaded.tokenizer, long)
-    most = loaded.description.max_length
-    assert most < len(ids)
-    windows = [([], ids[:most])]
-    while (done := sum(len(target) for _, target in windows)) < len(ids):
-        last = min(done + most - 1, len(ids))
-        windows.append((ids[max(0, last - most) : done], ids[done:last]))
-    assert len(windows[-1][0]) + len(windows[-1][1]) == most  # the last one sees all that fits
+    windows, ids = Encoder(loaded).windows(long), infilling_ids(loaded.tokenizer, long)
+    assert [token for window in windows for token in window.target_ids] == ids
+    sizes = [len(window.prompt_ids) + len(window.target_ids) for window in windows]
+    assert len(sizes) > 2 and set(sizes) == {loaded.description.max_length}  # the last one sees all that fits
+    assert [len(window.prompt_ids) for window in windows[:-1]] == [0] + [1] * (len(windows) - 2)
+    done = 0
+    for window in windows:
+        assert window.prompt_ids == ids[done - len(window.prompt_ids) : done]
+        done += len(window.target_ids)
+    requests = [asked("loglikelihood_rolling", text) for text in (short, long, "")]
     expected = [
         sum(scored(loaded, ([], infilling_ids(loaded.tokenizer, short)))),
-        sum(scored(loaded, *windows)),
+        sum(scored(loaded, *[(window.prompt_ids, window.target_ids) for window in windows])),
     ]
-    assert answers == pytest.approx([*expected, 0.0])
+    assert model_of(loaded).loglikelihood_rolling(requests) == pytest.approx([*expected, 0.0])
+
+
+def test_bos_is_given_once_and_never_scored(loaded: LoadedModel) -> None:
+    tokenizer = make_tokenizer()
+    eos = tokenizer.eos_token_id  # which stands for BOS here
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("</s> $A", special_tokens=[("</s>", eos)])
+    encoder = Encoder(replace(loaded, tokenizer=tokenizer))
+    plain = Encoder(loaded).encode("def add")
+    assert encoder.encode("def add") == encoder.encode("</s>def add") == [eos, *plain]
+    assert encoder.windows("def add") == encoder.windows("</s>def add") == [Scored([eos], plain)]
+    encoder.is_rendered = True  # by a chat template, which would have written BOS
+    assert encoder.encode("def add") == plain
 
 
 @pytest.mark.parametrize("until", [["a"], "a", ["zzz"], []])
@@ -97,7 +120,8 @@ def test_texts_are_those_of_generate_cut_at_until(loaded: LoadedModel, until: An
     assert model.generate_until([asked("generate_until", prompt, asking) for prompt in prompts]) == expected
 
 
-def test_a_special_token_can_end_a_text(loaded: LoadedModel) -> None:
+def test_a_special_token_can_end_a_text(model_folder: Path) -> None:
+    loaded = load_model(model_folder, "fp32")  # with a tokenizer that the test changes
     request = encode_prompt(loaded, "def add", 12)
     (generation,) = generate(loaded, [request], GenerationOptions(length=12, temperature=1.0))
     response = generation.token_ids[request.prompt_length :]
@@ -156,8 +180,6 @@ def test_a_long_prompt_loses_its_beginning(loaded: LoadedModel, capsys: pytest.C
     ((nats, _),) = model._loglikelihood_tokens([(("", ""), ids, ids[:5])])
     assert [nats] == scored(loaded, (ids[5 - most :], ids[:5]))
     (text,) = model.generate_until([asked("generate_until", "x = y " * 40, {"max_gen_toks": 8})])
-    from mdmscale.generation import encode_ids
-
     (expected,) = generate(loaded, [encode_ids(loaded, ids[8 - most :], 8)], GenerationOptions(length=8))
     assert text == expected.text
     notes = capsys.readouterr().err
@@ -201,7 +223,6 @@ def test_a_conversation_has_the_tokens_of_generate(
         ({"rows": 7}, "rows = 7: must be a positive multiple of 4"),
         ({"steps": 0}, "steps = 0: must be at least 1"),
         ({"batch_size": "many"}, "batch_size = 'many': must be a number"),
-        ({"device": "meta"}, "device = meta: the model is on"),
         ({"greedy": "maybe"}, "greedy = 'maybe': choose one of auto, always, never"),
     ],
 )
