@@ -178,6 +178,7 @@ def test_help_needs_neither_the_harness_nor_torch() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_give_the_results_of_one(
     output: Path, model_folder: Path, tasks: Path, tmp_path: Path

@@ -140,6 +140,14 @@ def test_what_the_user_chose_comes_before_what_the_task_asks(loaded: LoadedModel
     assert model.generate_until([asked("generate_until", "def", asking)]) == [chosen.text]
 
 
+def test_steps_may_exceed_the_default_length_where_the_task_asks_for_more(loaded: LoadedModel) -> None:
+    model = model_of(loaded, steps=300)
+    with pytest.raises(UserError, match="steps = 300: exceeds length = 20"):
+        model.generate_until([asked("generate_until", "def", {"max_gen_toks": 20})])
+    with pytest.raises(UserError, match="length = 300: leaves no room"):
+        model.generate_until([asked("generate_until", "def", {"max_gen_toks": 300})])
+
+
 def test_repeated_requests_draw_other_samples_and_greedy_ones_are_decoded_once(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
