@@ -23,9 +23,9 @@ class Encoder:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._tokenizer: Any = loaded.tokenizer
-        self._mask_token_id = loaded.description.mask_token_id
-        self._mask_token = loaded.mask_token
-        self._hidden_mask = hide(self._tokenizer, loaded.mask_token)
+        # An autoregressive model may have no mask token.
+        self._mask_token_id: int | None = loaded.description.mask_token_id
+        self._mask_token = None if self._mask_token_id is None else loaded.mask_token
         self.max_length = loaded.description.max_length
         self.opening = opening_ids(self._tokenizer)
         self.is_rendered = False  # whether a chat template writes the texts, and with them what opens them
@@ -37,8 +37,8 @@ class Encoder:
         Args:
             opened: put BOS in front if the tokenizer does, unless the text or a template has written it.
         """
-        if self._mask_token in text:
-            text = text.replace(self._mask_token, self._hidden_mask)
+        if self._mask_token is not None and self._mask_token in text:
+            text = text.replace(self._mask_token, hide(self._tokenizer, self._mask_token))
         ids = rendered_reader(self._tokenizer, text).encode(text).ids
         size = len(self.opening)
         if not opened or self.is_rendered or ids[:size] == self.opening:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from mdmscale.evaluation.likelihood.scoring import Scored
 from mdmscale.generation.options import GenerationOptions
-from mdmscale.generation.prompts import Request
+from mdmscale.generation.prompts import encode_ids
 from mdmscale.generation.sampler import batches, stream
 from mdmscale.models.opening import LoadedModel
 
@@ -20,17 +20,15 @@ def greedy_matches(loaded: LoadedModel, items: Sequence[Scored], batch_size: int
 
 
 def _matches(loaded: LoadedModel, items: Sequence[Scored]) -> list[bool]:
-    mask = loaded.description.mask_token_id
-    requests = [
-        Request([*item.prompt_ids, *[mask] * len(item.target_ids)], len(item.prompt_ids)) for item in items
-    ]
+    requests = [encode_ids(loaded, item.prompt_ids, len(item.target_ids)) for item in items]
     longest = max(len(item.target_ids) for item in items)
     alike = [True] * len(items)
     for frame in stream(loaded, requests, GenerationOptions(length=max(1, longest))):
         for row, item in enumerate(items):
-            decoded = frame.row(row)[len(item.prompt_ids) :]
-            pairs = zip(decoded, item.target_ids, strict=True)
-            alike[row] = all(token in (mask, target) for token, target in pairs)
+            size = len(item.prompt_ids)
+            decoded, wanted = frame.row(row)[size:], requests[row].token_ids[size:]
+            places = zip(decoded, item.target_ids, wanted, strict=True)
+            alike[row] = all(token in (target, open_) for token, target, open_ in places)
         if not any(alike):
             break
     return alike

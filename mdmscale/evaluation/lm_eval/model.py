@@ -25,7 +25,7 @@ from mdmscale.evaluation.lm_eval.encoding import Encoder
 from mdmscale.evaluation.lm_eval.greedy import greedy_matches
 from mdmscale.evaluation.lm_eval.options import Greedy, open_model, parse_batch_size, split_options
 from mdmscale.evaluation.lm_eval.progress import make_progress
-from mdmscale.generation.prompts import Request
+from mdmscale.generation.prompts import Request, encode_ids
 from mdmscale.generation.sampler import generate
 from mdmscale.models.opening import LoadedModel
 from mdmscale.parallel.work_group import WorkGroup
@@ -273,5 +273,4 @@ class MDMLM(TemplateLM):
         return decoding(asked, self.decoding)
 
     def _request(self, context: str, length: int) -> Request:
-        prompt = self._encoder.prompt(context, length)
-        return Request([*prompt, *[self.loaded.description.mask_token_id] * length], len(prompt))
+        return encode_ids(self.loaded, self._encoder.prompt(context, length), length)
