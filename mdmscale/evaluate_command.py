@@ -32,6 +32,11 @@ MEASURES = {
         True,
         "run tasks of lm-evaluation-harness",
     ),
+    "estimators": (
+        "mdmscale.evaluation.likelihood.estimators_command",
+        True,
+        "how many forwards each estimator of the likelihood needs, on a model and texts",
+    ),
     "compare": (
         "mdmscale.evaluation.compare_command",
         False,

@@ -87,8 +87,8 @@ def check_comparable(first: Results, second: Results, names: str) -> None:
         if name != "dtype" and first.settings.get(name, missing) != second.settings.get(name, missing)
     ]
     left, right = [[_key(item) for item in results.items] for results in (first, second)]
-    if strangers := sorted(set(left) ^ set(right), key=str):
-        shown = ", ".join("/".join(map(str, key)) for key in strangers[:MAX_SHOWN])
+    if strangers := sorted(set(left) ^ set(right)):
+        shown = ", ".join("/".join(filter(None, key)) for key in strangers[:MAX_SHOWN])
         problems.append(f"{names}: {len(strangers)} items are in only one of them, such as {shown}")
     if not left:
         problems.append(f"{names}: have no items")
@@ -154,6 +154,6 @@ def _group(item: dict[str, Any]) -> str:
     return ", ".join(str(part) for part in parts if part not in (None, "")) or "all"
 
 
-def _key(item: dict[str, Any]) -> tuple[Any, ...]:
+def _key(item: dict[str, Any]) -> tuple[str, str, str]:
     """What pairs an item of one model with that of the other."""
     return (str(item.get("task", "")), str(item.get("setting", "")), str(item.get("id")))

@@ -94,7 +94,7 @@ def test_the_command_prints_a_table(
         (results(answers([True]), "tasks"), "are of 'likelihood' and 'tasks'"),
         (results(texts(np.ones(3)), seed=1), "differ in seed: 0 and 1"),
         (results(texts(np.ones(3)), rows=64), "differ in rows: 32 and 64"),
-        (results(texts(np.ones(2))), "1 items are in only one of them, such as //2-x"),
+        (results(texts(np.ones(2))), "1 items are in only one of them, such as 2-x"),
     ],
 )
 def test_what_is_not_comparable_is_refused(tmp_path: Path, other: Results, message: str) -> None:

@@ -23,8 +23,8 @@ def make_item(
     """An item from the log-likelihoods of its targets' windows.
 
     A text or response has {"id", "kind", "nats", "standard_error", "tokens", "bytes", "forwards"}, where
-    `nats` is the log-likelihood. A question has the same as lists with an entry for each choice, and "answer",
-    "chosen" and "correct" (by sum, and by token and byte).
+    `nats` is the log-likelihood. A question has the same as lists with an entry for each choice, and
+    "answer", "chosen" and "correct" (by sum, and by token and byte).
     """
     kind = "text" if source.kind == "document" else source.kind
     head = {"id": f"{number}-{_digest(source)}", "kind": kind}

@@ -15,6 +15,9 @@ from mdmscale.data.preparation.tables import shown_names
 from mdmscale.system.errors import UserError
 from mdmscale.system.unicode import check_strings
 
+# A record with one of these is a response, as data/preparation/sft_record.py encodes it.
+RESPONSE_FIELDS = {"messages", "prompt", "input_ids"}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -79,7 +82,7 @@ def as_source(record: Record, text_key: str = "text") -> Source:
     if "choices" in values:
         _check_choices(values, where)
         return Source("choices", values, where)
-    if "messages" in values or "prompt" in values:
+    if not RESPONSE_FIELDS.isdisjoint(values):
         return Source("response", values, where)
     if text_key in values:
         text = values[text_key]
