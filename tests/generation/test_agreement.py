@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedModel]:
 @pytest.mark.parametrize("way", WAYS)
 def test_all_tokens_agree(models: dict[str, LoadedModel], way: str, kind: str) -> None:
     agreement = compare(models[kind], way, PROMPTS[:2])
-    assert agreement.num_equal == agreement.num_tokens == 48
+    assert agreement.num_equal == agreement.num_tokens == 48, agreement
 
 
 def test_rounded_scores_would_not(models: dict[str, LoadedModel]) -> None:
