@@ -23,7 +23,7 @@ def dream(
     top_p: float = 1.0,
     top_k: int | None = None,
 ) -> tuple[list[int], float]:
-    """The text at temperature 0, and the smallest gap between the last token that a step commits and the next."""
+    """The text at temperature 0, and the smallest gap in confidence where a step stops committing."""
     text, gap = [*prompt, *[mask] * length], 1.0
     rates = torch.linspace(1, 1e-3, steps + 1)
     for step in range(steps):

@@ -24,7 +24,7 @@ def llada(
     block_length: int,
     decimals: int | None = None,
 ) -> tuple[list[int], float]:
-    """The text, and the smallest gap between the confidence of the last token that a step commits and the next.
+    """The text, and the smallest gap in confidence where a step stops committing.
 
     `decimals` rounds the probabilities, and commits the leftmost of equals, as mdmscale once did.
     """
