@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure what blocks, thresholds and the prefix cache cost and save, on a task with one right answer.
+"""Measure what blocks, thresholds and caches cost and save, on a task with one right answer.
 
     python tools/measure_generation.py [--steps 1500] [--json FILE]
 
@@ -125,7 +125,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "threshold 0.9": {"threshold": 0.9},
     "blocks of 4, threshold 0.9": {"block_length": 4, "threshold": 0.9},
     "blocks of 4, threshold 0.9, cache": {"block_length": 4, "threshold": 0.9, "cache": "prefix"},
+    "blocks of 4, threshold 0.9, dual cache": {"block_length": 4, "threshold": 0.9, "cache": "dual"},
     "blocks of 4, cache": {"block_length": 4, "cache": "prefix"},
+    "blocks of 4, dual cache": {"block_length": 4, "cache": "dual"},
+    "blocks of 4, factor 0.2": {"block_length": 4, "factor": 0.2},
+    "blocks of 4, factor 1": {"block_length": 4, "factor": 1.0},
     "8 steps": {"steps": 8},
     "4 steps": {"steps": 4},
     "1 step": {"steps": 1},

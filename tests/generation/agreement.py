@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from generation.reference_dream import dream
 from generation.reference_llada import LogitsOf, fast_dllm, llada
-from models.tiny_folder import write_model_folder
+from models.tiny_folder import CORPUS, write_model_folder
 
 from mdmscale.generation import GenerationOptions, LoadedModel, encode_prompt, generate, load_model
 from mdmscale.models.tokenizer import num_token_ids
 
 LENGTH = 24
-PROMPTS = ("def add(a", "x", "for step in range(", "return a")
+PROMPTS = tuple(line[:end] for end in (4, 7, 10, 14) for line in CORPUS)
 
-SCALES = {"flat": 1.0, "middling": 5.0, "confident": 30.0}
+SCALES = {"flat": 1.0, "middling": 5.0, "confident": 20.0}
 """The standard deviation of the models' logits."""
 
 LLADA = {
@@ -40,13 +40,20 @@ WAYS = [*LLADA, *FAST_DLLM, *DREAM]
 REMASKING = {"entropy": "entropy", "maskgit_plus": "confidence", "topk_margin": "margin"}
 
 
+SATURATED = 4e-15
+"""Confidences that differ by less are equal in float64, and nothing says which comes first: a true tie."""
+
+
 @dataclass(frozen=True)
 class Agreement:
-    """How many tokens of the responses equal the reference's."""
+    """How many tokens of the responses equal the reference's.
+
+    A text that differs is left out if the reference has had a true tie in it.
+    """
 
     num_equal: int
     num_tokens: int
-    num_ties: int  # steps in which the reference itself has a tie
+    num_tied: int  # texts that are left out
 
     @property
     def share(self) -> float:
@@ -102,31 +109,28 @@ def compare(
         loaded = replace(loaded, description=replace(loaded.description, logit_shift=True))
     requests = [encode_prompt(loaded, prompt, LENGTH) for prompt in prompts]
     compute = logits_of(loaded)
-    expected, num_ties, rounded = [], 0, []
+    expected, rounded = [], []
     for request in requests:
         prompt = request.token_ids[: request.prompt_length]
-        if way in LLADA:
-            text, ties = llada(compute, prompt, LENGTH, mask, **LLADA[way])
-            num_ties += ties
+        if way in FAST_DLLM:
+            expected.append((fast_dllm(compute, prompt, LENGTH, mask, **FAST_DLLM[way])[0], 1.0))
+        elif way in DREAM:
+            expected.append(dream(compute, prompt, LENGTH, mask, **DREAM[way]))
+        else:
+            expected.append(llada(compute, prompt, LENGTH, mask, **LLADA[way]))
             if decimals is not None:
                 rounded.append(llada(compute, prompt, LENGTH, mask, **LLADA[way], decimals=decimals)[0])
-        elif way in FAST_DLLM:
-            text, _ = fast_dllm(compute, prompt, LENGTH, mask, **FAST_DLLM[way])
-        else:
-            text, ties = dream(compute, prompt, LENGTH, mask, **DREAM[way])
-            num_ties += ties
-        expected.append(text[len(prompt) :])
-    texts = (
-        rounded
-        if decimals is not None
-        else [each.token_ids for each in generate(loaded, requests, options_of(way))]
-    )
-    pairs = [
-        (one, other)
-        for text, answer in zip(texts, expected, strict=True)
-        for one, other in zip(text[-LENGTH:], answer, strict=True)
+    texts = rounded or [each.token_ids for each in generate(loaded, requests, options_of(way), len(requests))]
+    numbers = [
+        sum(one == other for one, other in zip(text[-LENGTH:], answer[-LENGTH:], strict=True))
+        for text, (answer, _) in zip(texts, expected, strict=True)
     ]
-    return Agreement(sum(one == other for one, other in pairs), len(pairs), num_ties)
+    counted = [
+        number
+        for number, (_, gap) in zip(numbers, expected, strict=True)
+        if number == LENGTH or gap > SATURATED
+    ]
+    return Agreement(sum(counted), LENGTH * len(counted), len(numbers) - len(counted))
 
 
 def options_of(way: str) -> GenerationOptions:

@@ -22,9 +22,9 @@ def dream(
     alg: str,
     top_p: float = 1.0,
     top_k: int | None = None,
-) -> tuple[list[int], int]:
-    """The text at temperature 0, and how many steps had a tie in which tokens to commit."""
-    text, num_ties = [*prompt, *[mask] * length], 0
+) -> tuple[list[int], float]:
+    """The text at temperature 0, and the smallest gap in confidence where a step stops committing."""
+    text, gap = [*prompt, *[mask] * length], 1.0
     rates = torch.linspace(1, 1e-3, steps + 1)
     for step in range(steps):
         masked = [place for place, token in enumerate(text) if token == mask]
@@ -38,10 +38,10 @@ def dream(
         count = int(torch.tensor(len(masked)) * share) if step < steps - 1 else len(masked)
         order = sorted(found, key=lambda place: -found[place])
         if 0 < count < len(order):
-            num_ties += found[order[count - 1]] == found[order[count]]
+            gap = min(gap, found[order[count - 1]] - found[order[count]])
         for place in order[:count]:
             text[place] = chosen[place]
-    return text, num_ties
+    return text, gap
 
 
 def kept(logits: torch.Tensor, top_p: float, top_k: int | None) -> torch.Tensor:

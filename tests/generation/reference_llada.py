@@ -23,12 +23,12 @@ def llada(
     steps: int,
     block_length: int,
     decimals: int | None = None,
-) -> tuple[list[int], int]:
-    """The text, and how many steps had a tie in which tokens to commit.
+) -> tuple[list[int], float]:
+    """The text, and the smallest gap in confidence where a step stops committing.
 
     `decimals` rounds the probabilities, and commits the leftmost of equals, as mdmscale once did.
     """
-    text, num_ties = [*prompt, *[mask] * length], 0
+    text, gap = [*prompt, *[mask] * length], 1.0
     num_blocks = length // block_length
     steps_per_block = steps // num_blocks
     for block in range(num_blocks):
@@ -39,11 +39,11 @@ def llada(
             if decimals is not None:
                 found = {place: round(value, decimals) for place, value in found.items()}
             order = sorted(found, key=lambda place: -found[place])  # stable: the leftmost of equals first
-            if decimals is None and 0 < count < len(order):
-                num_ties += found[order[count - 1]] == found[order[count]]
+            if 0 < count < len(order):
+                gap = min(gap, found[order[count - 1]] - found[order[count]])
             for place in order[:count]:
                 text[place] = chosen[place]
-    return text, num_ties
+    return text, gap
 
 
 def transfers(num_masks: int, steps: int) -> list[int]:

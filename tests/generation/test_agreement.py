@@ -29,12 +29,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedModel]:
 @pytest.mark.parametrize("way", WAYS)
 def test_all_tokens_agree(models: dict[str, LoadedModel], way: str, kind: str) -> None:
     agreement = compare(models[kind], way, PROMPTS[:2])
-    assert agreement.num_equal == agreement.num_tokens == 48
+    assert agreement.num_equal == agreement.num_tokens == 48, agreement
 
 
 def test_rounded_scores_would_not(models: dict[str, LoadedModel]) -> None:
     """The models are sure enough to tell: this is the rule that the exact ranking has replaced."""
-    assert compare(models["confident"], next(iter(LLADA)), PROMPTS[:2], decimals=5).share < 0.7
+    assert compare(models["confident"], next(iter(LLADA)), PROMPTS[:4], decimals=5).share < 0.95
 
 
 def test_fast_dllm_takes_as_many_passes(models: dict[str, LoadedModel]) -> None:
