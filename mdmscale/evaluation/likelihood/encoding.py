@@ -107,6 +107,7 @@ class Encoder:
 
     def _num_bytes(self, ids: list[int]) -> int:
         text = self.loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
         return len(text.encode())
 
 

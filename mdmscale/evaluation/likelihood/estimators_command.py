@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace, description: ModelDescription, group: Wor
     Raises:
         UserError: where options do not go together, or every target is so short that it is exact.
     """
+    from transformers.utils import logging
+
     if group.world_size > 1:
         raise UserError("estimators: is measured by one process; start it without a launcher")
     if arguments.repeats < 2:
@@ -70,6 +72,7 @@ def run(arguments: argparse.Namespace, description: ModelDescription, group: Wor
     check_lengths(arguments, description)
     all_options = [LikelihoodOptions(rows=rows) for rows in sorted(arguments.rows)]
     sources = read_sources(arguments)
+    logging.disable_progress_bar()
     loaded = load_model(description, arguments.dtype)
     encoder = Encoder(loaded, arguments.special_tokens, arguments.max_length, arguments.context)
     items = [target.windows[0] for found in encode_sources(encoder, sources) for target in found]
