@@ -14,7 +14,7 @@ from mdmscale.models.hub import check_local
 from mdmscale.models.tokenizer import check_tokenizer_folder
 from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import MODEL_FOLDER, RunFolder, is_model, kind_if_any
-from mdmscale.training.task_questions import reads_locally, task_questions
+from mdmscale.training.task_questions import check_questions
 
 
 def check_paths(config: RunConfig, writes: bool) -> None:
@@ -28,7 +28,7 @@ def check_paths(config: RunConfig, writes: bool) -> None:
         lambda: _check_model(config.model.path),
         lambda: _check_tokenizer(config.model.tokenizer),
         lambda: _check_resume(config),
-        lambda: _check_tasks(config),
+        lambda: check_questions(config),
     ]
     if writes:
         checks.append(lambda: _check_output(config))
@@ -85,19 +85,6 @@ def _check_model(source: str | None) -> None:
         case _:
             mend = "a folder without config.json; give a Hugging Face model folder"
     raise UserError(f"model.path = {source!r}: {mend}")
-
-
-def _check_tasks(config: RunConfig) -> None:
-    """Refuse tasks that do not exist, and data of theirs that is missing or wrong; the hub's come later."""
-    problems: list[str] = []
-    for name in config.eval.tasks:
-        try:
-            if reads_locally(config, name):
-                task_questions(config, name)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(*problems)
 
 
 def _check_tokenizer(source: str | None) -> None:

@@ -143,7 +143,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         ),
     )
     check_fit(config, backbone, ranks)
-    questions = on_every_rank(ranks, lambda: prepare_questions(config, backbone))
+    questions = on_first_rank(ranks, lambda: prepare_questions(config, backbone))
     identity, beginning = on_first_rank(ranks, lambda: settle_identity(config, backbone, resumed))
     vocab_size = backbone.model.config.vocab_size
     with undone_on_refusal(folder.data, ranks):

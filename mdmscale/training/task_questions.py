@@ -36,9 +36,36 @@ def asks_every(options: EvalSection) -> int:
     return (options.tasks_every or options.every) if options.tasks else 0
 
 
-def reads_locally(config: RunConfig, name: str) -> bool:
-    """Whether the questions of a task need no hub."""
-    return name in config.eval.task_data or load_task(name).file.data.hub is None
+def check_questions(config: RunConfig) -> None:
+    """Refuse tasks that do not exist, and questions that are missing or wrong; those of the hub come later.
+
+    Raises:
+        UserError: with every problem.
+    """
+    problems: list[str] = []
+    for name in config.eval.tasks:
+        try:
+            if name in config.eval.task_data or opened_task(name).file.data.hub is None:
+                task_questions(config, name)
+        except UserError as error:
+            problems += error.problems
+    labels = [name.rpartition("/")[2] for name in config.eval.tasks]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        problems.append(f"eval.tasks: {', '.join(twice)} is named twice, which metrics could not tell apart")
+    if problems:
+        raise UserError(*problems)
+
+
+def opened_task(name: str) -> Task:
+    """A task of eval.tasks.
+
+    Raises:
+        UserError: where it is unknown or wrong.
+    """
+    try:
+        return load_task(name)
+    except UserError as error:
+        raise UserError(*(f"eval.tasks: {problem}" for problem in error.problems)) from None
 
 
 def task_questions(config: RunConfig, name: str) -> Questions:
@@ -48,9 +75,8 @@ def task_questions(config: RunConfig, name: str) -> Questions:
         UserError: naming eval.tasks, where the task, its data or a record is wrong.
     """
     options = config.eval
-    file = options.task_data.get(name)
+    file, task = options.task_data.get(name), opened_task(name)
     try:
-        task = load_task(name)
         items = task.items(None if file is None else Path(file), options.task_items)
     except UserError as error:
         kind = UnreachableError if isinstance(error, UnreachableError) else UserError

@@ -178,7 +178,11 @@ def test_missing_tasks_and_data_cost_a_second(values: dict[str, Any], tmp_path: 
     assert f"in a run, --data is eval.task_data.{task}" in missing
     assert "there is no task 'gsm9k'; did you mean gsm8k?" in unknown
     assert "task exact: has no data of its own" in without
+    assert all(problem.startswith("eval.tasks: ") for problem in caught.value.problems)
     assert set(caught.value.problems) <= set(check_input(config).problems)
+    values["eval"] |= {"tasks": [task, f"other/{Path(task).name}"]}
+    with pytest.raises(UserError, match=r"eval.tasks: short.yaml is named twice"):
+        check_paths(RunConfig.model_validate(values), writes=False)
 
 
 def test_a_dry_run_says_what_is_asked(values: dict[str, Any]) -> None:

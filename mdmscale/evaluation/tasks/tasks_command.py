@@ -88,6 +88,8 @@ def run(arguments: argparse.Namespace, description: ModelDescription, group: Wor
     Raises:
         UserError: where a task, its data, an option or the model does not fit.
     """
-    from mdmscale.evaluation.tasks.work import TaskWork, write_results
+    from mdmscale.evaluation.tasks.work import TaskWork
+    from mdmscale.evaluation.tasks.writing import write_results
 
-    write_results(TaskWork.plan(arguments, description), group)
+    # One rank reads the questions: a hub would not like to be asked by each.
+    write_results(group.on_first_rank(lambda: TaskWork.plan(arguments, description)), group)

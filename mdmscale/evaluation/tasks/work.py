@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mdmscale.evaluation.results import Results
@@ -18,14 +17,12 @@ from mdmscale.evaluation.tasks.task import Item, Task
 from mdmscale.generation.left_to_right import check_options, left_to_right
 from mdmscale.generation.sampler import batches
 from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
-from mdmscale.parallel.work_group import WorkGroup
-from mdmscale.system.console import make_console, plain_table
 from mdmscale.system.errors import UserError
-from mdmscale.system.partial_output import PartialOutput, Place
+from mdmscale.system.partial_output import Place
 from mdmscale.weights.fingerprint import weights_fingerprint
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    pass
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,7 @@ class TaskWork:
         jobs: list[Job] = []
         names = list(dict.fromkeys(arguments.task))
         files = data_files(arguments.data, names)
+        check_names(names)
         for name in names:
             task = load_task(name, arguments.tables)
             base = left_to_right(description, task.file.decoding if preset is None else preset)
@@ -166,6 +164,20 @@ class TaskWork:
         return Results("tasks", self.model, self.settings(), with_aup(summary), items)
 
 
+def check_names(tasks: list[str]) -> None:
+    """Refuse two files of the same name: results could not tell which is which.
+
+    Raises:
+        UserError: naming them.
+    """
+    by_name: dict[str, str] = {}
+    for task in tasks:
+        name = Path(task).stem if task.endswith((".yaml", ".yml")) else task
+        if name in by_name:
+            raise UserError(f"--task {by_name[name]} and --task {task}: have the same name; rename a file")
+        by_name[name] = task
+
+
 def data_files(given: list[str], tasks: list[str]) -> dict[str, Path | None]:
     """The file of each task, from `FILE` for the only task with one, or `TASK=FILE` for each.
 
@@ -186,93 +198,11 @@ def data_files(given: list[str], tasks: list[str]) -> dict[str, Path | None]:
     return files
 
 
-def write_results(work: TaskWork, group: WorkGroup) -> None:
-    """Answer this rank's share of what the output still lacks; rank 0 writes it and shows the table.
-
-    Raises:
-        UserError: where a prompt does not fit the model, or the output exists or is another command's.
-    """
-    with TemporaryDirectory() as folder:
-        output = Path(folder) / "results.json" if work.output is None else work.output
-        partial = PartialOutput(output, group.on_first_rank(work.recipe), group.rank)
-        group.on_first_rank(lambda: partial.begin(work.overwrite))
-        loaded = work.load()
-        finished = partial.finished()
-        group.wait()  # all ranks must have read the files before one appends to them
-        todo = [place for place in work.places() if place not in finished]
-        todo.sort(
-            key=lambda place: (place[0], _size(work, place), place)
-        )  # keeps padding small, shares equal
-        with _progress(len(work.places()), len(finished), shown=group.is_first) as bar:
-            for records in work.answer(loaded, todo[group.rank :: group.world_size]):
-                partial.append(records)
-                bar.advance(bar.task_ids[0], len(records) * group.world_size)
-        group.wait()
-        if group.is_first:
-            items = [partial.finished()[place] for place in work.places()]
-            results = work.results(items)
-            partial.publish(lambda _: results.lines())
-            show(results)
-            if work.output is not None:
-                print(f"{work.output}: {len(items)} answers")
-
-
-def show(results: Results) -> None:
-    """The summary as a table."""
-    console = make_console()
-    headings = [
-        "task",
-        "setting",
-        "items",
-        "accuracy",
-        "95% interval",
-        "no answer",
-        "forwards",
-        "tokens/fwd",
-    ]
-    has_points = any(entry["score"] != entry["accuracy"] for entry in results.summary)
-    table = plain_table(results.model, [*headings, *(["score"] if has_points else []), "seconds"])
-    for entry in results.summary:
-        table.add_row(
-            entry["task"],
-            entry["setting"] or "-",
-            str(entry["num_items"]),
-            f"{entry['accuracy']:.1%}",
-            f"{100 * entry['low']:.1f} to {100 * entry['high']:.1f}%",
-            f"{entry['no_answer']:.1%}",
-            f"{entry['forwards_per_text']:.1f}",
-            f"{entry['tokens_per_forward']:.2f}",
-            *([f"{entry['score']:.1%}"] if has_points else []),
-            f"{entry['seconds']:.1f}",
-        )
-    console.print(table)
-    for task in dict.fromkeys(entry["task"] for entry in results.summary if "aup" in entry):
-        area = next(entry["aup"] for entry in results.summary if entry["task"] == task)
-        console.print(f"{task}: area under accuracy against tokens a forward (AUP) {area:.1f}")
-
-
 def _options(job: Job) -> dict[str, Any]:
     options = asdict(job.setting.options)
     del options["padding"]  # it changes no token
     return options
 
 
-def _size(work: TaskWork, place: Place) -> int:
-    """A stand-in for the number of tokens of a question."""
-    return len(work.jobs[place[0]].items[place[1]].plain_prompt)
-
-
 def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
-
-
-def _progress(total: int, completed: int, *, shown: bool) -> "Progress":
-    """A progress bar of answers, on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
-    bar.add_task("answering", total=total, completed=completed)
-    return bar

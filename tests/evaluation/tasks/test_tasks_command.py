@@ -11,8 +11,7 @@ from conftest import ROOT, run_ranks
 from mdmscale.evaluate_command import main
 from mdmscale.evaluation.results import read_results
 from mdmscale.evaluation.tasks.summary import summarise
-from mdmscale.evaluation.tasks.work import data_files
-from mdmscale.generation import LoadedModel
+from mdmscale.evaluation.tasks.work import check_names, data_files
 from mdmscale.system.errors import UserError
 from mdmscale.system.partial_output import PartialOutput
 
@@ -53,7 +52,11 @@ def test_results_hold_every_answer_and_the_curve_of_several_settings(
 
 @pytest.mark.distributed
 def test_ranks_share_the_questions_and_an_interrupted_command_continues(
-    model_folder: Path, loaded: LoadedModel, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path,
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = (model_folder, "--task", "exact", "--data", pairs, "--dtype", "fp32", *SAMPLING)
     alone, shared = tmp_path / "alone.json", tmp_path / "shared.json"
@@ -71,8 +74,10 @@ def test_ranks_share_the_questions_and_an_interrupted_command_continues(
     with pytest.raises(KeyboardInterrupt):
         tasks(*arguments, "--output", shared)
     assert not shared.exists() and sum(map(len, calls)) == 6
+    assert "shared.json: the same command continues after 6 answers" in capsys.readouterr().err
 
-    run_ranks(2, TOOL, "tasks", *map(str, arguments), "--output", str(shared))
+    printed = run_ranks(2, TOOL, "tasks", *map(str, arguments), "--output", str(shared))
+    assert "shared.json: continuing after 6 of 7 answers" in printed and "shared.json: 7 answers" in printed
     without_time = [[{**item, "seconds": 0} for item in read_results(file).items] for file in (alone, shared)]
     assert without_time[0] == without_time[1]
     assert not list(tmp_path.glob("*.partial-*"))
@@ -114,6 +119,12 @@ def test_half_written_results_of_other_settings_are_not_continued(
 def test_bad_input(model_folder: Path, pairs: Path, options: list[str], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         tasks(model_folder, *(option.format(pairs=pairs) for option in options))
+
+
+def test_two_tasks_of_one_name_are_refused() -> None:
+    check_names(["a/one.yaml", "two.yaml", "reasoning-gym:gcd"])
+    with pytest.raises(UserError, match=r"--task a/one.yaml and --task b/one.yaml: have the same name"):
+        check_names(["a/one.yaml", "b/one.yaml"])
 
 
 def test_which_file_is_whose() -> None:
