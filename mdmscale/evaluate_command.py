@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mdmscale.models.hub import local_folder
 from mdmscale.models.opening import ModelDescription, describe_model, find_model_folder
 from mdmscale.parallel.work_group import WorkGroup
 from mdmscale.system.errors import UserError
@@ -30,6 +31,11 @@ MEASURES = {
         "mdmscale.evaluation.lm_eval.lm_eval_command",
         True,
         "run tasks of lm-evaluation-harness",
+    ),
+    "estimators": (
+        "mdmscale.evaluation.likelihood.estimators_command",
+        True,
+        "how many forwards each estimator of the likelihood needs, on a model and texts",
     ),
     "compare": (
         "mdmscale.evaluation.compare_command",
@@ -116,7 +122,7 @@ def opened(
     path = Path(source)
     kind = kind_if_any(path)
     if kind is None and not path.exists():
-        folder = group.on_first_rank(lambda: download(source))
+        folder = group.on_first_rank(lambda: local_folder("PATH", source))
         yield describe_model(folder, autoregressive=autoregressive)
         return
     with ExitStack() as stack:
@@ -124,19 +130,6 @@ def opened(
             path = group.on_first_rank(lambda: _export(path, output, stack))
         yield describe_model(find_model_folder(path), autoregressive=autoregressive)
         group.wait()  # before the first rank removes what the others read
-
-
-def download(name: str) -> Path:
-    """The folder of a hub id, downloaded or in the hub's cache.
-
-    Raises:
-        UserError: where it is neither a folder nor a hub id that can be reached.
-    """
-    from huggingface_hub import snapshot_download
-
-    from mdmscale.models.hub import opening_arguments
-
-    return Path(snapshot_download(name, **opening_arguments("PATH", name)))
 
 
 def _export(source: Path, output: Path | None, stack: ExitStack) -> Path:

@@ -16,6 +16,7 @@ from mdmscale.training.metrics import read_metrics
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS_HARDWARE = "# needs "
+ON_THE_QUICKSTART = ("generation", "evaluation", "tasks", "lm_eval", "paper")
 
 
 def shell_blocks(page: Path) -> list[str]:
@@ -77,14 +78,16 @@ def shorten(config: Path, long: str, short: str) -> None:
 @pytest.mark.distributed
 @pytest.mark.timeout(3000)
 def test_the_readme_goes_from_nothing_to_samples(clone: Path) -> None:
-    """Run all commands of the README, then those of docs/generation.md. The model must have learned.
+    """Run all commands of the README, then those of the pages on its model. The model must have learned.
 
     The quickstart takes fewer steps here: enough to leave the plateau where it knows token frequencies only.
     """
     shorten(clone / "configs/quickstart.yaml", "  steps: 5000", "  steps: 1500")
     shorten(clone / "configs/quickstart.yaml", "[0, 500, 2500]", "[0, 500]")
-    blocks = [block for block in shell_blocks(ROOT / "README.md") if not block.startswith(NEEDS_HARDWARE)]
-    blocks += shell_blocks(ROOT / "docs/generation.md")
+    pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ON_THE_QUICKSTART)]
+    blocks = [
+        block for page in pages for block in shell_blocks(page) if not block.startswith(NEEDS_HARDWARE)
+    ]
     blocks += [f"python - <<'END'\n{block}END\n" for block in python_blocks(ROOT / "docs/generation.md")]
     commands = "\n".join(block for block in blocks if "make check" not in block)
     assert "--minutes 2\n" in commands

@@ -25,6 +25,7 @@ ORDER = [
     "evaluation",
     "evaluation/likelihood",
     "evaluation/tasks",
+    "evaluation/lm_eval",
     "training",
     "conversion",
     "analysis/planning",

@@ -78,6 +78,20 @@ def opening_arguments(option: str, source: str | Path) -> dict[str, Any]:
     )
 
 
+def local_folder(option: str, source: str | Path) -> Path:
+    """The folder of a model: `source` itself, or where the hub's cache has it; what it lacks is downloaded.
+
+    Raises:
+        UserError: as `opening_arguments`.
+    """
+    if Path(source).exists():
+        return Path(source)
+    arguments = opening_arguments(option, source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(source), **arguments))
+
+
 def check_dataset(label: str, name: str) -> None:
     """Refuse a dataset of the hub that does not exist, or that this machine cannot reach now.
 

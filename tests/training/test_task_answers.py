@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_values, train_all
+from conftest import kept_environment, tiny_values, train_all
 
 from mdmscale.analysis.planning.input_check import check_input
 from mdmscale.config.run import RunConfig
@@ -20,7 +20,7 @@ from mdmscale.training.paths import check_paths
 from mdmscale.training.setup import set_up
 from mdmscale.training.task_answers import SamplingModel, TaskAnswers, as_markdown
 from mdmscale.training.task_questions import task_questions
-from mdmscale.training.trainer import answer_tasks
+from mdmscale.training.trainer import answer_tasks, train
 
 NUM_ITEMS = 5
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -53,32 +53,38 @@ def values_of(corpus: Path, folder: Path, name: str, parallel: dict[str, Any]) -
     return values
 
 
+def train_here(values: dict[str, Any]) -> None:
+    """Train on the test process alone."""
+    with kept_environment():
+        train(RunConfig.model_validate(values))
+
+
 @pytest.fixture(scope="module")
-def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory, process_group: None) -> Path:
     """Runs with tasks in every layout. What is expected are the answers of the same run without tasks."""
     folder = tmp_path_factory.mktemp("runs")
-    train_all(1, [values_of(corpus, folder, "without", {"zero_stage": 0})])
+    train_here(values_of(corpus, folder, "without", {"zero_stage": 0}))
     prompts = ["def f(x):\n    return ", "import ", "class A:", "for each in ", "x = 1 # "]
     task, data = write_task(folder, [{"prompt": prompt, "response": "x"} for prompt in prompts])
     short = load_task(str(task))
     loaded = load_model(folder / "without")
     answered = answer_items(loaded, short, short.items(data), GenerationOptions(length=4))
     write_task(folder, [{"prompt": each.item.prompt, "response": each.response or " "} for each in answered])
-    for num_ranks in (1, 2):
-        batch = []
-        for name, (ranks, parallel) in LAYOUTS.items():
-            if ranks == num_ranks:
-                values = values_of(corpus, folder, name, parallel)
-                values["eval"] = {
-                    "tasks": [str(task)],
-                    "task_data": {str(task): str(data)},
-                    "task_items": NUM_ITEMS,
-                    "tasks_every": 2,
-                }
-                values["logging"] = {"tensorboard": name == "alone"}
-                batch.append(values)
+    asked = {
+        "tasks": [str(task)],
+        "task_data": {str(task): str(data)},
+        "task_items": NUM_ITEMS,
+        "tasks_every": 2,
+    }
+    jobs: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    for name, (num_ranks, parallel) in LAYOUTS.items():
+        values = values_of(corpus, folder, name, parallel)
+        jobs[num_ranks].append(values | {"eval": asked, "logging": {"tensorboard": name == "alone"}})
+    for num_ranks, batch in jobs.items():
         batch.append(values_of(corpus, folder, f"without-{num_ranks}", {"zero_stage": 3}))
-        train_all(num_ranks, batch)
+    for values in jobs[1]:
+        train_here(values)
+    train_all(2, jobs[2])
     return folder
 
 

@@ -23,26 +23,24 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class RowScores:
-    """losses: float64 [rows], the sums of cross-entropies in nats. are_greedy: bool [rows], whether every
-    target is the likeliest token."""
+class RowScore:
+    """losses: float64 [wanted], cross-entropies in nats. is_greedy: whether each target is the likeliest."""
 
     losses: np.ndarray
-    are_greedy: np.ndarray
+    is_greedy: bool
 
 
-def score_rows(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> RowScores:
+def score_rows(loaded: LoadedModel, rows: Sequence[Row], batch_size: int) -> list[RowScore]:
     """Score rows in forwards of `batch_size`, sorted by length so that little is padded."""
-    losses, are_greedy = np.zeros(len(rows)), np.ones(len(rows), dtype=bool)
+    scores: dict[int, RowScore] = {}
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number].token_ids))
     for first in range(0, len(rows), batch_size):
         numbers = order[first : first + batch_size]
-        batch = [rows[number] for number in numbers]
-        each_loss, is_best = _losses(loaded, batch)
-        owner = np.repeat(np.arange(len(batch)), [len(row.positions) for row in batch])  # [wanted]
-        losses[numbers] = np.bincount(owner, each_loss, minlength=len(batch))
-        are_greedy[numbers] = np.bincount(owner, ~is_best, minlength=len(batch)) == 0
-    return RowScores(losses, are_greedy)
+        losses, is_best = _losses(loaded, [rows[number] for number in numbers])
+        edges = np.cumsum([len(rows[number].positions) for number in numbers])[:-1]
+        parts = zip(numbers, np.split(losses, edges), np.split(is_best, edges), strict=True)
+        scores.update({number: RowScore(loss, bool(best.all())) for number, loss, best in parts})
+    return [scores[number] for number in range(len(rows))]
 
 
 @torch.no_grad()

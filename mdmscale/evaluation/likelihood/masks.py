@@ -111,7 +111,7 @@ def _arc(permutation: np.ndarray, start: int, count: int) -> np.ndarray:
 Sampler = Callable[[int, np.ndarray, np.ndarray], MaskRows]
 
 SAMPLERS: dict[str, Sampler] = {
-    "stratified": stratified,
+    "stratified": stratified,  # with controls, see plan.BlockRows.estimate
     "pairs": complementary,
     "independent": independent,
 }

@@ -63,23 +63,47 @@ class LikelihoodOptions:
 
 @dataclass(frozen=True, eq=False)
 class BlockRows:
-    """The rows of one block. The bound is the mean over replicates of the sum of weights * losses.
+    """The rows of one block of a target. The tokens before it are clean, those after it masked.
 
-    hidden: bool [rows, n], the masked tokens. scored: bool [rows, n], those of them that count. weights:
-    float64 [rows]. replicates: int64 [rows], 0, 1, ...; is_exact: whether the sum has no error.
+    first: where the block begins. masks: bool [rows, size], its masked tokens. weights: float64 [rows].
+    replicates: int64 [rows], 0, 1, ...; is_exact: whether all masks are there. has_controls: see `estimate`.
     """
 
-    hidden: np.ndarray
-    scored: np.ndarray
+    first: int
+    masks: np.ndarray
     weights: np.ndarray
     replicates: np.ndarray
     is_exact: bool
+    has_controls: bool
 
     def estimate(self, losses: np.ndarray) -> tuple[float, float]:
-        """(the bound in nats, the variance of its Monte Carlo error) from the rows' losses [rows]."""
-        totals = np.bincount(self.replicates, self.weights * losses)  # [replicates]
+        """(the bound in nats, the variance of its Monte Carlo error).
+
+        With controls, a row does not count which tokens it happens to mask: hard ones or easy ones. A token's
+        difficulty is its mean loss in the *other* replicates, which this row's mask cannot know. So its mean
+        over the row's mask, less that over the block, has expectation 0, and is subtracted.
+
+        Args:
+            losses: float64 [rows, size], 0 where not masked.
+        """
+        values = losses.sum(1)  # [rows]
+        if self.has_controls and not self.is_exact:
+            values = values - self._controls(losses)
+        totals = np.bincount(self.replicates, self.weights * values)  # [replicates]
         variance = 0.0 if self.is_exact else float(totals.var(ddof=1)) / len(totals)
         return float(totals.mean()), variance
+
+    def _controls(self, losses: np.ndarray) -> np.ndarray:
+        """What each row sums up too much because its tokens are harder than the block's. float64 [rows]."""
+        controls = np.empty(len(losses))
+        for replicate in range(self.replicates.max() + 1):
+            own = self.replicates == replicate
+            sums, counts = losses[~own].sum(0), self.masks[~own].sum(0)  # [size]
+            difficulty = (sums + sums.sum() / counts.sum()) / (
+                counts + 1
+            )  # drawn to the mean, as if seen once
+            controls[own] = self.masks[own] @ (difficulty - difficulty.mean())
+        return controls
 
 
 def plan_rows(
@@ -90,8 +114,9 @@ def plan_rows(
     key = _noise_key(prompt_ids, target_ids)
     size = {"any-order": n, "left-to-right": 1, "block": options.block_length or n}[options.method]
     for number, first in enumerate(range(0, n, size)):
-        block = slice(first, min(first + size, n))
-        yield _in_block(n, block, *_masks(block.stop - first, options, key, number))
+        rows, replicates, is_exact = _masks(min(size, n - first), options, key, number)
+        has_controls = options.estimator == "stratified"
+        yield BlockRows(first, rows.masks, rows.weights, replicates, is_exact, has_controls)
 
 
 def num_rows(n: int, options: LikelihoodOptions) -> int:
@@ -119,14 +144,6 @@ def _masks(n: int, options: LikelihoodOptions, key: int, block: int) -> tuple[Ma
         np.concatenate([part.masks for part in parts]), np.concatenate([part.weights for part in parts])
     )
     return joined, np.repeat(np.arange(num_replicates), [len(part.weights) for part in parts]), False
-
-
-def _in_block(n: int, block: slice, rows: MaskRows, replicates: np.ndarray, is_exact: bool) -> BlockRows:
-    scored = np.zeros((len(rows.weights), n), dtype=bool)
-    scored[:, block] = rows.masks
-    hidden = scored.copy()
-    hidden[:, block.stop :] = True
-    return BlockRows(hidden, scored, rows.weights, replicates, is_exact)
 
 
 def _noise_key(prompt_ids: Sequence[int], target_ids: Sequence[int]) -> int:

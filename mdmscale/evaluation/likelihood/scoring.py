@@ -140,11 +140,12 @@ def _plan(loaded: LoadedModel, item: Scored, options: LikelihoodOptions) -> _Pla
     prompt, target = (np.asarray(ids, dtype=np.int64) for ids in (item.prompt_ids, item.target_ids))
     rows = []
     for block in blocks:
-        for hidden, scored in zip(block.hidden, block.scored, strict=True):
-            seen = np.where(hidden, loaded.description.mask_token_id, target)
-            rows.append(
-                Row(np.concatenate([prompt, seen]), len(prompt) + np.flatnonzero(scored), target[scored])
-            )
+        for mask in block.masks:
+            wanted = block.first + np.flatnonzero(mask)
+            seen = np.concatenate([prompt, target])
+            seen[len(prompt) + wanted] = loaded.description.mask_token_id
+            seen[len(prompt) + block.first + len(mask) :] = loaded.description.mask_token_id
+            rows.append(Row(seen, len(prompt) + wanted, target[wanted]))
     return _Planned(item, rows, blocks, is_token_by_token=len(blocks) == len(target))
 
 
@@ -168,16 +169,22 @@ def _finish(loaded: LoadedModel, planned: list[_Planned], batch_size: int) -> It
     for each in planned:
         at = slice(first, first + each.num_rows)
         first = at.stop
-        nats, error = _estimate(each.blocks, scores.losses[at])
-        is_greedy = bool(scores.are_greedy[at].all()) if each.is_token_by_token else None
+        nats, error = _estimate(each.blocks, [score.losses for score in scores[at]])
+        is_greedy = all(score.is_greedy for score in scores[at]) if each.is_token_by_token else None
         yield LogLikelihood(-nats, error, len(each.item.target_ids), each.num_rows, is_greedy)
 
 
-def _estimate(blocks: list[BlockRows], losses: np.ndarray) -> tuple[float, float]:
+def _estimate(blocks: list[BlockRows], losses: list[np.ndarray]) -> tuple[float, float]:
     """(the bound in nats, its standard error): blocks add up, and so do the variances of their errors."""
     if not blocks:
-        return float(losses.sum()), 0.0
-    edges = np.cumsum([len(block.weights) for block in blocks])[:-1]
-    parts = [block.estimate(part) for block, part in zip(blocks, np.split(losses, edges), strict=True)]
-    bound, variance = np.array(parts).sum(0)
-    return float(bound), float(np.sqrt(variance))
+        return float(np.concatenate(losses).sum()), 0.0
+    bound = variance = 0.0
+    first = 0
+    for block in blocks:
+        table = np.zeros(block.masks.shape)
+        for row, found in enumerate(losses[first : first + len(table)]):
+            table[row, block.masks[row]] = found
+        first += len(table)
+        of_block, its_variance = block.estimate(table)
+        bound, variance = bound + of_block, variance + its_variance
+    return bound, float(np.sqrt(variance))

@@ -12,6 +12,7 @@ from mdmscale.config.loading import parse_yaml
 from mdmscale.evaluation.tasks.task import Task
 from mdmscale.evaluation.tasks.task_file import DECODING, no_such
 from mdmscale.generation.options import GenerationOptions
+from mdmscale.generation.presets import PRESETS
 from mdmscale.system.errors import UserError
 
 # Either decides the number of passes by itself, so with one of them the task's own steps do not count.
@@ -47,6 +48,19 @@ def parse_settings(given: list[str]) -> dict[str, list[Any]]:
     if problems:
         raise UserError(*problems)
     return values
+
+
+def preset_of(name: str | None) -> dict[str, Any] | None:
+    """What a preset sets; None without one.
+
+    Raises:
+        UserError: for an unknown preset.
+    """
+    if name is None:
+        return None
+    if name not in PRESETS:
+        raise UserError(f"--preset {name}: {no_such('preset', name, PRESETS)}")
+    return PRESETS[name]
 
 
 def settings_of(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mdmscale.evaluation.results import Results
 from mdmscale.evaluation.tasks.catalogue import GENERATED, load_task
 from mdmscale.evaluation.tasks.running import answer_items, encode_items
-from mdmscale.evaluation.tasks.settings import Setting, parse_settings, settings_of
+from mdmscale.evaluation.tasks.settings import Setting, parse_settings, preset_of, settings_of
 from mdmscale.evaluation.tasks.summary import summarise, with_aup
 from mdmscale.evaluation.tasks.task import Item, Task
 from mdmscale.generation.left_to_right import check_options, left_to_right
@@ -58,7 +58,7 @@ class TaskWork:
         """
         if arguments.limit is not None and arguments.limit < 1:
             raise UserError(f"--limit {arguments.limit}: must be at least 1")
-        given, preset = parse_settings(arguments.set), _preset(arguments.preset)
+        given, preset = parse_settings(arguments.set), preset_of(arguments.preset)
         jobs: list[Job] = []
         names = list(dict.fromkeys(arguments.task))
         files = data_files(arguments.data, names)
@@ -228,7 +228,7 @@ def show(results: Results) -> None:
         "95% interval",
         "no answer",
         "forwards",
-        "tokens/forward",
+        "tokens/fwd",
     ]
     has_points = any(entry["score"] != entry["accuracy"] for entry in results.summary)
     table = plain_table(results.model, [*headings, *(["score"] if has_points else []), "seconds"])
@@ -238,7 +238,7 @@ def show(results: Results) -> None:
             entry["setting"] or "-",
             str(entry["num_items"]),
             f"{entry['accuracy']:.1%}",
-            f"{entry['low']:.1%} to {entry['high']:.1%}",
+            f"{100 * entry['low']:.1f} to {100 * entry['high']:.1f}%",
             f"{entry['no_answer']:.1%}",
             f"{entry['forwards_per_text']:.1f}",
             f"{entry['tokens_per_forward']:.2f}",
@@ -249,16 +249,6 @@ def show(results: Results) -> None:
     for task in dict.fromkeys(entry["task"] for entry in results.summary if "aup" in entry):
         area = next(entry["aup"] for entry in results.summary if entry["task"] == task)
         console.print(f"{task}: area under accuracy against tokens a forward (AUP) {area:.1f}")
-
-
-def _preset(name: str | None) -> dict[str, Any] | None:
-    if name is None:
-        return None
-    from mdmscale.generation.presets import PRESETS
-
-    if name not in PRESETS:
-        raise UserError(f"--preset {name}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 def _options(job: Job) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mdmscale.evaluation.likelihood.masks import (
     strata_edges,
     stratified,
 )
+from mdmscale.evaluation.likelihood.plan import BlockRows
 
 
 def losses_of_all_masks(n: int) -> dict[bytes, float]:
@@ -134,3 +135,40 @@ def test_losses_that_depend_on_the_count_alone_have_no_error_between_masks() -> 
     for sampler, num in ((stratified, 7), (complementary, 3), (independent, 1)):
         rows = sampler(11, random.random(num), random.permutation(11))
         assert (rows.weights * rows.masks.sum(1)).sum() == pytest.approx(11)
+
+
+def test_controls_from_the_other_replicate_leave_the_expectation() -> None:
+    """All pairs of draws of two replicates, each with its controls from the other's losses."""
+    n, num = 3, 2
+    random = np.random.default_rng(5)
+    table = {((code >> np.arange(n)) & 1 > 0).tobytes(): random.exponential(size=n) for code in range(2**n)}
+    draws = []
+    for case in product(*all_uniforms("stratified", n, num)):
+        uniforms = np.array([value for value, _ in case])
+        probability = float(np.prod([length for _, length in case])) / 6
+        draws += [(probability, stratified(n, uniforms, np.array(order))) for order in permutations(range(n))]
+    mean = plain = 0.0
+    for (chance, first), (other_chance, second) in product(draws, repeat=2):
+        masks = np.concatenate([first.masks, second.masks])
+        weights = np.concatenate([first.weights, second.weights])
+        losses = np.array([table[mask.tobytes()] * mask for mask in masks])
+        for has_controls in (True, False):
+            rows = BlockRows(0, masks, weights, np.repeat([0, 1], num), False, has_controls)
+            value = chance * other_chance * rows.estimate(losses)[0]
+            mean, plain = (mean + value, plain) if has_controls else (mean, plain + value)
+    expected = bound(n, {mask: float((np.frombuffer(mask, bool) * row).sum()) for mask, row in table.items()})
+    assert mean == pytest.approx(expected, abs=1e-10) and plain == pytest.approx(expected, abs=1e-10)
+
+
+def test_controls_take_out_what_makes_tokens_hard_whatever_is_masked() -> None:
+    random = np.random.default_rng(1)
+    hardness = random.exponential(size=40)
+    errors = {True: [], False: []}  # type: dict[bool, list[float]]
+    for _ in range(100):
+        parts = [stratified(40, random.random(8), random.permutation(40)) for _ in range(2)]
+        masks = np.concatenate([part.masks for part in parts])
+        weights = np.concatenate([part.weights for part in parts])
+        for has_controls, found in errors.items():
+            rows = BlockRows(0, masks, weights, np.repeat([0, 1], 8), False, has_controls)
+            found.append(rows.estimate(hardness * masks)[0] - hardness.sum())
+    assert np.std(errors[True]) < 0.3 * np.std(errors[False])

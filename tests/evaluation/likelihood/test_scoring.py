@@ -1,6 +1,7 @@
 """Likelihoods of a tiny model against the definition, written out with plain forwards."""
 
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import comb
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models.tiny_folder import write_model_folder
+from transformers import LlamaForCausalLM
 
 from mdmscale.evaluation.likelihood.scoring import (
     LikelihoodOptions,
@@ -17,7 +19,7 @@ from mdmscale.evaluation.likelihood.scoring import (
     num_forwards,
     windows,
 )
-from mdmscale.models.opening import LoadedModel, load_model
+from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
 from mdmscale.system.errors import UserError
 
 ITEM = Scored([5, 9, 14], [20, 7, 33, 41, 8])
@@ -188,3 +190,34 @@ def test_the_mask_token_in_a_text_is_refused(plain: LoadedModel) -> None:
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         LikelihoodOptions(**options)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Autoregressive(ModelDescription):
+    objective: str = "ar"
+
+
+@pytest.fixture(scope="module")
+def causal(plain: LoadedModel) -> LoadedModel:
+    """The tiny model with causal attention, as an autoregressive one."""
+    config = deepcopy(plain.model.config)
+    config.is_causal = True
+    model = LlamaForCausalLM(config).eval()
+    model.load_state_dict(plain.model.state_dict())
+    return replace(plain, description=Autoregressive(**vars(plain.description)), model=model)
+
+
+@torch.no_grad()
+def test_an_autoregressive_model_is_scored_exactly_in_one_row(causal: LoadedModel) -> None:
+    found = score(causal, *OTHERS)
+    eos = causal.tokenizer.eos_token_id
+    for item, each in zip(OTHERS, found, strict=True):
+        tokens = [*(item.prompt_ids or [eos]), *item.target_ids]
+        logits = causal.model(torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+        size = len(item.target_ids)
+        expected = logits[-size - 1 : -1].gather(1, torch.tensor(item.target_ids)[:, None]).sum()
+        assert each.nats == pytest.approx(float(expected), rel=1e-5)
+        assert (each.standard_error, each.num_forwards, each.num_tokens) == (0, 1, size)
+        greedy = logits[-size - 1 : -1].argmax(1).tolist() == item.target_ids
+        assert each.is_greedy is greedy
+    assert [num_forwards(causal, item, LikelihoodOptions()) for item in OTHERS] == [1, 1, 1]

@@ -15,7 +15,7 @@ from mdmscale.evaluation.tasks.running import (
     encode_items,
     tokens_before_eos,
 )
-from mdmscale.evaluation.tasks.settings import fitted, parse_settings, settings_of
+from mdmscale.evaluation.tasks.settings import fitted, parse_settings, preset_of, settings_of
 from mdmscale.generation import GenerationOptions, LoadedModel, encode_prompt, generate
 from mdmscale.system.errors import UserError
 
@@ -78,7 +78,8 @@ def test_prompts_that_do_not_fit_are_named_before_anything_is_sampled(
     with pytest.raises(UserError) as caught:
         encode_items(loaded, task, items, 254)
     named = [problem.split(": ")[0] for problem in caught.value.problems]
-    assert named == [f"task exact, item q{number}" for number in range(3, 7)]
+    long = [item for item in items if encode_item(loaded, item, 1, chat=False).prompt_length > 2]
+    assert named == [f"task exact, item {item.id}" for item in long] and 0 < len(long) < 7
 
 
 def test_tokens_before_eos() -> None:
@@ -103,6 +104,18 @@ def test_settings_are_every_combination_of_the_values() -> None:
     assert all(each.options.eos == "late" and each.options.seed == 7 for each in settings)
     (preset,) = settings_of(task, {}, {"length": 16})
     assert preset.options == GenerationOptions(length=16)
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "hitab", "openscience"])
+def test_a_task_of_the_paper_is_sampled_as_the_papers_preset(name: str) -> None:
+    task = load_task(name)
+    assert settings_of(task, {}) == settings_of(task, {}, preset_of(f"paper-{name}"))
+
+
+def test_unknown_presets() -> None:
+    assert preset_of(None) is None
+    with pytest.raises(UserError, match=r"--preset lada: there is no preset 'lada'; did you mean llada\?"):
+        preset_of("lada")
 
 
 def test_steps_follow_the_length_and_give_way_to_a_threshold() -> None:
