@@ -5,6 +5,7 @@ Legend: seeds = runs of a method; items = questions of the test.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -34,15 +35,25 @@ def paired_difference(differences: np.ndarray, confidence: float = CONFIDENCE) -
     variation over seeds: then the interval is over items only, and not widened.
     """
     num_seeds, num_items = differences.shape
-    draws = generator(0, Stream.BOOTSTRAP, 0)
-    of_seeds, of_items = (
-        draws.multinomial(number, np.full(number, 1 / number), size=NUM_RESAMPLES) / number
-        for number in (num_seeds, num_items)
-    )  # the share of each seed and of each item in each resample
-    means = ((of_seeds @ differences) * of_items).sum(axis=1)  # [resamples]
+    of_seeds, of_items = _resamples(num_seeds, num_items)
+    means = ((of_seeds @ differences) * of_items).sum(axis=1) / differences.size  # [resamples]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     mean, widening = float(differences.mean()), few_seeds_factor(num_seeds, confidence)
     return Difference(mean, mean + widening * float(low - mean), mean + widening * float(high - mean))
+
+
+@lru_cache(maxsize=2)
+def _resamples(num_seeds: int, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed and each item is drawn: float32 [resamples, seeds] and [resamples, items].
+
+    They are the same for all comparisons of a study, as they take longer to draw than to use.
+    """
+    draws = generator(0, Stream.BOOTSTRAP, 0)
+    of_seeds, of_items = (
+        draws.multinomial(number, np.full(number, 1 / number), size=NUM_RESAMPLES).astype(np.float32)
+        for number in (num_seeds, num_items)
+    )
+    return of_seeds, of_items
 
 
 def few_seeds_factor(num_seeds: int, confidence: float = CONFIDENCE) -> float:
