@@ -4,8 +4,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from mdmscale.evaluation.likelihood.plan import LikelihoodOptions
-from mdmscale.evaluation.lm_eval.decoding import DEFAULT_LENGTH, OPTIONS
-from mdmscale.generation.options import GenerationOptions
+from mdmscale.evaluation.lm_eval.decoding import DEFAULT_LENGTH, OPTIONS, decoding
 from mdmscale.models.hub import local_folder
 from mdmscale.models.opening import LoadedModel, describe_model, find_model_folder, load_model
 from mdmscale.system.errors import UserError
@@ -30,7 +29,7 @@ def split_options(options: dict[str, Any]) -> tuple[LikelihoodOptions, dict[str,
         scoring.pop("block_length", None)
     chosen = {name: value for name, value in given.items() if name in OPTIONS}
     # A task may yet decide the length, so steps must fit only a length that is given.
-    GenerationOptions(**{"length": chosen.get("steps") or DEFAULT_LENGTH} | chosen)
+    decoding({"max_gen_toks": chosen.get("steps") or DEFAULT_LENGTH}, chosen)
     return LikelihoodOptions(**scoring), chosen
 
 
