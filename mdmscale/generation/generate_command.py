@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         "path", type=Path, metavar="PATH", help="Hugging Face model folder, or the folder of a finished run"
     )
     _add_sources(parser.add_argument_group("what to sample"))
-    _add_sampling(parser.add_argument_group("how to sample"))
+    add_sampling(parser.add_argument_group("how to sample"))
     _add_output(parser.add_argument_group("output and running"))
     return parser
 
@@ -88,7 +88,7 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_sampling(group: argparse._ArgumentGroup) -> None:
+def add_sampling(group: argparse._ArgumentGroup) -> None:
     """The fields of GenerationOptions. Those not given are absent, so that a preset can set them."""
     group.add_argument(
         "--preset",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mdmscale.generation.options import GenerationOptions
+from mdmscale.generation.presets import PRESETS, preset_options
 from mdmscale.generation.prompts import decode_response
 from mdmscale.generation.sampler import Generation
 from mdmscale.models.opening import LoadedModel
@@ -17,6 +18,7 @@ from mdmscale.models.special_tokens import special_texts
 
 DEFAULT_LENGTH = 256  # the harness's max_gen_toks
 OPTIONS = frozenset(field.name for field in fields(GenerationOptions))
+PRESET = "preset"  # the name of one of PRESETS, among the options that the user sets
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one counts
 _READ = frozenset({*_LENGTHS, "do_sample", "temperature", "top_p", "top_k", "until"})
 
@@ -34,12 +36,17 @@ def decoding(request: Mapping[str, Any], chosen: Mapping[str, Any]) -> Decoding:
 
     Args:
         request: the task's generation_kwargs, with those of the harness's --gen_kwargs.
-        chosen: the options of sampling that the user set for the model.
+        chosen: the options of sampling that the user set for the model, and `preset`, which sets others.
 
     Raises:
-        UserError: where the options do not go together.
+        UserError: where the options do not go together, or there is no such preset.
     """
-    return Decoding(GenerationOptions(**{**requested(request), **chosen}), _until(request))
+    given = {name: value for name, value in chosen.items() if name != PRESET}
+    preset = chosen.get(PRESET)
+    if preset is None:
+        return Decoding(GenerationOptions(**{**requested(request), **given}), _until(request))
+    left = {name: value for name, value in requested(request).items() if name not in PRESETS.get(preset, {})}
+    return Decoding(preset_options(preset, **{**left, **given}), _until(request))
 
 
 def requested(request: Mapping[str, Any]) -> dict[str, Any]:

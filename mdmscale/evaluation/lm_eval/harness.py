@@ -14,7 +14,7 @@ from lm_eval.tasks.manager import TaskDict
 from lm_eval.utils import make_table
 
 from mdmscale.evaluation.lm_eval.answers import Answers
-from mdmscale.evaluation.lm_eval.decoding import OPTIONS
+from mdmscale.evaluation.lm_eval.decoding import OPTIONS, PRESET
 from mdmscale.evaluation.lm_eval.model import MDMLM
 from mdmscale.evaluation.lm_eval.options import LIKELIHOOD_OPTIONS, split_options
 from mdmscale.evaluation.lm_eval.quiet import quiet_harness
@@ -39,7 +39,7 @@ def run_tasks(arguments: argparse.Namespace, description: ModelDescription, grou
     options = {
         name: value
         for name, value in vars(arguments).items()
-        if name in OPTIONS | LIKELIHOOD_OPTIONS and value is not None
+        if name in OPTIONS | LIKELIHOOD_OPTIONS | {PRESET} and value is not None
     }
     split_options(options)
     with quiet_harness():

@@ -7,7 +7,7 @@ from mdmscale.evaluation.likelihood.masks import SAMPLERS
 from mdmscale.evaluation.likelihood.plan import METHODS, LikelihoodOptions
 from mdmscale.evaluation.lm_eval.installed import check_installed
 from mdmscale.evaluation.options import add_model_options
-from mdmscale.generation.generate_command import _add_sampling
+from mdmscale.generation.generate_command import add_sampling
 from mdmscale.models.opening import ModelDescription
 from mdmscale.parallel.work_group import WorkGroup
 from mdmscale.system.errors import UserError
@@ -38,10 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     _add_tasks(parser.add_argument_group("tasks"))
     _add_likelihood(parser.add_argument_group("log-likelihoods, of multiple choice and of whole texts"))
-    decoding = parser.add_argument_group("decoding, of answers that the model writes")
-    _add_sampling(decoding)
-    for action in decoding._group_actions:
-        action.default = argparse.SUPPRESS  # to tell what is given
+    add_sampling(parser.add_argument_group("decoding, of answers that the model writes"))
 
 
 def _add_tasks(group: argparse._ArgumentGroup) -> None:

@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from mdmscale.evaluation.likelihood.plan import LikelihoodOptions
-from mdmscale.evaluation.lm_eval.decoding import DEFAULT_LENGTH, OPTIONS, decoding
+from mdmscale.evaluation.lm_eval.decoding import DEFAULT_LENGTH, OPTIONS, PRESET, decoding
 from mdmscale.models.hub import local_folder
 from mdmscale.models.opening import LoadedModel, describe_model, find_model_folder, load_model
 from mdmscale.system.errors import UserError
@@ -20,14 +20,14 @@ def split_options(options: dict[str, Any]) -> tuple[LikelihoodOptions, dict[str,
     Raises:
         UserError: for a name of neither, and for values that are wrong.
     """
-    known = OPTIONS | LIKELIHOOD_OPTIONS
+    known = OPTIONS | LIKELIHOOD_OPTIONS | {PRESET}
     if unknown := sorted(set(options) - known):
         raise UserError(f"{', '.join(unknown)}: no such option; choose from {', '.join(sorted(known))}")
     given = {name: value for name, value in options.items() if value is not None}
     scoring = {name: value for name, value in given.items() if name in LIKELIHOOD_OPTIONS}
     if scoring.get("method") != "block":
         scoring.pop("block_length", None)
-    chosen = {name: value for name, value in given.items() if name in OPTIONS}
+    chosen = {name: value for name, value in given.items() if name in OPTIONS | {PRESET}}
     # A task may yet decide the length, so steps must fit only a length that is given.
     decoding({"max_gen_toks": chosen.get("steps") or DEFAULT_LENGTH}, chosen)
     return LikelihoodOptions(**scoring), chosen

@@ -33,6 +33,15 @@ def test_chosen_options_come_first() -> None:
     assert found == Decoding(GenerationOptions(length=12, steps=6, temperature=0.5), ("x",))
 
 
+def test_a_preset_comes_before_the_task_and_after_what_is_given() -> None:
+    found = decoding({"max_gen_toks": 9}, {"preset": "llada", "block_length": 16})
+    assert found.options == GenerationOptions(length=128, block_length=16)
+    sampled = decoding({"do_sample": True, "max_gen_toks": 9}, {"preset": "llada", "length": 64})
+    assert sampled.options == GenerationOptions(length=64, block_length=32, temperature=1.0)
+    with pytest.raises(UserError, match="preset = 'lada': choose one of llada, "):
+        decoding({}, {"preset": "lada"})
+
+
 def test_arguments_without_meaning_are_named() -> None:
     assert unread({"num_beams": 4, "repetition_penalty": 1.1, "until": [], "steps": 4, "max_tokens": 3}) == [
         "num_beams",
