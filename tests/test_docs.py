@@ -85,9 +85,7 @@ def test_the_readme_goes_from_nothing_to_samples(clone: Path) -> None:
     shorten(clone / "configs/quickstart.yaml", "  steps: 5000", "  steps: 1500")
     shorten(clone / "configs/quickstart.yaml", "[0, 500, 2500]", "[0, 500]")
     pages = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ON_THE_QUICKSTART)]
-    blocks = [
-        block for page in pages for block in shell_blocks(page) if not block.startswith(NEEDS_HARDWARE)
-    ]
+    blocks = [block for page in pages for block in shell_blocks(page) if not block.startswith(NEEDS_HARDWARE)]
     blocks += [f"python - <<'END'\n{block}END\n" for block in python_blocks(ROOT / "docs/generation.md")]
     commands = "\n".join(block for block in blocks if "make check" not in block)
     assert "--minutes 2\n" in commands
