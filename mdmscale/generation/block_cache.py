@@ -72,7 +72,8 @@ class BlockCache:
         if self.is_filled:
             self.cache.crop(len(self._kept) - int(self.cache.get_seq_length()))
             return
-        for layer in self.cache.layers:
+        layers: list[Any] = self.cache.layers  # typed Any: layers of other kinds have no keys
+        for layer in layers:
             if not layer.is_initialized:  # a layer that shares another's keys
                 continue
             layer.keys = layer.keys.index_select(-2, self._kept)

@@ -157,3 +157,11 @@ def test_problems_come_after_the_plan(tiny: Values, capsys: pytest.CaptureFixtur
     with pytest.raises(UserError, match=r"data\.path = 'nothing'"):
         print_dry_run(RunConfig.model_validate(tiny), 2)
     assert "memory a rank" in capsys.readouterr().out
+
+
+def test_an_autoregressive_run_of_a_model_that_predicts_in_place_is_a_problem(tuned: Values) -> None:
+    tuned["diffusion"] = {"objective": "ar"}
+    (problem,) = check(tuned).problems
+    assert "predicts each token in place" in problem
+    tuned["model"]["logit_shift"] = True
+    assert check(tuned).problems == []
