@@ -29,11 +29,10 @@ print(*found.submodule_search_locations)")
     python tools/convert.py import "$source" "$model"
 fi
 if [ ! -f "$out/train.jsonl" ]; then
-    python tools/evaluate.py records --task gsm8k --split train "${train_data[@]}" --limit 64 \
-        --output "$out/train.jsonl"
+    python tools/evaluate.py records --task gsm8k "${train_data[@]}" --limit 64 --output "$out/train.jsonl"
 fi
 python launchers/train.py --config configs/smollm2_sft.yaml run.name=model run.output_dir="$out" \
     model.path="$model" data.path="$out/train.jsonl" data.sequence_length=512 data.too_long=drop \
     train.steps="${STEPS:-12}" optimizer.warmup_steps=2 diffusion.t_sampler=stratified
 python tools/evaluate.py tasks "$out/model" --task gsm8k "${test_data[@]}" --limit "${ITEMS:-16}" \
-    --set length=64 block_length=32 threshold=0.9 --output "$out/results.json" --overwrite
+    --set length="${LENGTH:-64}" block_length=32 threshold=0.9 --output "$out/results.json" --overwrite
