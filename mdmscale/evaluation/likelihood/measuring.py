@@ -1,6 +1,7 @@
 """Measure the sources: ranks share them, finished items are kept, results appear when all are there."""
 
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,9 +79,6 @@ def measure(measurement: Measurement, group: WorkGroup, *, overwrite: bool) -> l
     Raises:
         UserError: where sources do not fit the model, or the output exists or was begun with other settings.
     """
-    from rich.console import Console
-
-    notes = Console(stderr=True, highlight=False)
     partial = _partial(measurement, group, overwrite=overwrite)
     loaded = measurement.load()
     targets = encode_sources(measurement.encoder(loaded), measurement.sources)
@@ -90,7 +88,7 @@ def measure(measurement: Measurement, group: WorkGroup, *, overwrite: bool) -> l
     finished = {} if partial is None else partial.finished()
     group.wait()  # all ranks must have read the files before one appends to them
     if finished and group.is_first:
-        notes.print(f"{measurement.output}: continuing after {len(finished)} of {len(work)}", soft_wrap=True)
+        _note(f"{measurement.output}: continuing after {len(finished)} of {len(work)}")
     todo = [each for each in work if (each.number,) not in finished]
     todo.sort(key=lambda each: (each.length, each.number))  # keeps padding small and shares equal
     started = time.perf_counter()
@@ -99,24 +97,31 @@ def measure(measurement: Measurement, group: WorkGroup, *, overwrite: bool) -> l
         group.wait()
     except KeyboardInterrupt:
         if partial is not None and group.is_first:
-            notes.print(
-                f"{measurement.output}: the same command continues after {len(partial.finished())} of "
-                f"{len(work)}",
-                soft_wrap=True,
-            )
+            done = len(partial.finished())
+            _note(f"{measurement.output}: the same command continues after {done} of {len(work)}")
         raise
     if not group.is_first:
         return []
     found = mine if partial is None else partial.finished()
-    items = [found[place] for place in sorted(found)]
-    print_summary(make_console(), summarise(items))
-    if partial is not None:
-        partial.publish(lambda values: measurement.results(values).lines())
-        notes.print(f"{measurement.output}: {len(items)} items", soft_wrap=True)
     forwards = sum(item["forwards"] for place, item in found.items() if place not in finished)
     seconds = time.perf_counter() - started
-    notes.print(f"{forwards:,} forward rows in {seconds:.1f} s on {loaded.device.type}", soft_wrap=True)
+    items = [found[place] for place in sorted(found)]
+    _conclude(measurement, partial, items)
+    _note(f"{forwards:,} forward rows in {seconds:.1f} s on {loaded.device.type}")
     return items
+
+
+def _conclude(measurement: Measurement, partial: PartialOutput | None, items: list[Item]) -> None:
+    """Write the output if there is one, and print the summary."""
+    if partial is not None:
+        partial.publish(lambda values: measurement.results(values).lines())
+    print_summary(make_console(), summarise(items))
+    if partial is not None:
+        _note(f"{measurement.output}: {len(items)} items")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _partial(measurement: Measurement, group: WorkGroup, *, overwrite: bool) -> PartialOutput | None:
