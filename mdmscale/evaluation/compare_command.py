@@ -21,6 +21,7 @@ examples:
 """
 
 MAX_SHOWN = 5
+MAY_DIFFER = ("dtype", "decoding")  # settings that belong to a model rather than to the question
 HEADINGS = ["", "items", "first", "second", "difference", "95% interval", "p"]
 
 
@@ -68,6 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     for comparison in compare(first, second):
         table.add_row(*comparison.cells())
     make_console().print(table)
+    for note in decoding_differences(first, second):
+        print(note)
 
 
 def check_comparable(first: Results, second: Results, names: str) -> None:
@@ -84,7 +87,7 @@ def check_comparable(first: Results, second: Results, names: str) -> None:
         f"{names}: differ in {name}: {first.settings.get(name)!r} and {second.settings.get(name)!r}; "
         "measure both alike"
         for name in settings
-        if name != "dtype" and first.settings.get(name, missing) != second.settings.get(name, missing)
+        if name not in MAY_DIFFER and first.settings.get(name, missing) != second.settings.get(name, missing)
     ]
     left, right = [[_key(item) for item in results.items] for results in (first, second)]
     if strangers := sorted(set(left) ^ set(right)):
@@ -94,6 +97,17 @@ def check_comparable(first: Results, second: Results, names: str) -> None:
         problems.append(f"{names}: have no items")
     if problems:
         raise UserError(*problems)
+
+
+def decoding_differences(first: Results, second: Results) -> list[str]:
+    """In words, how the two sampled their answers differently."""
+    sides = (results.settings.get("decoding", []) for results in (first, second))
+    differing: dict[str, None] = {}  # in order, each once
+    for left, right in zip(*sides, strict=False):
+        for name in left:
+            if left[name] != right.get(name):
+                differing[f"{name} {left[name]} and {right.get(name)}"] = None
+    return [f"decoding differs: {', '.join(differing)}"] if differing else []
 
 
 def compare(first: Results, second: Results) -> list[Comparison]:

@@ -79,18 +79,23 @@ class TaskWork:
         )
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the results besides the model, for results.json."""
+        """All that decides the results besides the model, for results.json: what is asked, and how.
+
+        Results of the same questions may be compared whatever their decoding, as those of an autoregressive
+        and a diffusion model must be.
+        """
+        tasks = {job.task.name: job for job in self.jobs}
         return {
             "dtype": self.dtype,
-            "tasks": [
-                {
-                    "task": job.task.name,
-                    "setting": job.setting.label,
+            "tasks": {
+                name: {
+                    **job.task.file.model_dump(mode="json", exclude={"decoding"}),
                     "num_items": len(job.items),
-                    "file": job.task.file.model_dump(mode="json"),
-                    "options": _options(job),
                 }
-                for job in self.jobs
+                for name, job in tasks.items()
+            },
+            "decoding": [
+                {"task": job.task.name, "setting": job.setting.label, **_options(job)} for job in self.jobs
             ],
         }
 

@@ -46,8 +46,22 @@ def test_results_hold_every_answer_and_the_curve_of_several_settings(
     assert [entry["forwards_per_text"] for entry in results.summary] == [2, 4, 2, 4]
     again = summarise("exact", "steps=4", results.items[3:6])
     assert results.summary[1] == {**again, "aup": results.summary[0]["aup"]}
-    assert results.settings["tasks"][1]["options"]["steps"] == 4
+    assert list(results.settings["tasks"]) == ["exact", "reasoning-gym:coin_flip"]
+    assert [each["steps"] for each in results.settings["decoding"]] == [2, 4, 2, 4]
     assert "AUP" in capsys.readouterr().out
+
+
+def test_answers_under_other_decoding_are_compared_with_a_note(
+    model_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, steps in zip(files, (8, 2), strict=True):
+        options = ("--data", pairs, "--set", "length=8", f"steps={steps}", "--output", file)
+        tasks(model_folder, "--task", "exact", *options)
+    capsys.readouterr()
+    assert main(["compare", *map(str, files)]) == 0
+    printed = capsys.readouterr().out
+    assert "exact, accuracy" in printed and "decoding differs: steps 8 and 2" in printed
 
 
 @pytest.mark.distributed
