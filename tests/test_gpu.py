@@ -48,8 +48,9 @@ def test_head_matches_its_naive_twin(kind: HeadKind, dtype: torch.dtype, toleran
         torch.testing.assert_close(mine, twin, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("is_causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("key_heads", [2, 4])
-def test_packed_rows_attend_as_alone(key_heads: int) -> None:
+def test_packed_rows_attend_as_alone(key_heads: int, is_causal: bool) -> None:
     """The kernel for packed rows agrees with sdpa on each row, in values and gradients."""
     torch.manual_seed(0)
     lengths = (70, 70, 3, 129)
@@ -61,7 +62,7 @@ def test_packed_rows_attend_as_alone(key_heads: int) -> None:
     ]
     for dtype in (torch.bfloat16, torch.float32):  # fp32 has no such kernel
         query, key, value = (each.to(dtype, copy=True).requires_grad_() for each in inputs)
-        attended = packed_attention(query, key, value, rows)
+        attended = packed_attention(query, key, value, rows, is_causal=is_causal)
         attended.float().square().sum().backward()
         results.append([each.float() for each in (attended, query.grad, key.grad, value.grad)])
     for kernel, reference in zip(*results, strict=True):

@@ -1,5 +1,6 @@
 """An autoregressive model computes what transformers' own causal model computes, in every layout of rows."""
 
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.backbone import FAMILIES, build_backbone
 from mdmscale.models.mdm import MaskedDiffusionModel
-from mdmscale.models.packed_attention import PackedRows, attend_in_rows, packed_attention
+from mdmscale.models.packed_attention import PackedRows, _causal_option, attend_in_rows, packed_attention
 from mdmscale.system.errors import UserError
 
 LENGTHS = (7, 7, 3, 11, 2)
@@ -82,6 +83,11 @@ def test_a_packed_position_attends_to_earlier_ones_of_its_row_only() -> None:
     after = packed_attention(query, key, value, rows, is_causal=True)
     moved = (after - before).abs().amax(dim=(0, 1, 3)) > 1e-6
     assert moved.nonzero().flatten().tolist() == list(range(19, 28))
+
+
+def test_the_kernel_of_gpus_has_the_argument_that_makes_it_causal() -> None:
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    assert _causal_option().keys() <= signature(varlen.varlen_attn).parameters.keys()
 
 
 @pytest.mark.slow

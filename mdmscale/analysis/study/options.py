@@ -9,14 +9,14 @@ from mdmscale.analysis.study.methods import BUILT_IN
 from mdmscale.system.errors import UserError
 
 EPILOG = """\
-Every method is a set of overrides of one config, which has the budget of the reference. Batch sizes in it
+Every method is a set of overrides of one config, whose steps and batch sizes are the budget. Batch sizes
 count samples; a MIRROR pair is one sample with two forward rows.
 
 budgets:
   equal-rows     as many forward rows in a step: methods with pairs get half the samples (the default)
   equal-samples  as many samples in a step, so that pairs cost double: the paper's budget
   equal-wall     as many samples in a step, and as many steps as fit into the reference's time; the seconds of
-                 a step come from a short run of each method at the start
+                 a step come from a short run of each method at the start, one after the other
 
 The reference and the control (the reference with four times the batch) are trained first. If the control is
 no better, noise does not limit the task, and methods that lower noise cannot be expected to help.

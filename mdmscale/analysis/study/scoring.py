@@ -10,10 +10,9 @@ from typing import Any, Protocol
 
 from mdmscale.data.preparation.jsonl import read_jsonl
 from mdmscale.evaluation.tasks.catalogue import load_task
-from mdmscale.evaluation.tasks.settings import parse_settings, settings_of
+from mdmscale.evaluation.tasks.settings import parse_settings, preset_of, settings_of
 from mdmscale.evaluation.tasks.task import Item, Task
 from mdmscale.generation.options import GenerationOptions
-from mdmscale.generation.presets import PRESETS, preset_options
 from mdmscale.system.errors import UserError
 
 
@@ -144,9 +143,7 @@ def digest(value: Any) -> str:
 
 def _decoding(task: Task, preset: str | None, given: list[str]) -> GenerationOptions:
     """The task's own settings of sampling, or a preset's, with those that the user gives."""
-    if preset is not None:
-        preset_options(preset)  # refuses a name that it does not know
-    settings = settings_of(task, parse_settings(given), None if preset is None else PRESETS[preset])
+    settings = settings_of(task, parse_settings(given), preset_of(preset))
     if len(settings) > 1:
         raise UserError(f"--set {' '.join(given)}: a study has one setting; give one value of each option")
     return settings[0].options

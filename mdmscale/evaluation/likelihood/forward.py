@@ -90,4 +90,4 @@ def _cross_entropy(
 
 def is_causal(loaded: LoadedModel) -> bool:
     """Whether the model is autoregressive: each token is predicted from those before it."""
-    return getattr(loaded.description, "objective", "full") == "ar"
+    return loaded.description.objective == "ar"

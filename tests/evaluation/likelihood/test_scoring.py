@@ -1,7 +1,7 @@
 """Likelihoods of a tiny model against the definition, written out with plain forwards."""
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from math import comb
 
@@ -19,7 +19,7 @@ from mdmscale.evaluation.likelihood.scoring import (
     num_forwards,
     windows,
 )
-from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
+from mdmscale.models.opening import LoadedModel, load_model
 from mdmscale.system.errors import UserError
 
 ITEM = Scored([5, 9, 14], [20, 7, 33, 41, 8])
@@ -192,11 +192,6 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
         LikelihoodOptions(**options)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class Autoregressive(ModelDescription):
-    objective: str = "ar"
-
-
 @pytest.fixture(scope="module")
 def causal(plain: LoadedModel) -> LoadedModel:
     """The tiny model with causal attention, as an autoregressive one."""
@@ -204,7 +199,7 @@ def causal(plain: LoadedModel) -> LoadedModel:
     config.is_causal = True
     model = LlamaForCausalLM(config).eval()
     model.load_state_dict(plain.model.state_dict())
-    return replace(plain, description=Autoregressive(**vars(plain.description)), model=model)
+    return replace(plain, description=replace(plain.description, objective="ar"), model=model)
 
 
 @torch.no_grad()
