@@ -70,21 +70,17 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError: where an option, the data or the model is wrong.
     """
-    arguments = sys.argv[1:] if argv is None else argv
-    listing = "\n".join(f"  {name:11} {text}" for name, (_, _, text) in MEASURES.items())
-    usage = f"usage: evaluate.py <measure> [--help] ...\n\nmeasures:\n{listing}"
-    match arguments:
-        case [name, *rest] if name in MEASURES:
-            run_measure(name, rest)
-            return 0
-        case ["-h" | "--help"]:
-            print(usage)
-            return 0
-        case [name, *_]:
-            print(f"error: no measure {name!r}\n{usage}", file=sys.stderr)
-            return 2
-    print(usage, file=sys.stderr)
-    return 2
+    words = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        usage="evaluate.py MEASURE [--help] ...",
+        description="Measure a run, a checkpoint, a Hugging Face folder or a hub id.",
+        epilog="\n".join(["measures:", *(f"  {name:11} {text}" for name, (_, _, text) in MEASURES.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("measure", choices=MEASURES, metavar="MEASURE", help="one of those below")
+    run_measure(parser.parse_args(words[:1]).measure, words[1:])
+    return 0
 
 
 def run_measure(name: str, argv: list[str]) -> None:

@@ -71,6 +71,7 @@ def test_export_opens_with_plain_transformers(corpus: Path, tmp_path: Path, fami
         "logit_shift": True,
         "eps": 1e-3,
         "source": "scratch",
+        "objective": "full",
     }
     ids = torch.arange(10, 18)[None]
     with torch.no_grad():
