@@ -45,7 +45,7 @@ def show(results: Results) -> None:
     """The summary as a table, and the area of each curve."""
     console = make_console()
     has_points = any(entry["score"] != entry["accuracy"] for entry in results.summary)
-    table = plain_table(results.model, [*HEADINGS, *(["score"] if has_points else []), "seconds"])
+    table = plain_table(results.model, [*HEADINGS, *(["score"] if has_points else [])])
     for entry in results.summary:
         table.add_row(
             entry["task"],
@@ -57,9 +57,9 @@ def show(results: Results) -> None:
             f"{entry['forwards_per_text']:.1f}",
             f"{entry['tokens_per_forward']:.2f}",
             *([f"{entry['score']:.1%}"] if has_points else []),
-            f"{entry['seconds']:.1f}",
         )
     console.print(table)
+    console.print(f"{sum(entry['seconds'] for entry in results.summary):.1f} s of sampling")
     areas = {entry["task"]: entry["aup"] for entry in results.summary if "aup" in entry}
     for task, area in areas.items():
         console.print(f"{task}: area under accuracy against tokens a forward (AUP) {area:.1f}")

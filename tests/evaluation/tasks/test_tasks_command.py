@@ -25,7 +25,7 @@ def tasks(*arguments: object) -> int:
 
 def test_a_table_and_no_file(model_folder: Path, pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tasks(model_folder, "--task", "exact", "--data", pairs, "--limit", 4, *SAMPLING) == 0
-    row = capsys.readouterr().out.splitlines()[-1].split()
+    row = capsys.readouterr().out.splitlines()[-2].split()
     assert row[:4] == ["exact", "-", "4", "0.0%"] and row[7:10] == ["0.0%", "4.0", "2.00"]
 
 
