@@ -3,7 +3,7 @@
 #   make test         run the tests without the slow ones
 #   make test-slow    run the slow tests, which take minutes
 #   make check        check formatting, lint and types
-#   make paper-smoke  the paper's protocol in small: a real model, real problems, a table; about 10 minutes
+#   make paper-smoke  the paper's protocol in small: a real model, real problems, a table; minutes
 #   make format       format the code and fix what ruff can fix
 #   make clean        remove $(VENV), data/ and runs/
 
