@@ -7,13 +7,13 @@ response goes on.
 """
 
 from collections.abc import Iterator, Sequence
-from inspect import signature
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from mdmscale.diffusion.uniforms import Stream, generator
 from mdmscale.generation.batch import noise_key
+from mdmscale.generation.block_cache import cache_keyword
 from mdmscale.generation.denoise import Frame
 from mdmscale.generation.left_to_right import without_denoising
 from mdmscale.generation.options import GenerationOptions
@@ -89,11 +89,6 @@ def padded_left(requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor
         tokens[row, at] = torch.tensor(request.token_ids)
         is_real[row, at] = True
     return tokens, is_real
-
-
-def cache_keyword(model: PreTrainedModel) -> str:
-    """The argument that takes a cache: past_key_values before transformers 5.24, cache from 5.40 on."""
-    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
 def _uniforms(

@@ -38,8 +38,7 @@ class BlockCache:
                 "cache = dual: the model attends within a sliding window, which needs its keys in order; "
                 "choose prefix"
             )
-        # Before transformers 5.24 the argument is past_key_values, from 5.40 on cache; in between both work.
-        self._keyword = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+        self._keyword = cache_keyword(model)
         end = last + 1 if kind == "dual" else length
         columns = torch.arange(length, device=rows.device)
         is_kept = (columns < first) | (columns >= end)
@@ -79,3 +78,11 @@ class BlockCache:
             layer.keys = layer.keys.index_select(-2, self._kept)
             layer.values = layer.values.index_select(-2, self._kept)
         self.is_filled = True
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """The argument that takes a cache.
+
+    Before transformers 5.24 it is past_key_values, from 5.40 on cache; in between both work.
+    """
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"

@@ -35,7 +35,11 @@ def preset_options(name: str, **given: Any) -> GenerationOptions:
     """
     if name not in PRESETS:
         raise UserError(f"preset = {name!r}: choose one of {', '.join(PRESETS)}")
-    values = dict(PRESETS[name])
-    if given.get("threshold") is not None or given.get("factor") is not None:
-        values = {key: value for key, value in values.items() if key not in ("steps", "schedule")}
-    return GenerationOptions(**{**values, **given})
+    return GenerationOptions(**{**without_replaced(PRESETS[name], given), **given})
+
+
+def without_replaced(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`values` without steps and schedule, where a given threshold or factor decides in their place."""
+    if given.get("threshold") is None and given.get("factor") is None:
+        return dict(values)
+    return {name: value for name, value in values.items() if name not in ("steps", "schedule")}

@@ -1,7 +1,5 @@
 """What the command line asks for: which texts to sample, how, and how much of it is done."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +10,8 @@ from mdmscale.generation.options import GenerationOptions
 from mdmscale.generation.prompts import Request
 from mdmscale.generation.sampler import Generation, finish, stream
 from mdmscale.generation.sources import Source, encode
-from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
+from mdmscale.models.opening import LoadedModel, ModelDescription, load_quietly
+from mdmscale.system.digest import digest
 from mdmscale.system.errors import UserError
 from mdmscale.system.partial_output import Place
 
@@ -44,13 +43,10 @@ class GenerationTask:
         Raises:
             UserError: where it cannot be loaded, or the options do not fit it.
         """
-        from transformers.utils import logging
-
         from mdmscale.generation.left_to_right import check_options
 
         check_options(self.description, self.options)
-        logging.disable_progress_bar()
-        return load_model(self.description, self.dtype)
+        return load_quietly(self.description, self.dtype)
 
     def requests(self, loaded: LoadedModel) -> dict[Place, Request]:
         """Every text to sample, by the number of its source and of the sample of that source.
@@ -90,8 +86,8 @@ class GenerationTask:
         del options["padding"]  # it changes no token
         return {
             "model": str(folder.resolve()),
-            "weights": _digest(weights),
-            "inputs": _digest(self.sources),
+            "weights": digest(weights),
+            "inputs": digest(self.sources),
             "num_samples": self.num_samples,
             "chat": self.chat,
             "special_tokens": self.special_tokens,
@@ -148,18 +144,7 @@ def sample_batch(
 
 def make_progress(requests: Sequence[Request], wanted_id: int, title: str, *, shown: bool) -> "Progress":
     """A progress bar of tokens to commit, on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from mdmscale.system.console import work_progress
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(
-        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
-    )
     total = sum(request.token_ids.count(wanted_id) for request in requests)
-    progress.add_task(title, total=total)
-    return progress
-
-
-def _digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
+    return work_progress(title, total, shown=shown)

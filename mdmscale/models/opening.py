@@ -169,6 +169,14 @@ def load_model(source: str | Path | ModelDescription, dtype: str | None = None) 
     return LoadedModel(description, model.to(device).eval(), tokenizer, device)
 
 
+def load_quietly(description: ModelDescription, dtype: str | None = None) -> LoadedModel:
+    """`load_model` for a command, which shows its own progress: without transformers' bar."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return load_model(description, dtype)
+
+
 def load_weights(folder: str | Path, **arguments: Any) -> "PreTrainedModel":
     """`AutoModelForCausalLM.from_pretrained`, but the model is exactly what the folder holds.
 

@@ -1,10 +1,14 @@
-"""Tables of numbers on the console."""
+"""Tables of numbers and progress bars on the console."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 WIDTH_OF_FILES = 110
 
@@ -27,3 +31,16 @@ def plain_table(title: str, headings: list[str]) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def work_progress(title: str, total: int, completed: int = 0, *, shown: bool) -> "Progress":
+    """A bar of work to do, the progress's only task. It is on stderr, if that is a terminal and `shown`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(
+        *columns, console=console, transient=True, disable=not (shown and console.is_terminal)
+    )
+    progress.add_task(title, total=total, completed=completed)
+    return progress

@@ -1,8 +1,6 @@
 """How the runs of a study are scored: every question of a test with 1 for a right answer and 0 otherwise."""
 
 import argparse
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from mdmscale.evaluation.tasks.catalogue import load_task
 from mdmscale.evaluation.tasks.settings import parse_settings, preset_of, settings_of
 from mdmscale.evaluation.tasks.task import Item, Task
 from mdmscale.generation.options import GenerationOptions
+from mdmscale.system.digest import digest
 from mdmscale.system.errors import UserError
 
 
@@ -134,11 +133,6 @@ def read_tests(path: Path) -> list[tuple[str, str]]:
     if not tests:
         raise UserError(f"--test {path}: is empty")
     return tests
-
-
-def digest(value: Any) -> str:
-    """A short hash of JSON values."""
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
 
 
 def _decoding(task: Task, preset: str | None, given: list[str]) -> GenerationOptions:

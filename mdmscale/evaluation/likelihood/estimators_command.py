@@ -14,7 +14,7 @@ from mdmscale.evaluation.likelihood.scoring import Scored, log_likelihoods
 from mdmscale.evaluation.likelihood.sources import read_sources
 from mdmscale.evaluation.options import add_model_options
 from mdmscale.evaluation.results import Results
-from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
+from mdmscale.models.opening import LoadedModel, ModelDescription, load_quietly
 from mdmscale.parallel.work_group import WorkGroup
 from mdmscale.system.console import make_console, plain_table
 from mdmscale.system.errors import UserError
@@ -61,8 +61,6 @@ def run(arguments: argparse.Namespace, description: ModelDescription, group: Wor
     Raises:
         UserError: where options do not go together, or every target is so short that it is exact.
     """
-    from transformers.utils import logging
-
     if group.world_size > 1:
         raise UserError("estimators: is measured by one process; start it without a launcher")
     if arguments.repeats < 2:
@@ -72,8 +70,7 @@ def run(arguments: argparse.Namespace, description: ModelDescription, group: Wor
     check_lengths(arguments, description)
     all_options = [LikelihoodOptions(rows=rows) for rows in sorted(arguments.rows)]
     sources = read_sources(arguments)
-    logging.disable_progress_bar()
-    loaded = load_model(description, arguments.dtype)
+    loaded = load_quietly(description, arguments.dtype)
     encoder = Encoder(loaded, arguments.special_tokens, arguments.max_length, arguments.context)
     items = [target.windows[0] for found in encode_sources(encoder, sources) for target in found]
     items = [item for item in items if 2 ** len(item.target_ids) > max(arguments.rows) + 1]

@@ -1,8 +1,6 @@
 """`evaluate likelihood`: nats a token, bits a byte, perplexity of texts; accuracy of choices."""
 
 import argparse
-import hashlib
-import json
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -15,6 +13,7 @@ from mdmscale.evaluation.likelihood.sources import read_sources
 from mdmscale.evaluation.options import add_model_options
 from mdmscale.models.opening import ModelDescription
 from mdmscale.parallel.work_group import WorkGroup
+from mdmscale.system.digest import digest
 from mdmscale.system.errors import UserError
 
 EXAMPLES = """\
@@ -118,7 +117,7 @@ def run(arguments: argparse.Namespace, description: ModelDescription, group: Wor
         "context": arguments.context,
         "special_tokens": arguments.special_tokens,
         "dtype": arguments.dtype,
-        "inputs": hashlib.blake2b(json.dumps(inputs, default=str).encode(), digest_size=8).hexdigest(),
+        "inputs": digest(inputs),
     }
     measurement = Measurement(
         model=arguments.path,

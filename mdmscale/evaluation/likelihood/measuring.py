@@ -1,6 +1,5 @@
 """Measure the sources: ranks share them, finished items are kept, results appear when all are there."""
 
-import hashlib
 import sys
 import time
 from collections.abc import Iterator
@@ -17,10 +16,11 @@ from mdmscale.evaluation.likelihood.scoring import log_likelihoods, num_forwards
 from mdmscale.evaluation.likelihood.sources import Source
 from mdmscale.evaluation.likelihood.summary import print_summary, summarise
 from mdmscale.evaluation.results import Results
-from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
+from mdmscale.models.opening import LoadedModel, ModelDescription, load_quietly
 from mdmscale.parallel.work_group import WorkGroup
-from mdmscale.system.console import make_console
+from mdmscale.system.console import make_console, work_progress
 from mdmscale.system.partial_output import PartialOutput, Place
+from mdmscale.weights.fingerprint import weights_fingerprint
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,10 +42,7 @@ class Measurement:
 
     def load(self) -> LoadedModel:
         """Load the model, without transformers' progress bar."""
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        return load_model(self.description, self.settings["dtype"])
+        return load_quietly(self.description, self.settings["dtype"])
 
     def encoder(self, loaded: LoadedModel) -> Encoder:
         special_tokens: SpecialTokens = self.settings["special_tokens"]
@@ -129,7 +126,7 @@ def _partial(measurement: Measurement, group: WorkGroup, *, overwrite: bool) -> 
         return None
     recipe = {
         "model": measurement.model,
-        "weights": weights_digest(measurement.description.folder),
+        "weights": weights_fingerprint(str(measurement.description.folder)),
         **measurement.settings,
     }
     partial = PartialOutput(measurement.output, recipe, group.rank)
@@ -175,13 +172,6 @@ def _progress(
     measurement: Measurement, loaded: LoadedModel, share: list[_Work], group: WorkGroup
 ) -> "Progress":
     """A progress bar of forward rows, on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    is_shown = group.is_first and console.is_terminal
-    progress = Progress(*columns, console=console, transient=True, disable=not is_shown)
     total = sum(
         num_forwards(loaded, window, measurement.options)
         for each in share
@@ -189,18 +179,4 @@ def _progress(
         for window in target.windows
     )
     title = "scoring" if group.world_size == 1 else f"scoring, rank 0 of {group.world_size}"
-    progress.add_task(title, total=total)
-    return progress
-
-
-def weights_digest(folder: Path) -> str:
-    """Hex digits that identify the weights by sizes and both ends of their files, wherever they are."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(2**20))
-            stream.seek(max(0, size - 2**20))
-            digest.update(stream.read())
-    return digest.hexdigest()
+    return work_progress(title, total, shown=group.is_first)

@@ -24,11 +24,11 @@ from mdmscale.evaluation.lm_eval.decoding import Decoding, decoding, response_te
 from mdmscale.evaluation.lm_eval.encoding import Encoder
 from mdmscale.evaluation.lm_eval.greedy import greedy_matches
 from mdmscale.evaluation.lm_eval.options import Greedy, open_model, parse_batch_size, split_options
-from mdmscale.evaluation.lm_eval.progress import make_progress
 from mdmscale.generation.prompts import Request, encode_ids
 from mdmscale.generation.sampler import generate
 from mdmscale.models.opening import LoadedModel
 from mdmscale.parallel.work_group import WorkGroup
+from mdmscale.system.console import work_progress
 from mdmscale.system.errors import UserError
 from mdmscale.system.notices import say
 
@@ -253,7 +253,7 @@ class MDMLM(TemplateLM):
         """
         todo = [key for key in jobs if key not in self._answers]
         todo.sort(key=lambda key: (order(jobs[key]), key))
-        with make_progress(title, len(todo), shown=self.rank == 0) as progress:
+        with work_progress(title, len(todo), shown=self.rank == 0) as progress:
             for key, value in zip(todo, compute([jobs[key] for key in todo]), strict=True):
                 self._answers.add({key: value})
                 progress.advance(progress.task_ids[0])

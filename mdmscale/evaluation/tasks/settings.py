@@ -12,12 +12,8 @@ from mdmscale.config.loading import parse_yaml
 from mdmscale.evaluation.tasks.task import Task
 from mdmscale.evaluation.tasks.task_file import DECODING, no_such
 from mdmscale.generation.options import GenerationOptions
-from mdmscale.generation.presets import PRESETS
+from mdmscale.generation.presets import PRESETS, without_replaced
 from mdmscale.system.errors import UserError
-
-# Either decides the number of passes by itself, so with one of them the task's own steps do not count.
-_INSTEAD_OF_STEPS = ("threshold", "factor")
-_OF_STEPS = ("steps", "schedule")
 
 
 @dataclass(frozen=True)
@@ -88,9 +84,7 @@ def settings_of(
 
 def fitted(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """`base` with the given options in it. Steps that are not given keep their share of the length."""
-    kept = dict(base)
-    if any(given.get(name) is not None for name in _INSTEAD_OF_STEPS):
-        kept = {name: value for name, value in kept.items() if name not in _OF_STEPS}
+    kept = without_replaced(base, given)
     if isinstance(kept.get("steps"), int) and isinstance(given.get("length"), int) and "steps" not in given:
         full = kept.get("length", GenerationOptions.length)
         kept["steps"] = max(1, kept["steps"] * given["length"] // full)

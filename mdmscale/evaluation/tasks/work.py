@@ -1,12 +1,10 @@
 """The work of `evaluate tasks`: which questions under which settings, shared out among ranks, resumable."""
 
 import argparse
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mdmscale.evaluation.results import Results
 from mdmscale.evaluation.tasks.catalogue import GENERATED, load_task
@@ -16,13 +14,11 @@ from mdmscale.evaluation.tasks.summary import summarise, with_aup
 from mdmscale.evaluation.tasks.task import Item, Task
 from mdmscale.generation.left_to_right import check_options, left_to_right
 from mdmscale.generation.sampler import batches
-from mdmscale.models.opening import LoadedModel, ModelDescription, load_model
+from mdmscale.models.opening import LoadedModel, ModelDescription, load_quietly
+from mdmscale.system.digest import digest
 from mdmscale.system.errors import UserError
 from mdmscale.system.partial_output import Place
 from mdmscale.weights.fingerprint import weights_fingerprint
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -112,8 +108,8 @@ class TaskWork:
             "dtype": self.dtype,
             "tasks": list(dict.fromkeys(job.task.name for job in self.jobs)),
             "settings": [[job.setting.label, _options(job)] for job in self.jobs],
-            "items": _digest(items),
-            "task_files": _digest([job.task.file.model_dump(mode="json") for job in self.jobs]),
+            "items": digest(items),
+            "task_files": digest([job.task.file.model_dump(mode="json") for job in self.jobs]),
         }
 
     def places(self) -> list[Place]:
@@ -126,10 +122,7 @@ class TaskWork:
         Raises:
             UserError: naming the items that do not.
         """
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        loaded = load_model(self.description, self.dtype)
+        loaded = load_quietly(self.description, self.dtype)
         problems: list[str] = []
         for job in self.jobs:
             try:
@@ -207,7 +200,3 @@ def _options(job: Job) -> dict[str, Any]:
     options = asdict(job.setting.options)
     del options["padding"]  # it changes no token
     return options
-
-
-def _digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()

@@ -2,16 +2,12 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from mdmscale.evaluation.results import Results
 from mdmscale.evaluation.tasks.work import TaskWork
 from mdmscale.parallel.work_group import WorkGroup
-from mdmscale.system.console import make_console, plain_table
+from mdmscale.system.console import make_console, plain_table, work_progress
 from mdmscale.system.partial_output import PartialOutput, Place
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 HEADINGS = ("task", "setting", "items", "accuracy", "95% interval", "no answer", "forwards", "tokens/fwd")
 
@@ -78,7 +74,7 @@ def _answer_share(work: TaskWork, group: WorkGroup, partial: PartialOutput) -> N
         return place[0], len(work.jobs[place[0]].items[place[1]].plain_prompt), place
 
     share = sorted(todo, key=by_size)[group.rank :: group.world_size]
-    with _progress(len(places), len(finished), shown=group.is_first) as bar:
+    with work_progress("answering", len(places), len(finished), shown=group.is_first) as bar:
         for records in work.answer(loaded, share):
             partial.append(records)
             bar.advance(bar.task_ids[0], len(records) * group.world_size)
@@ -89,15 +85,3 @@ def _note(text: str) -> None:
     from rich.console import Console
 
     Console(stderr=True, highlight=False).print(text, soft_wrap=True)
-
-
-def _progress(total: int, completed: int, *, shown: bool) -> "Progress":
-    """A progress bar of answers, on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
-    bar.add_task("answering", total=total, completed=completed)
-    return bar
