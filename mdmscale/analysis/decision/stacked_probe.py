@@ -1,0 +1,88 @@
+"""P-POTS on a stack: each lane measures and fits its own p(t), as a run of its seed would.
+
+Pooled statistics would be less noisy, but then a lane's steps would depend on its neighbours, and the noise
+of a probe, which is part of the method, would be missing from its results.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from mdmscale.analysis.decision.noised_steps import probe_noise, rows_of
+from mdmscale.analysis.decision.stacked_model import StackedModel
+from mdmscale.config.diffusion import PPotsSection
+from mdmscale.data.order import sequence_of_sample
+from mdmscale.diffusion.noise import Noise
+from mdmscale.diffusion.p_pots import ProbeStatistics, fit_density, probe_edges
+from mdmscale.diffusion.sample import Sample
+from mdmscale.diffusion.t_samplers import TSampler
+
+
+def probed(
+    model: StackedModel,
+    samples: Sequence[Sample],
+    samplers: Sequence[TSampler],
+    step: int,
+    noise: Noise,
+    options: PPotsSection,
+    first: int,
+) -> list[TSampler]:
+    """The samplers of all lanes with the p(t) that a probe before `step` gives them."""
+    statistics = measure(model, samples, samplers, step, noise, options, first)
+    return [
+        replace(sampler, density=fit_density(each.second_moment(options.target), options))
+        for sampler, each in zip(samplers, statistics, strict=True)
+    ]
+
+
+@torch.no_grad()
+def measure(
+    model: StackedModel,
+    samples: Sequence[Sample],
+    samplers: Sequence[TSampler],
+    step: int,
+    noise: Noise,
+    options: PPotsSection,
+    first: int,
+) -> list[ProbeStatistics]:
+    """The statistics of each lane, from the samples that it trains on next. See `measure_p_pots`."""
+    edges = probe_edges(options)
+    t = (edges[:-1] + edges[1:]) / 2
+    num_draws = len(t) * options.num_masks
+    losses, squared_norms = [], []
+    for place in range(options.num_x0):
+        lanes = []
+        for sampler in samplers:
+            index = step * sampler.global_batch_size + place
+            sample = samples[sequence_of_sample(index, len(samples), sampler.seed)]
+            draws = range(place * num_draws, (place + 1) * num_draws)
+            levels = np.repeat(t, options.num_masks)
+            noised = [
+                probe_noise(sample, level, draw, sampler.seed, noise)
+                for level, draw in zip(levels, draws, strict=True)
+            ]
+            lanes.append(rows_of(noised))
+        values = _sums(model, [torch.from_numpy(np.stack(part)) for part in zip(*lanes, strict=True)], first)
+        shape = (len(samplers), len(t), options.num_masks, -1)  # the last one: rows of a draw
+        losses.append(values[0].view(shape).sum(dim=-1).numpy())
+        squared_norms.append(values[1].view(shape).sum(dim=-1).numpy())
+    return [
+        ProbeStatistics(t, of_losses, of_norms)
+        for of_losses, of_norms in zip(np.stack(losses, axis=1), np.stack(squared_norms, axis=1), strict=True)
+    ]
+
+
+def _sums(
+    model: StackedModel, rows: list[torch.Tensor], first: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's weighted loss and squared norm of its logit gradient, float64 [lanes, rows] each."""
+    targets, masks, weights = rows
+    logits = model.logits(targets.masked_fill(masks, model.shape.mask_token_id), first)
+    log_shares = logits.log_softmax(dim=-1)  # [lanes, rows, length - first, vocab]
+    chosen = log_shares.gather(-1, targets[..., first:, None]).squeeze(-1).double()
+    # ||softmax - onehot||^2 = sum of squares - 2 softmax at the target + 1
+    norms = log_shares.exp().square().sum(dim=-1).double() - 2 * chosen.exp() + 1
+    factors = weights[..., first:].double()
+    return -(factors * chosen).sum(dim=-1), (factors.square() * norms).sum(dim=-1)
