@@ -6,8 +6,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mdmscale.config.section import Section, key
-from mdmscale.diffusion.corruption import CORRUPTIONS, Corruption, corruption_of
+from mdmscale.diffusion.corruption import Corruption
+from mdmscale.diffusion.loss_weight import LossWeight
+from mdmscale.diffusion.maskings import CORRUPTIONS, corruption_of
 from mdmscale.diffusion.objective import Objective
+from mdmscale.diffusion.paper_scripts import T_RANGE as PAPER_RANGE
 
 
 class PPotsSection(Section):
@@ -69,12 +72,20 @@ class SyRMSection(Section):
         return self
 
 
+class BellSection(Section):
+    mean: float = key(0.5, "t of the largest weight", ge=0, le=1)
+    std: float = key(0.2, "standard deviation over t of the normal density that the weight is", gt=0)
+
+
 # The keys of the section that an autoregressive run has no use for, and why.
 WITHOUT_NOISE = {
+    "loss_weight": "no t is drawn",
+    "window": "no t is drawn",
     "t_sampler": "no t is drawn",
     "strata": "no t is drawn",
-    "clip": "no t is drawn",
     "masking": "nothing is masked",
+    "rows": "nothing is masked",
+    "weights": "nothing is masked",
     "pair_forward": "there are no pairs",
     "eps": "nothing is masked",
     "ema_decay": "the loss does not depend on t",
@@ -87,10 +98,23 @@ class DiffusionSection(Section):
     objective: Objective = key(
         "full",
         "full: masked diffusion; ar: the same model trained to predict the next token, with causal "
-        "attention, for comparison",
+        "attention, for comparison; paper_scripts: what the scripts of arXiv 2511.18159 train (biased)",
     )
-    t_sampler: Literal["uniform", "stratified", "low_discrepancy", "clipped", "p_pots"] = key(
-        "uniform", "how t is drawn; clipped changes the objective, because it never draws t outside `clip`"
+    loss_weight: Literal["elbo", "uniform", "window", "bell", "learned"] = key(
+        "elbo",
+        "w(t), what the objective weighs. elbo: the likelihood bound; the others bound no likelihood. "
+        "uniform: simple cross-entropy, every masked token weighs the same; window: only t in `window`; "
+        "bell: a normal density over t; learned: inversely to the loss at t, so that each t contributes the "
+        "same",
+    )
+    window: list[Annotated[float, Field(ge=0, le=1)]] | None = key(
+        None, "loss_weight window: the range of t; null means [0.3, 0.8]", min_length=2, max_length=2
+    )
+    bell: BellSection = key(BellSection(), "options of loss_weight: bell")
+    t_sampler: Literal["uniform", "stratified", "low_discrepancy", "p_pots"] = key(
+        "uniform",
+        "p(t), how t is drawn; it changes the variance, never the objective. p_pots: in proportion to the "
+        "size of the gradient at t",
     )
     strata: int | None = key(
         None,
@@ -98,18 +122,25 @@ class DiffusionSection(Section):
         "else none",
         ge=1,
     )
-    clip: list[Annotated[float, Field(ge=0, le=1)]] | None = key(
-        None, "clipped: the range of t; null means [0.3, 0.8]", min_length=2, max_length=2
-    )
     masking: str = key(
         "bernoulli",
-        "bernoulli: one mask per sample; mirror: an antithetic pair at t; complement: a pair at t and 1 - t",
+        "bernoulli: each token at a rate; independent: `rows` such masks; mirror: an antithetic pair at t; "
+        "complement: a pair at t and 1 - t; exact: a drawn number of tokens, in `rows` coupled rows; "
+        "exact_pair: the same with two rows",
         choices=CORRUPTIONS,
+    )
+    rows: int | None = key(
+        None, "exact, independent: forward rows a sample; null: 1 for exact, 2 for independent", ge=1, le=64
+    )
+    weights: Literal["rate", "count"] | None = key(
+        None,
+        "what weighs a mask. rate: 1 / (r p) at its t; count: the mean of that over all t that may have made "
+        "it, with less variance; null: count for bernoulli without isad, independent and exact, else rate",
     )
     pair_forward: Literal["joint", "sequential"] = key(
         "joint",
-        "joint: both rows of a pair in one forward; sequential: one forward each, with gradient accumulation "
-        "(half the activation memory, the same numbers)",
+        "joint: all rows of a sample in one forward; sequential: one forward each, with gradient "
+        "accumulation (less activation memory, the same numbers)",
     )
     eps: float = key(1e-3, "smallest mask rate: r(t) = (1 - eps) t + eps", gt=0, lt=1)
     normalization: Literal["sample", "token"] = key(
@@ -141,29 +172,83 @@ class DiffusionSection(Section):
         if self.objective == "ar":
             self._check_no_noise()
             return self
-        corruption = self.corruption
-        problems = []
-        if self.strata is not None and self.t_sampler in ("uniform", "low_discrepancy"):
-            problems.append(
-                f"strata is set but t_sampler is {self.t_sampler}; "
-                "strata need t_sampler stratified, clipped or p_pots"
-            )
-        if self.clip is not None and self.t_sampler != "clipped":
-            problems.append(f"clip is set but t_sampler is {self.t_sampler}; only clipped uses it")
-        if self.clip is not None and self.clip[0] >= self.clip[1]:
-            problems.append(f"clip = {self.clip} is empty; give [low, high] with low < high")
-        if self.pair_forward == "sequential" and corruption.num_rows == 1:
-            problems.append(f"pair_forward is sequential but masking is {self.masking}, which has no pairs")
-        if self.isad is not None and not corruption.takes_extra_rates:
-            problems.append(f"isad is set but masking is {self.masking}, which has no mask rate per position")
-        if corruption.needs_symmetric_range and abs(sum(self.t_range) - 1) > 1e-9:
-            problems.append(
-                f"masking is {self.masking} but clip = {list(self.t_range)} is not symmetric: 1 - t may be "
-                "outside; give [low, 1 - low], or choose masking mirror"
-            )
+        problems = [
+            *self._sampler_problems(),
+            *self._masking_problems(),
+            *(self._script_problems() if self.objective == "paper_scripts" else []),
+        ]
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _sampler_problems(self) -> list[str]:
+        problems = []
+        if self.strata is not None and self.t_sampler in ("uniform", "low_discrepancy"):
+            problems.append(
+                f"strata is set but t_sampler is {self.t_sampler}; strata need t_sampler stratified or p_pots"
+            )
+        if self.window is not None and self.loss_weight != "window":
+            problems.append(f"window is set but loss_weight is {self.loss_weight}; only window uses it")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            problems.append(f"window = {self.window} is empty; give [low, high] with low < high")
+        if self.bell != BellSection() and self.loss_weight != "bell":
+            problems.append(f"bell is set but loss_weight is {self.loss_weight}; only bell uses it")
+        if self.loss_weight == "learned" and not self.ema_decay:
+            problems.append(
+                "loss_weight is learned from the average losses that ema_decay keeps, but ema_decay is 0; "
+                "leave it out"
+            )
+        return problems
+
+    def _masking_problems(self) -> list[str]:
+        corruption, problems = self.corruption, []
+        if self.pair_forward == "sequential" and corruption.num_rows == 1:
+            problems.append(
+                f"pair_forward is sequential but masking is {self.masking}, which has one row a sample"
+            )
+        if self.rows is not None and not corruption.takes_rows:
+            problems.append(
+                f"rows is set but masking is {self.masking}; choose masking exact (coupled rows) or "
+                "independent, or leave rows out"
+            )
+        if self.isad is not None and not corruption.takes_extra_rates:
+            problems.append(f"isad is set but masking is {self.masking}, which has no mask rate per position")
+        if self.weights == "count" and self.isad is not None:
+            problems.append(
+                "weights is count but isad is set: with rates that differ by position, masks of as many "
+                "tokens differ in weight; set weights to rate"
+            )
+        if self.weights == "rate" and corruption.draws_counts:
+            problems.append(f"weights is rate but masking is {self.masking}, which has no rate; leave it out")
+        if corruption.needs_symmetric_range and abs(sum(self.t_range) - 1) > 1e-9:
+            problems.append(
+                f"masking is {self.masking} but window = {list(self.t_range)} is not symmetric: 1 - t may be "
+                "outside; give [low, 1 - low], or choose masking mirror"
+            )
+        return problems
+
+    def _script_problems(self) -> list[str]:
+        """The scripts' objective fixes most of the section."""
+        wanted = {
+            "t_sampler": ("p_pots",),
+            "masking": ("bernoulli", "mirror"),
+            "loss_weight": ("elbo",),
+            "weights": (None, "rate"),
+            "isad": (None,),
+            "pair_forward": ("joint",),
+        }
+        problems = [
+            f"objective is paper_scripts but {name} = {getattr(self, name)}; the scripts have "
+            f"{' or '.join('none' if each is None else each for each in values)}"
+            for name, values in wanted.items()
+            if getattr(self, name) not in values
+        ]
+        if self.p_pots.target != "paper" or self.p_pots.fit != "epr":
+            problems.append(
+                f"objective is paper_scripts but p_pots has target {self.p_pots.target} and fit "
+                f"{self.p_pots.fit}; the scripts have target paper and fit epr"
+            )
+        return problems
 
     def _check_no_noise(self) -> None:
         defaults = DiffusionSection.model_fields
@@ -179,15 +264,37 @@ class DiffusionSection(Section):
     @property
     def corruption(self) -> Corruption:
         """How samples become rows."""
-        return corruption_of(self.objective, self.masking)
+        return corruption_of(self)
+
+    @property
+    def weighs_by_count(self) -> bool:
+        """Whether a mask is weighed by its number of tokens: proven never worse for independent rows."""
+        corruption = self.corruption
+        if self.weights is None and not corruption.draws_counts:
+            return corruption.can_weigh_by_count and not corruption.is_coupled and self.isad is None
+        return self.weights != "rate"
+
+    @property
+    def initial_loss_weight(self) -> LossWeight:
+        """w(t). If it is learned, it is that of the bound at first."""
+        match self.loss_weight:
+            case "uniform":
+                return LossWeight.uniform(self.eps)
+            case "window":
+                return LossWeight.window(*(self.window or (0.3, 0.8)))
+            case "bell":
+                return LossWeight.bell(self.bell.mean, self.bell.std)
+        return LossWeight.elbo()
 
     @property
     def t_range(self) -> tuple[float, float]:
-        """The range of t in training."""
-        if self.t_sampler != "clipped":
-            return 0.0, 1.0
-        low, high = self.clip or (0.3, 0.8)
-        return low, high
+        """The range of t in which the objective weighs anything."""
+        return PAPER_RANGE if self.objective == "paper_scripts" else self.initial_loss_weight.support
+
+    @property
+    def drawn_range(self) -> tuple[float, float]:
+        """The range in which t is drawn. Exact counts leave out no count, as each has some weight."""
+        return (0.0, 1.0) if self.corruption.draws_counts else self.t_range
 
     @property
     def rows_per_sample(self) -> int:

@@ -28,7 +28,7 @@ class Batch:
     weights: torch.Tensor  # float32 [masked], factor of each cross-entropy in its sample's loss
     draw_of: torch.Tensor  # int64 [masked], index of the draw below that masked the position
     t: np.ndarray  # float64 [draws], as drawn
-    importance_weights: np.ndarray  # float64 [draws], 1 / p(t)
+    importance_weights: np.ndarray  # float64 [draws], 1 / p(t) over the sample's number of draws
     num_tokens: int  # clean tokens of the samples, counted once for each row
     num_eligible: int  # those of them that may be masked
     num_row_tokens: int  # tokens of all rows, without padding

@@ -1,12 +1,15 @@
 """Makes this rank's micro-batches of each step from samples and noise."""
 
+import numpy as np
+
+from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.run import RunConfig
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import SampleSource
+from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.t_samplers import TSampler
-from mdmscale.diffusion.uniforms import mask_uniforms
 from mdmscale.models.annealing import visible_positions
 from mdmscale.parallel.batch_layout import BatchLayout
 
@@ -58,10 +61,8 @@ class TrainLoader:
         """Sample `index` of the run with its masks."""
         sample = self.noise.widened(self.source.train_sample(index), self.seed, index)
         length = len(sample.token_ids)
-        t, importance_weights = t_sampler.draw(index, self.noise.corruption.num_t(length))
-        return noise_sample(
-            sample, t, importance_weights, mask_uniforms(self.seed, index, length), self.noise
-        )
+        levels = t_sampler.draw(index, self.noise.corruption.num_t(length))
+        return noise_sample(sample, levels, self.noise.uniforms(self.seed, index, length), self.noise)
 
 
 def make_t_sampler(config: RunConfig) -> TSampler:
@@ -72,5 +73,20 @@ def make_t_sampler(config: RunConfig) -> TSampler:
         batch,
         strata=diffusion.strata or (batch if diffusion.t_sampler == "stratified" else None),
         low_discrepancy=diffusion.t_sampler == "low_discrepancy",
-        t_range=diffusion.t_range,
+        density=uniform_density(diffusion),
+        loss_weight=diffusion.initial_loss_weight,
     )
+
+
+def uniform_density(diffusion: DiffusionSection) -> DensityTable:
+    """p(t) uniform where the objective weighs anything.
+
+    Exact counts outside a window still have a small weight, because a mask rate within it may give them. They
+    are drawn rarely (p_pots.defensive), but drawn.
+    """
+    low, high = diffusion.t_range
+    if diffusion.drawn_range == (low, high):
+        return DensityTable.uniform(low, high)
+    edges = np.unique([0.0, low, high, 1.0])
+    inside = (edges[:-1] >= low) & (edges[1:] <= high)
+    return DensityTable.from_weights(edges, inside.astype(float), diffusion.p_pots.defensive)

@@ -6,7 +6,8 @@ the losses seen near t, predicts this part of the loss, and the mean of b over t
     controlled = loss - c (mean over the batch of b(t) / p(t)  -  int b(t) dt)
 
 has the same expectation as the loss and less variance. b and c come from earlier steps only, so the
-expectation is exactly the same. Training does not use it: subtracting a constant changes no gradient.
+expectation is exactly the same. b is an average of losses without 1 / p(t), but with the objective's w(t).
+Training does not use it: subtracting a constant changes no gradient.
 """
 
 from dataclasses import dataclass, field
@@ -22,11 +23,11 @@ WARM_UP = 16
 class EmaBaseline:
     """b(t), which is linear between the midpoints of cells of t, and the coefficient c.
 
-    edges: float64 [cells + 1], of the cells. decay: the factor of a cell's old average per new sample.
+    edges: float64 [cells + 1], of the cells; they cover every t that is drawn. decay: the factor of a cell's
+    old average per new sample.
     """
 
     edges: np.ndarray
-    t_range: tuple[float, float]
     decay: float
     sums: np.ndarray = field(init=False)  # float64 [cells], decayed sums of losses
     weights: np.ndarray = field(init=False)  # float64 [cells], decayed numbers of samples
@@ -49,10 +50,10 @@ class EmaBaseline:
         return np.interp(t, (self.edges[:-1] + self.edges[1:]) / 2, self.averages)
 
     def integral(self, low: float, high: float) -> float:
-        """The mean of b over t in [low, high]. It is exact because b is linear between its knots."""
+        """int b(t) dt from low to high. It is exact because b is linear between its knots."""
         middles = (self.edges[:-1] + self.edges[1:]) / 2
         knots = np.array([low, *middles[(middles > low) & (middles < high)], high])
-        return float(np.trapezoid(self.values(knots), knots) / (high - low))
+        return float(np.trapezoid(self.values(knots), knots))
 
     @property
     def coefficient(self) -> float:
@@ -72,7 +73,7 @@ class EmaBaseline:
             mean_value: mean of b(t) / p(t) over the step's samples.
             counts, cell_losses: float64 [cells], the step's samples in each cell and the sum of their losses.
         """
-        variate = mean_value - self.integral(*self.t_range)
+        variate = mean_value - self.integral(self.edges[0], self.edges[-1])
         controlled = loss - self.coefficient * variate
         known = self.moments[1] / self.moments[0] if self.num_steps else loss
         self.moments *= self.decay

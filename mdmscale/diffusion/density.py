@@ -1,4 +1,4 @@
-"""A piecewise-constant density over t in [0, 1], with the exact inverse of its distribution function."""
+"""A piecewise-constant density over t, with the exact inverse of its distribution function."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ class DensityTable:
 
     The same table gives both t and its weight 1 / p(t), so the estimator l / p(t) is unbiased.
 
-    edges: float64 [cells + 1], increasing from 0 to 1.
+    edges: float64 [cells + 1], increasing within [0, 1]. Outside them p(t) is 0.
     density: float64 [cells], positive, with integral 1.
     """
 
@@ -24,14 +24,14 @@ class DensityTable:
     def from_weights(cls, edges: np.ndarray, weights: np.ndarray, defensive: float) -> Self:
         """Normalise `weights` [cells] to a density and mix in a share `defensive` of the uniform density.
 
-        The mixture keeps every importance weight 1 / p at or below 1 / defensive.
+        The mixture keeps every importance weight 1 / p at or below (last - first edge) / defensive.
         """
         density = weights / np.sum(weights * np.diff(edges))
-        return cls(edges, (1 - defensive) * density + defensive)
+        return cls(edges, (1 - defensive) * density + defensive / (edges[-1] - edges[0]))
 
     @classmethod
-    def uniform(cls) -> Self:
-        return cls(np.array([0.0, 1.0]), np.array([1.0]))
+    def uniform(cls, low: float = 0.0, high: float = 1.0) -> Self:
+        return cls(np.array([low, high]), np.array([1 / (high - low)]))
 
     @cached_property
     def cumulative(self) -> np.ndarray:
@@ -45,6 +45,15 @@ class DensityTable:
         share = (u - self.cumulative[cell]) / (self.cumulative[cell + 1] - self.cumulative[cell])
         t = self.edges[cell] + share * (self.edges[cell + 1] - self.edges[cell])
         return t, 1.0 / self.density[cell]
+
+    def distribution(self, t: np.ndarray) -> np.ndarray:
+        """The distribution function F(t), with the shape of t."""
+        return np.interp(t, self.edges, self.cumulative)
+
+    @cached_property
+    def reflected(self) -> "DensityTable":
+        """The density of 1 - t."""
+        return DensityTable(1 - self.edges[::-1], self.density[::-1])
 
     def mean_weights(self, edges: np.ndarray) -> np.ndarray:
         """The mean of 1 / p in each of the cells that `edges` [cells + 1] bound, float64 [cells]."""

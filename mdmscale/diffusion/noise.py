@@ -1,11 +1,14 @@
 """Turns a clean sample into a noised sample, according to the options of a run."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
-from mdmscale.diffusion.corruption import Corruption, Draw, corruption_of
+from mdmscale.diffusion.corruption import Corruption, Draw
+from mdmscale.diffusion.levels import Levels
+from mdmscale.diffusion.maskings import corruption_of
 from mdmscale.diffusion.objective import Normalization, Objective, token_share
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
@@ -18,6 +21,10 @@ class NoiseOptions(Protocol):
     def objective(self) -> Objective: ...
     @property
     def masking(self) -> str: ...
+    @property
+    def rows(self) -> int | None: ...
+    @property
+    def weighs_by_count(self) -> bool: ...
     @property
     def eps(self) -> float: ...
     @property
@@ -39,9 +46,14 @@ class Noise:
     delimiters: np.ndarray | None = None
     structural: np.ndarray | None = None
 
-    @property
+    @cached_property
     def corruption(self) -> Corruption:
-        return corruption_of(self.options.objective, self.options.masking)
+        return corruption_of(self.options)
+
+    def uniforms(self, seed: int, index: int, length: int) -> np.ndarray:
+        """The uniforms of training sample `index`, float64 [num_uniforms, length]."""
+        num = self.corruption.num_uniforms
+        return mask_uniforms(seed, index, num * length).reshape(num, length)
 
     def widened(self, sample: Sample, seed: int, index: int) -> Sample:
         """Training sample `index` with SyRM's prompt tokens also eligible. Unchanged if SyRM is off."""
@@ -65,8 +77,9 @@ class NoisedSample:
 
     token_ids: int64 [columns], clean. masks: bool [rows, columns]. weights: float64 [rows, columns], the
     weight of a masked position's cross-entropy in the sample's loss, 0 elsewhere. num_eligible: number of
-    tokens that may be masked. t and importance_weights: float64 [num_t], as drawn. t_of, position_ids,
-    attention, is_causal: see corruption.NoisedRows.
+    tokens that may be masked. t: float64 [draws], the t of the parts that the loss is a sum of.
+    importance_weights: float64 [draws], 1 / p(t) over the number of draws: the factor of a draw's plain loss
+    in the sample's loss. t_of, position_ids, attention, is_causal: see corruption.NoisedRows.
     """
 
     token_ids: np.ndarray
@@ -92,40 +105,38 @@ class NoisedSample:
         return replace(self, masks=self.masks[at], weights=self.weights[at], t_of=t_of)
 
 
-def noise_sample(
-    sample: Sample,
-    t: float | np.ndarray,
-    importance_weight: float | np.ndarray,
-    uniforms: np.ndarray,
-    noise: Noise,
-) -> NoisedSample:
-    """Mask a sample at t with uniforms [length], according to `noise`.
+def noise_sample(sample: Sample, levels: Levels, uniforms: np.ndarray, noise: Noise) -> NoisedSample:
+    """Mask a sample at `levels` with uniforms [num_uniforms, length] or [length], according to `noise`."""
+    return corrupted(sample, levels, uniforms, noise, noise.corruption)
 
-    t and its importance weight are arrays [num_t], or numbers if the corruption draws one t.
-    """
+
+def corrupted(
+    sample: Sample, levels: Levels, uniforms: np.ndarray, noise: Noise, corruption: Corruption
+) -> NoisedSample:
+    """As `noise_sample`, with a corruption that may be another than the run's."""
     options = noise.options
     eligible = sample.eligible
     if options.objective == "ar":  # nothing is before the first token from which it could be predicted
         eligible = eligible & (np.arange(len(eligible)) > 0)
-    num_eligible = int(eligible.sum())
     draw = Draw(
-        t=np.atleast_1d(t),
-        importance_weights=np.atleast_1d(importance_weight),
-        uniforms=uniforms,
+        levels=levels,
+        uniforms=np.atleast_2d(uniforms),
         eligible=eligible,
-        share=token_share(num_eligible, options.normalization),
+        share=token_share(int(eligible.sum()), options.normalization),
         eps=options.eps,
         extra_rates=noise.extra_rates(sample),
+        by_count=options.weighs_by_count,
     )
-    rows = noise.corruption.corrupt(draw)
+    rows = corruption.corrupt(draw)
     at = rows.position_ids
+    used = rows.levels or levels
     return NoisedSample(
         token_ids=sample.token_ids if at is None else sample.token_ids[at],
         masks=rows.masks,
         weights=rows.weights,
-        num_eligible=num_eligible,
-        t=draw.t,
-        importance_weights=draw.importance_weights,
+        num_eligible=draw.num_eligible,
+        t=used.t,
+        importance_weights=used.importance_weights / len(used.t),
         t_of=rows.t_of,
         position_ids=at,
         attention=rows.attention,

@@ -2,7 +2,12 @@
 
 With t ~ p the estimator l / p(t) is unbiased. Its variance is int h(t) / p(t) dt - const, where h(t) =
 E[l^2 | t]. By Cauchy-Schwarz the best density p*(t) is proportional to sqrt(h(t)). h is measured by a probe
-on a grid of t, or from the losses of training. A fit then turns it into a density.
+on a grid of t, or from the losses of training. A fit then turns it into a density. All losses include the
+weight w(t) of the objective.
+
+Where masks are weighed by their counts (counts.py), the weight of a mask depends on p as well. Then sqrt(h),
+measured under p, is p times the factor by which the best density differs from it. For exact counts a fit
+finds the best q at once, and for Bernoulli masks refits approach the best p.
 """
 
 import logging
@@ -19,6 +24,7 @@ logger = logging.getLogger(__name__)
 # The cells are fine near 0, where E||grad||^2 grows like 1/t.
 TABLE_EDGES = np.array([0, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, *np.arange(0.2, 1.05, 0.1)]).round(3)
 EPR_CELLS = 1024
+NEGLIGIBLE = 1e-12  # of the largest statistic
 FADING = 0.5  # factor of the sums from training after each refit, because the model changes
 
 
@@ -80,20 +86,34 @@ class CellSums:
             return {"loss": squared_losses, "gradient": squared_norms}[target] / count
 
 
-def probe_edges(options: FitOptions) -> np.ndarray:
+def probe_edges(options: FitOptions, t_range: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
     """Edges of the cells of t in which h is measured: equal cells for epr, finer near 0 for table."""
-    return TABLE_EDGES if options.fit == "table" else np.linspace(0, 1, options.num_t + 1)
+    low, high = t_range
+    if options.fit == "epr":
+        return np.linspace(low, high, options.num_t + 1)
+    inner = [edge for edge in TABLE_EDGES if low < edge < high]
+    return np.array([low, *inner, high])
 
 
-def fit_density(h: np.ndarray, options: FitOptions) -> DensityTable:
-    """The density from which P-POTS samples t, fitted to h(t) [cells] in the cells of `probe_edges`.
+def fit_density(
+    h: np.ndarray,
+    edges: np.ndarray,
+    options: FitOptions,
+    defensive: float | None = None,
+    masks_are_empty: bool = True,
+) -> DensityTable:
+    """The density from which P-POTS samples t, fitted to h(t) [cells] in the cells of `edges` [cells + 1].
 
-    A value of h is unusable if it is not finite, or zero because none of its draws masked anything. Unusable
+    A value of h is unusable if it is not finite, or zero because none of its draws masked anything. Where
+    `masks_are_empty` is false, masks always hold a token, and a zero means that w(t) is 0 there. `defensive`
+    replaces that of the options. Unusable
     values are interpolated, with a warning. If half of the values or more are unusable, or the fitted density
     is not finite, the result is the uniform density.
     """
-    edges = probe_edges(options)
+    uniform = DensityTable.uniform(edges[0], edges[-1])
     t = (edges[:-1] + edges[1:]) / 2
+    if not masks_are_empty:
+        h = np.maximum(h, NEGLIGIBLE * np.nanmax(h, initial=0))  # keeps NaN
     usable = np.isfinite(h) & (h > 0)
     if not usable.all():
         remedy = "they are interpolated" if usable.mean() > 0.5 else "t stays uniform"
@@ -101,25 +121,25 @@ def fit_density(h: np.ndarray, options: FitOptions) -> DensityTable:
             "P-POTS: %d of %d statistics are zero or not finite; %s", np.sum(~usable), len(h), remedy
         )
         if usable.mean() <= 0.5:
-            return DensityTable.uniform()
+            return uniform
         h = np.interp(t, t[usable], h[usable])
     w = _five_digits(np.sqrt(h / h.max()))
     if options.fit == "epr":
-        edges = np.linspace(0, 1, EPR_CELLS + 1)
+        edges = np.linspace(edges[0], edges[-1], EPR_CELLS + 1)
         w = epr_weight(fit_epr(t, w), (edges[:-1] + edges[1:]) / 2)
-    density = DensityTable.from_weights(edges, w, options.defensive)
+    share = options.defensive if defensive is None else defensive
+    density = DensityTable.from_weights(edges, w, share)
     if not np.isfinite(density.density).all():
         logger.warning("P-POTS: the fitted density is not finite; t stays uniform")
-        return DensityTable.uniform()
+        return uniform
     return density
 
 
-def expected_gain(h: np.ndarray, density: DensityTable, options: FitOptions) -> float:
-    """The second moment under uniform t divided by that under p: int h dt / int h / p dt, from measured h."""
-    edges = probe_edges(options)
+def expected_gain(h: np.ndarray, edges: np.ndarray, density: DensityTable) -> float:
+    """The second moment under uniform t divided by that under p, from h(t) in the cells of `edges`."""
     usable = np.isfinite(h)
     widths = np.diff(edges)[usable]
-    weights = density.mean_weights(edges)[usable]
+    weights = density.mean_weights(edges)[usable] / (edges[-1] - edges[0])
     return float(np.sum(h[usable] * widths) / np.sum(h[usable] * widths * weights))
 
 

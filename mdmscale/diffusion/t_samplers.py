@@ -6,29 +6,31 @@ from functools import lru_cache
 import numpy as np
 
 from mdmscale.diffusion.density import DensityTable
+from mdmscale.diffusion.levels import Levels
+from mdmscale.diffusion.loss_weight import ELBO, LossWeight
 from mdmscale.diffusion.uniforms import Stream, generator, uniform_t
 
 
 @dataclass(frozen=True)
 class TSampler:
-    """Draws (t, 1 / p(t)) for a sample as a pure function of its index.
+    """Draws the noise levels of a sample as a pure function of its index: u, and t = F^-1(u) with 1 / p(t).
 
-    With `strata` = K the u of a global batch of B fall into K equal strata (StraTS, arXiv 2511.18159):
-    u_j = (stratum(j) + xi_j) / K. Each stratum gets floor(B / K) samples. The other B mod K go to different
-    strata, which each step draws anew, as it does the order of the samples. So the u of a sample by itself
-    stays uniform for every K. With `low_discrepancy` the u form a grid with a common random shift (VDM, arXiv
-    2107.00630): u_j = (u_0 + place(j) / B) mod 1. A sample's step and slot follow from its index, so ranks
-    need not communicate.
+    With `strata` = K the u of a global batch of B fall into K equal strata (MDLM, arXiv 2406.07524; StraTS,
+    arXiv 2511.18159): u_j = (stratum(j) + xi_j) / K. Each stratum gets floor(B / K) samples. The other B mod
+    K go to different strata, which each step draws anew, as it does the order of the samples. So the u of a
+    sample by itself stays uniform for every K. With `low_discrepancy` the u form a grid with a common random
+    shift (VDM, arXiv 2107.00630): u_j = (u_0 + place(j) / B) mod 1. A sample's step and slot follow from its
+    index, so ranks need not communicate.
 
-    A `t_range` other than [0, 1] clips t without a correcting weight, which changes the objective.
+    loss_weight: w(t), which the levels carry to where masks are weighed.
     """
 
     seed: int
     global_batch_size: int
     strata: int | None = None
     low_discrepancy: bool = False
-    t_range: tuple[float, float] = (0.0, 1.0)
     density: DensityTable = field(default_factory=DensityTable.uniform)
+    loss_weight: LossWeight = ELBO
 
     def uniform(self, index: int) -> float:
         """u in [0, 1) of sample `index`. Its marginal is uniform, however u is spread over the batch."""
@@ -41,20 +43,14 @@ class TSampler:
         stratum = _step_strata(self.seed, step, self.global_batch_size, self.strata)[slot]
         return float((stratum + uniform_t(self.seed, index)) / self.strata)
 
-    def draw(self, index: int, num_t: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """The t in [0, 1) of sample `index` and their importance weights 1 / p(t), float64 [num_t] each.
+    def draw(self, index: int, num_t: int = 1) -> Levels:
+        """The noise levels of sample `index`.
 
-        The first t is spread over the batch. Some corruptions mask each part of a sample at its own t; the
-        further t for these parts are independent.
+        The first is spread over the batch. Some corruptions mask each part of a sample, or each of its rows,
+        at its own t; the further levels for these are independent.
         """
         others = generator(self.seed, Stream.T, index).random(num_t)[1:]
-        return self.at(np.array([self.uniform(index), *others]))
-
-    def at(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """t and its importance weight for uniforms in [0, 1), both with the shape of u."""
-        t, importance_weights = self.density.draw(u)
-        low, high = self.t_range
-        return low + (high - low) * t, importance_weights
+        return Levels(np.array([self.uniform(index), *others]), self.density, self.loss_weight)
 
 
 @lru_cache(maxsize=4)

@@ -6,7 +6,9 @@ from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.run import EvalSection, RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import SampleSource
+from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
+from mdmscale.diffusion.objective import Objective
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
@@ -47,15 +49,16 @@ def evaluate(
     """
     num_samples = min(options.samples, source.num_held_out)
     assert num_samples > 0, f"{source.description} has no held-out sample"
-    plain = Noise(DiffusionSection(objective=diffusion.objective, eps=diffusion.eps))
-    grid = eval_t(options) if diffusion.objective == "full" else np.array([0.5])  # ar: any single value
+    objective: Objective = "ar" if diffusion.objective == "ar" else "full"
+    plain = Noise(DiffusionSection(objective=objective, eps=diffusion.eps, weights="rate"))
+    grid = np.array([0.5]) if objective == "ar" else eval_t(options)  # ar: any single value
     num_draws = num_samples * len(grid)
 
     def draw(index: int) -> NoisedSample:
         sample_place, t_place = divmod(index, len(grid))
         sample = source.held_out_sample(sample_place * source.num_held_out // num_samples)  # evenly spread
         uniforms = mask_uniforms(EVAL_SEED, index, len(sample.token_ids), Stream.EVAL)
-        return noise_sample(sample, grid[t_place], 1.0, uniforms, plain)
+        return noise_sample(sample, Levels.at(grid[t_place]), uniforms, plain)
 
     def measure(item: int) -> np.ndarray:
         indices = range(item * rows_per_forward, min((item + 1) * rows_per_forward, num_draws))

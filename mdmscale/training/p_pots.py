@@ -1,4 +1,4 @@
-"""P-POTS in a run: the current p(t), the statistics that it is fitted to, and the steps of a new fit."""
+"""The t-sampler of a run: P-POTS renews its p(t), and `loss_weight: learned` its w(t)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import numpy as np
 
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.diffusion.density import DensityTable
+from mdmscale.diffusion.loss_weight import LossWeight
 from mdmscale.diffusion.p_pots import (
     FADING,
     CellSums,
@@ -20,8 +21,10 @@ from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.parallel.collectives import on_first_rank
 from mdmscale.parallel.ranks import Ranks
 
-# Draws the estimator on a grid of t, on samples from this index on; see p_pots_probe.py.
-Probe = Callable[[int], ProbeStatistics]
+# Draws the estimator on the cells of t that some edges bound, on samples from an index on, under a w(t); see
+# p_pots_probe.py.
+Probe = Callable[[np.ndarray, int, LossWeight], ProbeStatistics]
+LEARNT_EVERY = 100  # steps between renewals of a learned w(t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +43,20 @@ class Renewal:
 class PPots:
     """The t-sampler of a run. If `diffusion.t_sampler` is p_pots, P-POTS replaces its density.
 
-    The state is the density and the sums over cells of t that refits use. Other t-samplers collect the sums
-    too, so P-POTS can be turned on when a run resumes.
+    The state is the density, w(t) if it is learned, and the sums over cells of t that refits use. Other
+    t-samplers collect the sums too, so P-POTS can be turned on when a run resumes.
     """
 
     def __init__(self, options: DiffusionSection, t_sampler: TSampler, probe: Probe) -> None:
         self.options = options.p_pots
+        self.masks_are_empty = not options.corruption.draws_counts
+        self.learns_weight = options.loss_weight == "learned"
+        self.defensive = 0.0 if options.objective == "paper_scripts" else options.p_pots.defensive
         self.is_on = options.t_sampler == "p_pots"
         self.has_missed_probes = False  # P-POTS was turned on when the run resumed
         self.t_sampler = t_sampler
         self.probe = probe
-        self.edges = probe_edges(self.options)
+        self.edges = probe_edges(self.options, options.drawn_range)
         self.cell_sums = np.zeros((4, len(self.edges) - 1))  # see p_pots.CellSums
 
     def observe(self, cells: np.ndarray) -> None:
@@ -64,7 +70,8 @@ class PPots:
         refit, and part of the older ones (FADING). Every rank calls this, with the same sums.
         """
         if self.probe_is_due(step):
-            return self._fit(self.probe(first_sample).second_moment(self.options.target), ranks)
+            statistics = self.probe(self.edges, first_sample, self.t_sampler.loss_weight)
+            return self._fit(statistics.second_moment(self.options.target), ranks)
         if not self.is_on:
             return None
         every = self.options.refit_every
@@ -80,19 +87,39 @@ class PPots:
         is_late = self.has_missed_probes and any(probe_step < step for probe_step in steps)
         return self.is_on and (step in steps or is_late)
 
+    def learn_weight(self, step: int, averages: np.ndarray) -> bool:
+        """Renew a learned w(t) if that is due before step `step`. Returns whether it did.
+
+        Args:
+            averages: float64 [cells], the average loss at t, weighed by the present w(t).
+        """
+        if not self.learns_weight or step == 0 or step % LEARNT_EVERY:
+            return False
+        weights = self.t_sampler.loss_weight.at((self.edges[:-1] + self.edges[1:]) / 2, eps=0.0)
+        losses = averages / weights
+        if not (losses > 0).all():  # a step with few masked tokens can leave a cell at 0
+            return False
+        self.t_sampler = replace(self.t_sampler, loss_weight=LossWeight.against(self.edges, losses))
+        return True
+
     def _fit(self, moment: np.ndarray, ranks: Ranks) -> Renewal:
         """Fit on rank 0. From now on every rank samples t from the result."""
-        state = on_first_rank(ranks, lambda: fit_density(moment, self.options).to_state())
-        density = DensityTable.from_state(state)
+
+        def fit() -> dict[str, Any]:
+            density = fit_density(moment, self.edges, self.options, self.defensive, self.masks_are_empty)
+            return density.to_state()
+
+        density = DensityTable.from_state(on_first_rank(ranks, fit))
         self.t_sampler = replace(self.t_sampler, density=density)
         self.has_missed_probes = False
-        return Renewal(density, moment, expected_gain(moment, density, self.options))
+        return Renewal(density, moment, expected_gain(moment, self.edges, density))
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "density": self.t_sampler.density.to_state(),
             "cell_sums": self.cell_sums.tolist(),
             "is_on": self.is_on,
+            "loss_weight": self.t_sampler.loss_weight.to_state() if self.learns_weight else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -102,3 +129,6 @@ class PPots:
         self.has_missed_probes = self.is_on and not state["is_on"]
         if self.is_on and state["is_on"]:
             self.t_sampler = replace(self.t_sampler, density=DensityTable.from_state(state["density"]))
+        if self.learns_weight and state.get("loss_weight"):
+            loss_weight = LossWeight.from_state(state["loss_weight"])
+            self.t_sampler = replace(self.t_sampler, loss_weight=loss_weight)

@@ -4,10 +4,10 @@ Cheap checks come first, so errors appear early. Nothing is written if the input
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers.utils import logging as hf_logging
 
 from mdmscale.config.loading import dump_config
@@ -20,7 +20,9 @@ from mdmscale.data.prefetch import Prefetcher
 from mdmscale.data.slicing import Slicer
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.baseline import EmaBaseline
+from mdmscale.diffusion.loss_weight import LossWeight
 from mdmscale.diffusion.noise import Noise
+from mdmscale.diffusion.p_pots import ProbeStatistics
 from mdmscale.engine.engine import Engine, initialise_engine
 from mdmscale.engine.hardware import check_hardware
 from mdmscale.engine.optim import named_groups, set_options
@@ -162,19 +164,16 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     collate = Collator(backbone.mask_token_id, backbone.logit_shift, layout.packs, slicer)
     batches = TrainLoader(source, config, layout, ranks.dp_rank, noise, collate)
     loader = Prefetcher(batches, config.data.num_workers, ranks.device)
-    probe = partial(
-        measure_p_pots,
-        engine,
-        source,
-        noise,
-        config.diffusion.p_pots,
-        collate,
-        seed=config.run.seed,
-        ranks=ranks,
-    )
+
+    def probe(edges: np.ndarray, first_index: int, loss_weight: LossWeight) -> ProbeStatistics:
+        options, seed = config.diffusion.p_pots, config.run.seed
+        return measure_p_pots(
+            engine, source, noise, options, edges, collate, first_index, loss_weight, seed, ranks
+        )
+
     p_pots = PPots(config.diffusion, make_t_sampler(config), probe)
     decay = 0.0 if backbone.objective == "ar" else config.diffusion.ema_decay  # ar: no t to explain losses
-    baseline = EmaBaseline(p_pots.edges, config.diffusion.t_range, decay)
+    baseline = EmaBaseline(p_pots.edges, decay)
     run = Run(
         config,
         ranks,

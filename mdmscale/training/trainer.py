@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +88,7 @@ def run_to_end(run: Run) -> Outcome:
         # Every forward counts as progress, whether of training, a probe or an evaluation.
         run.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:
-            renewed = renew_p_pots(run, writer, line)
+            renewed = renew_t_sampler(run, writer, line)
             record, stopped = train_step(run, stop)
             record |= renewed
             is_end = run.step == config.train.steps
@@ -125,6 +126,8 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     sums = StepSums(run.baseline, scale, run.ranks)
     for number, batch in enumerate(batches):
         batch = batch.to(run.ranks.device)
+        if run.noise.corruption.loss_clamp is not None:
+            batch = without_large_losses(run, batch, run.noise.corruption.loss_clamp)
         loss, cross_entropies, squared_norms = run.engine(**batch.model_inputs)
         clock.mark("forward")
         run.engine.accumulate(loss, scale, is_last=number == len(batches) - 1)
@@ -215,6 +218,26 @@ def loss_scale(run: Run, batches: list[Batch]) -> float | torch.Tensor:
     return run.layout.global_batch_size / all_reduce_sum(to_device(mine, run.ranks.device))
 
 
+def without_large_losses(run: Run, batch: Batch, clamp: float) -> Batch:
+    """The batch without the gradients of samples whose loss exceeds `clamp`, as torch.clamp drops them.
+
+    It needs a forward of its own, because the gradient is computed together with the losses.
+    """
+    with torch.no_grad():
+        _, cross_entropies, _ = run.engine(**batch.model_inputs)
+        losses = batch.sum_by_draw((batch.weights * cross_entropies).double())  # [draws]
+        is_kept = run.ranks.sum_over_sequence(losses) <= clamp
+    return replace(batch, weights=batch.weights * is_kept[batch.draw_of])
+
+
+def renew_t_sampler(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
+    """Renew p(t) and a learned w(t) if that is due before the next step. Returns what its metrics gain."""
+    learnt = run.p_pots.learn_weight(run.step, run.baseline.averages)
+    return renew_p_pots(run, writer, line) | (
+        {"w_of_t": run.p_pots.t_sampler.loss_weight.to_state()} if learnt else {}
+    )
+
+
 def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
     """Let P-POTS renew p(t) if that is due before the next step. Returns what the step's metrics gain."""
     if run.p_pots.probe_is_due(run.step):
@@ -248,8 +271,8 @@ def run_evaluation(run: Run) -> dict[str, float]:
     )
     if not math.isfinite(loss):
         raise FloatingPointError(f"the held-out loss after step {run.step} is {loss}; {RESUME_LOWER}")
-    if not run.baseline.decay:
-        return {"eval_loss": loss}
+    if not run.baseline.decay or run.config.diffusion.loss_weight != "elbo":
+        return {"eval_loss": loss}  # the baseline is of the training loss, whose w(t) is another
     mean_value = float(run.baseline.values(eval_t(options)).mean())
     return {"eval_loss": loss, "eval_loss_controlled": run.baseline.control(loss, mean_value)}
 

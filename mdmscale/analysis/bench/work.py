@@ -15,9 +15,9 @@ from mdmscale.config.model import ModelSection
 from mdmscale.config.section import HeadKind
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
+from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.sample import Sample
-from mdmscale.diffusion.uniforms import mask_uniforms
 from mdmscale.models.backbone import DTYPES, scratch_config
 from mdmscale.models.compiling import compile_layers
 from mdmscale.models.mdm import MaskedDiffusionModel
@@ -103,7 +103,7 @@ def make_samples(sizes: Sizes, masking: str, are_spread: bool = False) -> list[N
             draws.integers(1, sizes.vocab, length), np.arange(length) >= int(sizes.prompt * length)
         )
         t = (index + 0.5) / sizes.batch
-        samples.append(noise_sample(sample, t, 1.0, mask_uniforms(sizes.seed, index, length), noise))
+        samples.append(noise_sample(sample, Levels.at(t), noise.uniforms(sizes.seed, index, length), noise))
     return samples
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mdmscale.config.parallel import ParallelSection
 from mdmscale.config.run import RunConfig
+from mdmscale.diffusion.schedule import mask_rate
 from mdmscale.models.shape import ModelShape, head_chunk, indivisible
 from mdmscale.parallel.batch_layout import BatchLayout, make_layout
 from mdmscale.system.errors import UserError
@@ -117,8 +118,7 @@ class Workload:
         """
         if self.is_causal:
             return 1.0
-        eps = self.config.diffusion.eps
-        return eps + (1 - eps) * sum(self.config.diffusion.t_range) / 2
+        return mask_rate(sum(self.config.diffusion.t_range) / 2, self.config.diffusion.eps)
 
 
 def make_workload(config: RunConfig, shape: ModelShape, num_ranks: int) -> Workload:

@@ -43,7 +43,7 @@ def _of(name: str, t_sampler: str, masking: str) -> Method:
 
 BUILT_IN = (
     _of("standard", "uniform", "bernoulli"),
-    _of("clipped", "clipped", "bernoulli"),
+    Method("clipped", ("diffusion.loss_weight=window",)),
     _of("p_pots", "p_pots", "bernoulli"),
     _of("mirror", "uniform", "mirror"),
     _of("p_pots+mirror", "p_pots", "mirror"),

@@ -16,6 +16,7 @@ from mdmscale.analysis.variance.maskings import MASKINGS, PAIRED, SINGLE, noise_
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
+from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import NoisedSample, noise_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.mdm import MaskedDiffusionModel
@@ -95,7 +96,7 @@ class Drawer:
             first, other, *of_pairs = low + (high - low) * random.random(2 + len(PAIRED))
             singles = ((SINGLE, first), (SINGLE, first), (SINGLE, other))
             for masking, t in (*singles, *zip(PAIRED, of_pairs, strict=True)):
-                yield masking, noise_sample(sample, t, 1.0, random.random(length), self.noises[masking])
+                yield masking, noise_sample(sample, Levels.at(t), random.random(length), self.noises[masking])
 
     def _measure(self, noised: NoisedSample) -> tuple[float, torch.Tensor, float]:
         """The loss of one draw, its gradient [params] and its squared logit-gradient norm."""
@@ -109,7 +110,7 @@ class Drawer:
     @torch.no_grad()
     def _plain_losses(self, sample: Sample, random: np.random.Generator) -> np.ndarray:
         draws = [
-            noise_sample(sample, t, 1.0, random.random(len(sample.token_ids)), self.noises[SINGLE])
+            noise_sample(sample, Levels.at(t), random.random(len(sample.token_ids)), self.noises[SINGLE])
             for t in random.random(PLAIN)
         ]
         batch: Batch = self.collate(draws).to(self.device)

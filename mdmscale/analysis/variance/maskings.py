@@ -6,7 +6,8 @@ This is the only module of the report that names maskings.
 import numpy as np
 
 from mdmscale.config.diffusion import DiffusionSection
-from mdmscale.diffusion.corruption import CORRUPTIONS, BernoulliMasks
+from mdmscale.diffusion.bernoulli import BernoulliMasks
+from mdmscale.diffusion.maskings import CORRUPTIONS
 from mdmscale.diffusion.noise import Noise
 
 SINGLE = "bernoulli"  # one row a sample
@@ -17,7 +18,9 @@ MASKINGS = (SINGLE, *PAIRED)
 
 def noise_of(masking: str, options: DiffusionSection) -> Noise:
     """The noise of `masking` under the config's other options, without ISAD and SyRM."""
-    return Noise(options.model_copy(update={"masking": masking, "isad": None, "syrm": None}))
+    return Noise(
+        options.model_copy(update={"masking": masking, "weights": "rate", "isad": None, "syrm": None})
+    )
 
 
 def row_times(masking: str, t: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -49,8 +49,7 @@ class Method:
             global_batch_size=draws,
             strata=draws if self.stratified else None,
             low_discrepancy=self.low_discrepancy,
-            t_range=self.t_range,
-            density=density,
+            density=density if self.is_unbiased else DensityTable.uniform(*self.t_range),
         )
 
 
@@ -80,7 +79,9 @@ def coefficients(method: Method, density: DensityTable, edges: np.ndarray, batch
     per_sample = method.draws_per_sample
     num_designs = max(64, MAX_DRAWS // sampler.global_batch_size)
     u = _uniforms(sampler.global_batch_size, sampler.strata, sampler.low_discrepancy, num_designs)
-    t, weights = sampler.at(u.reshape(num_designs, batch_size, per_sample))
+    t, weights = sampler.density.draw(u.reshape(num_designs, batch_size, per_sample))
+    if not method.is_unbiased:  # w(t), a window
+        weights = weights / (method.t_range[1] - method.t_range[0])
     weights = weights / per_sample
     cells = len(edges) - 1
     places = _cells_of(t, edges)

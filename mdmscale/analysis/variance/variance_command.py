@@ -159,7 +159,7 @@ def run_report(arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks")
         measured = collect_statistics(drawer, source, arguments.seed, budget(arguments), ranks, progress)
 
     batch_size = arguments.batch_size or config.train.global_batch_size
-    low, high = options.clip or DiffusionSection(t_sampler="clipped").t_range
+    low, high = options.window or (0.3, 0.8)
     chosen = {}
     for method in compared_methods((low, high)):
         density = density_of(method, densities)
@@ -226,17 +226,21 @@ def probe_densities(
     """p(t) by masking and target, as the probe of a training run would fit it."""
     from mdmscale.analysis.variance.maskings import MASKINGS, noise_of
     from mdmscale.diffusion.density import DensityTable
-    from mdmscale.diffusion.p_pots import fit_density
+    from mdmscale.diffusion.loss_weight import ELBO
+    from mdmscale.diffusion.p_pots import fit_density, probe_edges
     from mdmscale.parallel.collectives import on_first_rank
     from mdmscale.training.p_pots_probe import measure_p_pots
 
     densities = {}
     for masking in MASKINGS:
         noise = noise_of(masking, options)
-        statistics = measure_p_pots(model, source, noise, options.p_pots, collate, FIRST_PROBED, seed, ranks)
+        edges = probe_edges(options.p_pots)
+        statistics = measure_p_pots(
+            model, source, noise, options.p_pots, edges, collate, FIRST_PROBED, ELBO, seed, ranks
+        )
         for target in ("paper", "loss", "gradient"):
             moment = statistics.second_moment(target)
-            fit = partial(fit_density, moment, options.p_pots)
+            fit = partial(fit_density, moment, edges, options.p_pots)
             state = on_first_rank(ranks, lambda fit=fit: fit().to_state())  # type: ignore[misc]
             densities[f"{masking}, {target}"] = DensityTable.from_state(state)
     return densities
