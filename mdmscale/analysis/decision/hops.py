@@ -65,7 +65,9 @@ class HopsTask:
             draws = generator(self.seed, Stream.QUESTION, 1 + which, step=index)
             number, names = int(draws.integers(self.base**2)), draws.integers(2, size=self.hops)
             row[2 : self.prompt_length] = self.base + names
-            for place, table in zip([0, *range(self.prompt_length, self.length, 2)], [None, *names], strict=True):
+            for place, table in zip(
+                [0, *range(self.prompt_length, self.length, 2)], [None, *names], strict=True
+            ):
                 number = number if table is None else int(tables[table, number])
                 row[place : place + 2] = divmod(number, self.base)
         return rows

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.order import sequence_of_sample
-from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
+from mdmscale.diffusion.density import DensityTable
+from mdmscale.diffusion.levels import Levels
+from mdmscale.diffusion.noise import Noise, NoisedSample, corrupted, noise_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
@@ -32,35 +33,27 @@ class StepRows:
     weights: torch.Tensor
 
 
-def make_t_sampler(diffusion: DiffusionSection, seed: int, batch_size: int) -> TSampler:
-    """The t-sampler of a lane, as `loader.make_t_sampler` makes that of a run."""
-    return TSampler(
-        seed,
-        batch_size,
-        strata=diffusion.strata or (batch_size if diffusion.t_sampler == "stratified" else None),
-        low_discrepancy=diffusion.t_sampler == "low_discrepancy",
-        t_range=diffusion.t_range,
-    )
-
-
 def training_noise(sample: Sample, index: int, sampler: TSampler, noise: Noise) -> NoisedSample:
     """Sample `index` of the run of a seed, as `TrainLoader.noised` makes it."""
     length = len(sample.token_ids)
-    t, importance_weights = sampler.draw(index, noise.corruption.num_t(length))
-    return noise_sample(sample, t, importance_weights, mask_uniforms(sampler.seed, index, length), noise)
+    levels = sampler.draw(index, noise.corruption.num_t(length))
+    return noise_sample(sample, levels, noise.uniforms(sampler.seed, index, length), noise)
 
 
-def probe_noise(sample: Sample, t: float, draw: int, seed: int, noise: Noise) -> NoisedSample:
+def probe_noise(
+    sample: Sample, t: float, draw: int, edges: np.ndarray, sampler: TSampler, noise: Noise
+) -> NoisedSample:
     """Draw number `draw` of a P-POTS probe at t, as `p_pots_probe.measure_p_pots` makes it."""
-    length = len(sample.token_ids)
-    levels = np.full(noise.corruption.num_t(length), t)
-    uniforms = mask_uniforms(seed, draw, length, Stream.PROBE)
-    return noise_sample(sample, levels, np.ones_like(levels), uniforms, noise)
+    length, corruption = len(sample.token_ids), noise.corruption.probed
+    uniform = DensityTable.uniform(edges[0], edges[-1])
+    u = np.full(corruption.num_t(length), uniform.distribution(t))
+    levels = Levels(u, uniform, sampler.loss_weight)
+    return corrupted(
+        sample, levels, mask_uniforms(sampler.seed, draw, length, Stream.PROBE), noise, corruption
+    )
 
 
-def step_rows(
-    samples: Sequence[Sample], samplers: Sequence[TSampler], step: int, noise: Noise
-) -> StepRows:
+def step_rows(samples: Sequence[Sample], samplers: Sequence[TSampler], step: int, noise: Noise) -> StepRows:
     """The rows of step `step` of all lanes. Lanes with the same sampler have the same rows.
 
     Each lane goes through the samples in epochs of its own seed's order, as a run does.

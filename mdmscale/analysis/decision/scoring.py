@@ -60,17 +60,21 @@ def _left_to_right(model: StackedModel, targets: torch.Tensor, first: int) -> to
 
 
 @torch.inference_mode()
-def likelihood(model: StackedModel, texts: np.ndarray, first: int, is_causal: bool, num_rows: int) -> np.ndarray:
+def likelihood(
+    model: StackedModel, texts: np.ndarray, first: int, is_causal: bool, num_rows: int
+) -> np.ndarray:
     """The negative log-likelihood of each answer in nats a token, float64 [lanes, questions].
 
-    For a masked diffusion model it is its bound, estimated by `num_rows` coupled masks, which are the same for
-    all models; for an autoregressive model it is exact.
+    For a masked diffusion model it is its bound, estimated by `num_rows` coupled masks, which are the
+    same for all models; for an autoregressive model it is exact.
     """
     num_questions, length = texts.shape
     targets = torch.from_numpy(texts)
     if is_causal:
         parts = [
-            cross_entropies(model, group.expand(model.num_lanes, *group.shape), torch.tensor(False), first, True)
+            cross_entropies(
+                model, group.expand(model.num_lanes, *group.shape), torch.tensor(False), first, True
+            )
             for group in targets.split(AT_ONCE)
         ]
         return torch.cat(parts, dim=1).double().mean(dim=-1).numpy()

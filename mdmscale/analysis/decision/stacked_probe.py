@@ -4,6 +4,7 @@ Pooled statistics would be less noisy, but then a lane's steps would depend on i
 of a probe, which is part of the method, would be missing from its results.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import torch
 
 from mdmscale.analysis.decision.noised_steps import probe_noise, rows_of
 from mdmscale.analysis.decision.stacked_model import StackedModel
-from mdmscale.config.diffusion import PPotsSection
+from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.order import sequence_of_sample
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.p_pots import ProbeStatistics, fit_density, probe_edges
@@ -26,14 +27,23 @@ def probed(
     samplers: Sequence[TSampler],
     step: int,
     noise: Noise,
-    options: PPotsSection,
     first: int,
 ) -> list[TSampler]:
-    """The samplers of all lanes with the p(t) that a probe before `step` gives them."""
-    statistics = measure(model, samples, samplers, step, noise, options, first)
+    """The samplers of all lanes with the p(t) that a probe before `step` gives them. See `PPots`."""
+    section: DiffusionSection = noise.options  # type: ignore[assignment]
+    edges = probe_edges(section.p_pots, section.drawn_range)
+    defensive = 0.0 if section.objective == "paper_scripts" else None
+    masks_are_empty = not noise.corruption.draws_counts
     return [
-        replace(sampler, density=fit_density(each.second_moment(options.target), options))
-        for sampler, each in zip(samplers, statistics, strict=True)
+        replace(
+            sampler,
+            density=fit_density(
+                each.second_moment(section.p_pots.target), edges, section.p_pots, defensive, masks_are_empty
+            ),
+        )
+        for sampler, each in zip(
+            samplers, measure(model, samples, samplers, step, noise, edges, first), strict=True
+        )
     ]
 
 
@@ -44,11 +54,12 @@ def measure(
     samplers: Sequence[TSampler],
     step: int,
     noise: Noise,
-    options: PPotsSection,
+    edges: np.ndarray,
     first: int,
 ) -> list[ProbeStatistics]:
     """The statistics of each lane, from the samples that it trains on next. See `measure_p_pots`."""
-    edges = probe_edges(options)
+    section: DiffusionSection = noise.options  # type: ignore[assignment]
+    options, clamp = section.p_pots, noise.corruption.probed.loss_clamp
     t = (edges[:-1] + edges[1:]) / 2
     num_draws = len(t) * options.num_masks
     losses, squared_norms = [], []
@@ -60,13 +71,15 @@ def measure(
             draws = range(place * num_draws, (place + 1) * num_draws)
             levels = np.repeat(t, options.num_masks)
             noised = [
-                probe_noise(sample, level, draw, sampler.seed, noise)
+                probe_noise(sample, level, draw, edges, sampler, noise)
                 for level, draw in zip(levels, draws, strict=True)
             ]
             lanes.append(rows_of(noised))
         values = _sums(model, [torch.from_numpy(np.stack(part)) for part in zip(*lanes, strict=True)], first)
         shape = (len(samplers), len(t), options.num_masks, -1)  # the last one: rows of a draw
-        losses.append(values[0].view(shape).sum(dim=-1).numpy())
+        losses.append(
+            values[0].view(shape).sum(dim=-1).clamp(max=math.inf if clamp is None else clamp).numpy()
+        )
         squared_norms.append(values[1].view(shape).sum(dim=-1).numpy())
     return [
         ProbeStatistics(t, of_losses, of_norms)
@@ -74,9 +87,7 @@ def measure(
     ]
 
 
-def _sums(
-    model: StackedModel, rows: list[torch.Tensor], first: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _sums(model: StackedModel, rows: list[torch.Tensor], first: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's weighted loss and squared norm of its logit gradient, float64 [lanes, rows] each."""
     targets, masks, weights = rows
     logits = model.logits(targets.masked_fill(masks, model.shape.mask_token_id), first)

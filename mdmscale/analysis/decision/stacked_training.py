@@ -1,18 +1,20 @@
 """Trains a stack: steps of noise, loss, clipping, AdamW and the average of the weights."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from mdmscale.analysis.decision.noised_steps import make_t_sampler, step_rows
+from mdmscale.analysis.decision.noised_steps import step_rows
 from mdmscale.analysis.decision.stacked_loss import sample_losses
 from mdmscale.analysis.decision.stacked_model import StackedModel
 from mdmscale.analysis.decision.stacked_optimizer import StackedOptimizer
 from mdmscale.analysis.decision.stacked_probe import probed
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.training import OptimizerSection
+from mdmscale.data.loader import t_sampler_of
 from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.t_samplers import TSampler
@@ -56,6 +58,7 @@ def train(
 ) -> Trained:
     """Train the model, whose values change. All samples have the same length."""
     noise = Noise(plan.diffusion)
+    clamp = math.inf if noise.corruption.loss_clamp is None else noise.corruption.loss_clamp
     is_causal = plan.diffusion.objective == "ar"
     first = max(int(is_causal), min(int(sample.eligible.argmax()) for sample in samples))
     options = [lane.optimizer for lane in lanes]
@@ -64,9 +67,10 @@ def train(
     norms, losses = [], []
     for step in range(plan.num_steps):
         if plan.diffusion.t_sampler == "p_pots" and step in plan.diffusion.p_pots.probe_steps:
-            samplers = probed(model, samples, samplers, step, noise, plan.diffusion.p_pots, first)
+            samplers = probed(model, samples, samplers, step, noise, first)
         rows = step_rows(samples, samplers, step, noise)
-        loss = sample_losses(model, rows, plan.batch_size, first, is_causal).mean(dim=1)  # [lanes]
+        each = sample_losses(model, rows, plan.batch_size, first, is_causal)  # [lanes, samples]
+        loss = each.clamp(max=clamp).mean(dim=1)  # [lanes]
         model.set_gradients(loss.sum())
         norms.append(optimizer.step(step))
         losses.append(loss.detach())
@@ -78,7 +82,5 @@ def train(
 
 def make_samplers(lanes: Sequence[Lane], plan: TrainingPlan) -> list[TSampler]:
     """The lanes' t-samplers. Lanes of one seed share theirs, and so their noise."""
-    of_seed = {
-        lane.seed: make_t_sampler(plan.diffusion, lane.seed, plan.batch_size) for lane in lanes
-    }
+    of_seed = {lane.seed: t_sampler_of(plan.diffusion, lane.seed, plan.batch_size) for lane in lanes}
     return [of_seed[lane.seed] for lane in lanes]
