@@ -90,7 +90,7 @@ def sizes_of(quick: bool, seeds: int | None) -> Sizes:
         )
         from_scratch = replace(
             from_scratch,
-            vocab_size=300,
+            vocab_size=400,
             length=16,
             hidden_size=16,
             num_layers=1,
@@ -106,15 +106,13 @@ def sizes_of(quick: bool, seeds: int | None) -> Sizes:
     return Sizes(fine_tuning, from_scratch, seeds or (3 if quick else 24), seeds or (3 if quick else 8))
 
 
-def conditions_of(
-    part: str, arms: Sequence[Arm], schedules: Sequence[Schedule] = SCHEDULES
-) -> list[Condition]:
+def conditions_of(part: str, arms: Sequence[Arm]) -> list[Condition]:
     """Every arm under every schedule with clipping, and some at a constant learning rate without."""
     if part == "from_scratch":
         return [Condition(arm, "cosine", CLIPPING) for arm in arms]
-    clipped = [Condition(arm, schedule, CLIPPING) for schedule in schedules for arm in arms]
+    clipped = [Condition(arm, schedule, CLIPPING) for schedule in SCHEDULES for arm in arms]
     unclipped = [Condition(arm, "constant", 0.0) for arm in arms if arm.name in UNCLIPPED]
-    return clipped + (unclipped if "constant" in schedules else [])
+    return clipped + unclipped
 
 
 def run(
@@ -130,7 +128,7 @@ def run(
     for name, of_part in arms.items():
         folder = arguments.output / name
         if name == "fine_tuning":
-            gates, tuning[name], final[name] = run_fine_tuning(sizes, of_part, folder, arguments.jobs)
+            gates, tuning[name], final[name] = run_fine_tuning(sizes, of_part, folder, arguments)
             if not final[name]:
                 del final[name]
         else:
@@ -140,12 +138,14 @@ def run(
     print(f"written to {arguments.output}")
 
 
-def run_fine_tuning(sizes: Sizes, arms: list[Arm], folder: Path, num_processes: int) -> tuple[Any, Any, Any]:
+def run_fine_tuning(
+    sizes: Sizes, arms: list[Arm], folder: Path, arguments: argparse.Namespace
+) -> tuple[Any, Any, Any]:
     """(the gates, the tuning results, the final results): the last ones empty if no gate is open."""
     from mdmscale.analysis.decision import fine_tuning, stages
     from mdmscale.analysis.decision.jobs import Job, run_jobs
 
-    part = fine_tuning.FineTuning(sizes.fine_tuning)
+    part, num_processes = fine_tuning.FineTuning(sizes.fine_tuning), arguments.jobs
     bases = list(dict.fromkeys(fine_tuning.base_of(arm) for arm in arms))
     jobs = [
         Job(
@@ -166,10 +166,9 @@ def run_fine_tuning(sizes: Sizes, arms: list[Arm], folder: Path, num_processes: 
     gates = [stages.ask_gate(tuning, schedule) for schedule in SCHEDULES]
     for gate in gates:
         print(gate.sentence(), flush=True)
-    schedules = [gate.schedule for gate in gates if gate.is_open]
-    if not schedules and sizes.fine_tuning.competence > 0:  # `--quick` models cannot tell
+    if not any(gate.is_open for gate in gates) and not arguments.past_gate:
         return gates, tuning, {}
-    conditions = conditions_of("fine_tuning", arms, SCHEDULES)
+    conditions = conditions_of("fine_tuning", arms)
     tuning = stages.tuned(part, conditions, folder, num_processes)
     rates = stages.fixed_rates(tuning, folder)
     final = stages.final_results(part, rates, sizes.fine_tuning_seeds, folder, num_processes)

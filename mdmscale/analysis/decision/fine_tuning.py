@@ -86,7 +86,7 @@ class FineTuning:
     def scored_rows(self, stage: Stage) -> int:
         settings, task = self.settings, self.task(True)
         num = settings.tuning_questions if stage == "tuning" else settings.held_out_questions
-        return 2 * num * (settings.likelihood_rows + task.length - task.prompt_length)
+        return 2 * num * (settings.likelihood_rows + int(task.is_answer.sum()))
 
     def samples(self, folder: Path) -> list[Sample]:
         return self.task(True).samples(QuestionSet.TRAINING, self.settings.num_samples)
@@ -129,7 +129,7 @@ def pretrain(part: FineTuning, objective: str, folder: Path) -> None:
     samples = task.samples(QuestionSet.PRETRAINING, settings.pretraining_questions)
     trained = train(StackedModel.fresh(part.shape, [0]), samples, [Lane(0, options)], plan)
     texts = task.questions(QuestionSet.COMPETENCE, 0, settings.competence_questions)
-    accuracy = greedy_is_right(trained.model, texts, task.prompt_length, objective == "ar").mean()
+    accuracy = greedy_is_right(trained.model, texts, task.is_answer, objective == "ar").mean()
     if accuracy < settings.competence:
         raise UserError(
             f"the base of objective {objective} answers {accuracy:.1%} of the questions about its own "

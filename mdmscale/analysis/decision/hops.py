@@ -1,9 +1,10 @@
 """The task of the fine-tuning study: follow two tables over several hops.
 
-A table maps every number below `base`^2 to another one. A question gives a first number and a table for each
-hop; the answer is the number after each hop. Numbers are written as two digits of `base`:
+A table maps every number below `base`^2 to another one. A question gives a first number, and a table for each
+hop; the answer is the number after each hop. Numbers are written as two digits of `base`. Each table's name
+stands before the number that it gives, so that a hop always looks the same:
 
-    3 1  A B B A A B   ->   0 4  2 2  1 0  4 4  3 0  2 1       (base 5, 6 hops: 8 and 12 tokens)
+    3 1  A _ _  B _ _  B _ _  A _ _  A _ _  B _ _       (base 4, 6 hops: 8 given tokens, 12 of the answer)
 
 A model learns one pair of tables until it is competent. Fine-tuning then gives it few questions about another
 pair: it must keep how to follow tables and replace what they say. An answer is right only as a whole, so that
@@ -45,8 +46,10 @@ class HopsTask:
         return self.base + 3
 
     @property
-    def prompt_length(self) -> int:
-        return 2 + self.hops
+    def is_answer(self) -> np.ndarray:
+        """Which tokens are the answer, bool [length]."""
+        places = np.arange(self.length)
+        return (places >= 2) & (places % 3 != 2)
 
     @property
     def length(self) -> int:
@@ -64,15 +67,12 @@ class HopsTask:
         for row, index in zip(rows, range(first, first + num), strict=True):
             draws = generator(self.seed, Stream.QUESTION, 1 + which, step=index)
             number, names = int(draws.integers(self.base**2)), draws.integers(2, size=self.hops)
-            row[2 : self.prompt_length] = self.base + names
-            for place, table in zip(
-                [0, *range(self.prompt_length, self.length, 2)], [None, *names], strict=True
-            ):
-                number = number if table is None else int(tables[table, number])
-                row[place : place + 2] = divmod(number, self.base)
+            row[:2] = divmod(number, self.base)
+            for hop, table in enumerate(names):
+                number = int(tables[table, number])
+                row[2 + 3 * hop : 5 + 3 * hop] = [self.base + table, *divmod(number, self.base)]
         return rows
 
     def samples(self, which: QuestionSet, num: int) -> list[Sample]:
         """The first questions of a set as samples, whose answers may be masked."""
-        eligible = np.arange(self.length) >= self.prompt_length
-        return [Sample(row, eligible) for row in self.questions(which, 0, num)]
+        return [Sample(row, self.is_answer) for row in self.questions(which, 0, num)]

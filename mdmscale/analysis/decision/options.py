@@ -47,6 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a core)"
     )
+    parser.add_argument(
+        "--past-gate", action="store_true", help="go on where noise is not seen to limit the task"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a test that it runs, no results")
     parser.add_argument("--dry-run", action="store_true", help="only estimate how long the study takes")
     return parser

@@ -123,18 +123,20 @@ def run_unit(part: Part, unit: Unit, folder: Path) -> None:
     samples = part.samples(folder)
     trained = train(part.model(folder, arm, [lane.seed for lane in lanes]), samples, lanes, plan)
     texts = part.texts(folder, unit.stage)
-    first = max(int(is_causal), int(samples[0].eligible.argmax()))
+    is_answer = samples[0].eligible
     models = [trained.model, StackedModel(trained.model.shape, trained.averages)]  # in the order of WEIGHTS
     arrays = {
         "seeds": np.array([lane.seed for lane in lanes]),
         "rates": np.array([lane.optimizer.lr for lane in lanes]),
         "gradient_norms": trained.gradient_norms,
         "nll": np.stack(
-            [likelihood(model, texts, first, is_causal, settings.likelihood_rows) for model in models]
+            [likelihood(model, texts, is_answer, is_causal, settings.likelihood_rows) for model in models]
         ),
     }
     if part.decodes:
-        arrays["is_right"] = np.stack([greedy_is_right(model, texts, first, is_causal) for model in models])
+        arrays["is_right"] = np.stack(
+            [greedy_is_right(model, texts, is_answer, is_causal) for model in models]
+        )
     save_arrays(unit.path(folder), arrays)
 
 

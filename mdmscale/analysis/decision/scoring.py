@@ -1,6 +1,6 @@
 """Scores of stacked models: right answers by greedy decoding, and bounds of the negative log-likelihood.
 
-Legend: lanes; questions = texts that are scored; length = tokens of a text; answer = its last tokens.
+Legend: lanes; questions = texts that are scored; length = tokens of a text; answer = those that are scored.
 """
 
 import numpy as np
@@ -18,7 +18,9 @@ AT_ONCE = 64  # questions in a forward: more are slower, as they leave the cache
 
 
 @torch.inference_mode()
-def greedy_is_right(model: StackedModel, texts: np.ndarray, first: int, is_causal: bool) -> np.ndarray:
+def greedy_is_right(
+    model: StackedModel, texts: np.ndarray, is_answer: np.ndarray, is_causal: bool
+) -> np.ndarray:
     """Whether each answer is decoded without an error, bool [lanes, questions].
 
     A masked diffusion model commits one token a step: where it is surest, its likeliest token (LLaDA's low
@@ -26,34 +28,33 @@ def greedy_is_right(model: StackedModel, texts: np.ndarray, first: int, is_causa
     mask token is never chosen.
 
     Args:
-        texts: int64 [questions, length], with the right answers from token `first` on.
+        texts: int64 [questions, length], with the right answers.
+        is_answer: bool [length].
     """
-    wanted = torch.from_numpy(texts)
     parts = []
-    for group in wanted.split(AT_ONCE):
+    for group in torch.from_numpy(texts).split(AT_ONCE):
         targets = group.expand(model.num_lanes, *group.shape)
-        decoded = _left_to_right(model, targets, first) if is_causal else _denoised(model, targets, first)
-        parts.append((decoded == targets).all(dim=-1))
+        decode = _left_to_right if is_causal else _denoised
+        parts.append((decode(model, targets, torch.from_numpy(is_answer)) == targets).all(dim=-1))
     return torch.cat(parts, dim=1).numpy()
 
 
-def _denoised(model: StackedModel, targets: torch.Tensor, first: int) -> torch.Tensor:
-    mask = model.shape.mask_token_id
-    tokens = targets.clone()
-    tokens[..., first:] = mask
-    for _ in range(targets.shape[-1] - first):
+def _denoised(model: StackedModel, targets: torch.Tensor, is_answer: torch.Tensor) -> torch.Tensor:
+    mask, first = model.shape.mask_token_id, int(is_answer.int().argmax())
+    tokens = targets.masked_fill(is_answer, mask)
+    for _ in range(int(is_answer.sum())):
         logits = model.logits(tokens, first)
         shares = logits[..., :mask].softmax(dim=-1)  # without the mask token, which is the last one
-        confidence, proposals = shares.max(dim=-1)  # [lanes, questions, answer]
+        confidence, proposals = shares.max(dim=-1)  # [lanes, questions, length - first]
         is_open = tokens[..., first:] == mask
         place = confidence.masked_fill(~is_open, -1).argmax(dim=-1, keepdim=True)
         tokens[..., first:].scatter_(-1, place, proposals.gather(-1, place))
     return tokens
 
 
-def _left_to_right(model: StackedModel, targets: torch.Tensor, first: int) -> torch.Tensor:
+def _left_to_right(model: StackedModel, targets: torch.Tensor, is_answer: torch.Tensor) -> torch.Tensor:
     tokens = targets.clone()
-    for place in range(first, targets.shape[-1]):
+    for place in is_answer.nonzero().flatten().tolist():
         logits = model.logits(tokens[..., :place], place - 1, is_causal=True)
         tokens[..., place] = logits[..., 0, : model.shape.mask_token_id].argmax(dim=-1)
     return tokens
@@ -61,34 +62,41 @@ def _left_to_right(model: StackedModel, targets: torch.Tensor, first: int) -> to
 
 @torch.inference_mode()
 def likelihood(
-    model: StackedModel, texts: np.ndarray, first: int, is_causal: bool, num_rows: int
+    model: StackedModel, texts: np.ndarray, is_answer: np.ndarray, is_causal: bool, num_rows: int
 ) -> np.ndarray:
     """The negative log-likelihood of each answer in nats a token, float64 [lanes, questions].
 
-    For a masked diffusion model it is its bound, estimated by `num_rows` coupled masks, which are the
-    same for all models; for an autoregressive model it is exact.
+    For a masked diffusion model it is its bound, estimated by `num_rows` coupled masks, which are the same
+    for all models; for an autoregressive model it is exact.
+
+    Args: as of `greedy_is_right`.
     """
-    num_questions, length = texts.shape
-    targets = torch.from_numpy(texts)
-    if is_causal:
-        parts = [
-            cross_entropies(
-                model, group.expand(model.num_lanes, *group.shape), torch.tensor(False), first, True
-            )
-            for group in targets.split(AT_ONCE)
-        ]
-        return torch.cat(parts, dim=1).double().mean(dim=-1).numpy()
-    n = length - first
-    values = np.empty((model.num_lanes, num_questions))
-    for question in range(num_questions):
-        rows = likelihood_masks(n, num_rows, question)
-        masks = torch.zeros(len(rows.masks), length, dtype=torch.bool)
-        masks[:, first:] = torch.from_numpy(rows.masks)
-        shape = (model.num_lanes, *masks.shape)
-        losses = cross_entropies(model, targets[question].expand(shape), masks.expand(shape), first)
-        masked = (losses.double() * torch.from_numpy(rows.masks)).sum(dim=-1)  # [lanes, rows]
-        values[:, question] = (masked @ torch.from_numpy(rows.weights)).numpy() / n
-    return values
+    n, values = int(is_answer.sum()), []
+    at_once = AT_ONCE if is_causal else max(1, AT_ONCE // num_rows)
+    for start in range(0, len(texts), at_once):
+        group = texts[start : start + at_once]
+        masks, weights = _mask_rows(is_answer, range(start, start + len(group)), 0 if is_causal else num_rows)
+        rows = torch.from_numpy(np.repeat(group, len(masks) // len(group), axis=0))
+        shape = (model.num_lanes, *rows.shape)
+        first = max(int(is_causal), int(is_answer.argmax()))
+        losses = cross_entropies(model, rows.expand(shape), masks.expand(shape), first, is_causal)
+        masked = (losses.double() * masks[:, first:]).sum(dim=-1) * weights  # [lanes, rows]
+        values.append(masked.unflatten(1, (len(group), -1)).sum(dim=-1) / n)
+    return torch.cat(values, dim=1).numpy()
+
+
+def _mask_rows(is_answer: np.ndarray, questions: range, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks [rows, length] and weights [rows] of questions; without rows, one that holds the whole answer."""
+    masks, weights = [], []
+    n = int(is_answer.sum())
+    for question in questions:
+        whole = MaskRows(np.ones((1, n), dtype=bool), np.ones(1))
+        rows = likelihood_masks(n, num_rows, question) if num_rows else whole
+        placed = np.zeros((len(rows.masks), len(is_answer)), dtype=bool)
+        placed[:, is_answer] = rows.masks
+        masks.append(placed)
+        weights.append(rows.weights)
+    return torch.from_numpy(np.concatenate(masks)), torch.from_numpy(np.concatenate(weights))
 
 
 def likelihood_masks(n: int, num_rows: int, question: int) -> MaskRows:
