@@ -58,6 +58,11 @@ class Arm:
             raise UserError(*(f"arm {self.name}: stacked models do not support {name}" for name in problems))
         return section
 
+    def probing(self, num_samples: int, steps: list[int]) -> DiffusionSection:
+        """The section with probes of so many samples before these steps."""
+        p_pots = self.diffusion.p_pots.model_copy(update={"num_x0": num_samples, "probe_steps": steps})
+        return self.diffusion.model_copy(update={"p_pots": p_pots})
+
     @property
     def rows(self) -> int:
         """Forward rows a step, in units of the study's batch."""
@@ -83,6 +88,7 @@ FINE_TUNING = (
     Arm("independent_2", "control", {"masking": "independent", "rows": 2, **RATE}),
     Arm("standard_2x", "standard", RATE, samples=2),
     Arm("count_weights", "method", {"weights": "count"}),
+    Arm("stratified", "method", {"t_sampler": "stratified", **RATE}),
     Arm("mirror", "method", {"masking": "mirror"}),
     Arm("complement", "method", {"masking": "complement"}),
     Arm("p_pots_paper", "method", {**PAPER, **RATE}),
@@ -114,16 +120,11 @@ UNCLIPPED = (
 )
 """The arms that are also trained without clipping of gradients."""
 
-# Two probes after the first one, as the gradient's size at each t changes while a model learns.
-SCRATCH_GRADIENT = {**GRADIENT, "p_pots.num_x0": 4}
-
 FROM_SCRATCH = (
     Arm("standard", "standard", RATE, samples=8),
-    Arm("count_weights", "method", {"weights": "count"}, samples=8),
-    Arm("p_pots_gradient", "method", {**SCRATCH_GRADIENT, **RATE}, samples=8),
-    Arm("exact_gradient", "method", {**SCRATCH_GRADIENT, "masking": "exact"}, samples=8),
-    Arm("exact_pair_gradient", "method", {**SCRATCH_GRADIENT, "masking": "exact_pair"}, samples=4),
-    Arm("mirror", "method", {"masking": "mirror"}, samples=4),
+    Arm("p_pots_gradient", "method", {**GRADIENT, **RATE}, samples=8),
+    Arm("exact_gradient", "method", {**GRADIENT, "masking": "exact"}, samples=8),
+    Arm("exact_pair_gradient", "method", {**GRADIENT, "masking": "exact_pair"}, samples=4),
     Arm("window_wide", "objective", {"loss_weight": "window", "window": [0.05, 0.95], **RATE}, samples=8),
     Arm("window", "objective", {"loss_weight": "window", **RATE}, samples=8),
     Arm("bell", "objective", {"loss_weight": "bell", **RATE}, samples=8),

@@ -87,6 +87,7 @@ def sizes_of(quick: bool, seeds: int | None) -> Sizes:
             tuning_questions=8,
             held_out_questions=8,
             likelihood_rows=4,
+            probe_samples=2,
         )
         from_scratch = replace(
             from_scratch,
@@ -102,6 +103,7 @@ def sizes_of(quick: bool, seeds: int | None) -> Sizes:
             tuning_seeds=2,
             num_texts=4,
             likelihood_rows=4,
+            probe_samples=2,
         )
     return Sizes(fine_tuning, from_scratch, seeds or (3 if quick else 24), seeds or (3 if quick else 8))
 

@@ -28,7 +28,7 @@ def seconds_a_row(shape: ModelShape, samples: Sequence[Sample]) -> float:
     torch.set_num_threads(1)
     try:
         model = StackedModel.fresh(shape, range(LANES))
-        train(model, samples, lanes, plan, lambda step: times.append(time.perf_counter()))
+        train(model, samples, lanes, plan, lambda step: times.append(time.process_time()))
     finally:
         torch.set_num_threads(before)
     middle = sorted(second - first for first, second in pairwise(times))[len(times) // 2 - 1]

@@ -34,10 +34,10 @@ class FineTuningSettings:
     hidden_size: int = 64
     num_layers: int = 2
     intermediate_size: int = 96
-    pretraining_steps: int = 6000
-    pretraining_batch: int = 64
+    pretraining_steps: int = 2500
+    pretraining_batch: int = 32
     pretraining_questions: int = 20_000
-    pretraining_rate: float = 4e-3
+    pretraining_rate: float = 6e-3
     competence: float = 0.95  # accuracy that a base must reach
     competence_questions: int = 128
     num_samples: int = 256
@@ -46,11 +46,12 @@ class FineTuningSettings:
     warmup_steps: int = 10
     weight_decay: float = 0.1
     ema_decay: float = 0.97
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
-    tuning_seeds: int = 8
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
+    tuning_seeds: int = 6
     tuning_questions: int = 64
-    held_out_questions: int = 192
+    held_out_questions: int = 128
     likelihood_rows: int = 8
+    probe_samples: int = 10  # of P-POTS
 
     @property
     def num_steps(self) -> int:
@@ -81,12 +82,12 @@ class FineTuning:
         )
 
     def diffusion(self, arm: Arm) -> DiffusionSection:
-        return arm.diffusion
+        return arm.probing(self.settings.probe_samples, [0])
 
     def scored_rows(self, stage: Stage) -> int:
         settings, task = self.settings, self.task(True)
-        num = settings.tuning_questions if stage == "tuning" else settings.held_out_questions
-        return 2 * num * (settings.likelihood_rows + int(task.is_answer.sum()))
+        num = settings.tuning_questions if stage == "tuning" else 2 * settings.held_out_questions
+        return num * (settings.likelihood_rows + int(task.is_answer.sum()))
 
     def samples(self, folder: Path) -> list[Sample]:
         return self.task(True).samples(QuestionSet.TRAINING, self.settings.num_samples)

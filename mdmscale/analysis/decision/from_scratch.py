@@ -30,16 +30,17 @@ class FromScratchSettings:
     hidden_size: int = 64
     num_layers: int = 3
     intermediate_size: int = 192
-    num_steps: int = 1500
+    num_steps: int = 1200
     batch_size: int = 1
     num_sequences: int = 12_000
     warmup_steps: int = 50
     weight_decay: float = 0.1
     ema_decay: float = 0.97
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
-    tuning_seeds: int = 3
+    tuning_seeds: int = 2
     num_texts: int = 64  # sequences for tuning, and as many held-out ones
     likelihood_rows: int = 16
+    probe_samples: int = 4  # of P-POTS
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ class FromScratch:
 
     def diffusion(self, arm: Arm) -> DiffusionSection:
         """The arm's options, with probes before the start, after a tenth of the steps and after half."""
-        steps = [0, self.settings.num_steps // 10, self.settings.num_steps // 2]
-        p_pots = arm.diffusion.p_pots.model_copy(update={"probe_steps": steps})
-        return arm.diffusion.model_copy(update={"p_pots": p_pots})
+        num_steps = self.settings.num_steps
+        return arm.probing(self.settings.probe_samples, [0, num_steps // 10, num_steps // 2])
 
     def scored_rows(self, stage: Stage) -> int:
-        return 2 * self.settings.num_texts * self.settings.likelihood_rows
+        num = self.settings.num_texts * (1 if stage == "tuning" else 2)
+        return num * self.settings.likelihood_rows
 
     def samples(self, folder: Path) -> list[Sample]:
         eligible = np.ones(self.settings.length, dtype=bool)

@@ -36,7 +36,7 @@ class HopsTask:
     """seed: of tables and questions. is_new: about the second pair of tables, that of fine-tuning."""
 
     is_new: bool
-    base: int = 5
+    base: int = 4
     hops: int = 6
     seed: int = 0
 

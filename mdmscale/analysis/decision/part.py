@@ -23,7 +23,7 @@ from mdmscale.system.files import written_file
 Stage = Literal["tuning", "final"]
 Schedule = Literal["constant", "linear", "cosine"]
 WEIGHTS = ("raw", "ema")
-"""What is scored of each lane, in the order of the first dimension of scores."""
+"""What is scored of each lane, in the order of the first dimension of scores; in tuning only raw ones."""
 
 LANES = 8
 """Lanes of a unit. More are no faster, as their parameters and activations leave the cache."""
@@ -76,7 +76,7 @@ class Part(Protocol):
 
     def diffusion(self, arm: Arm) -> DiffusionSection: ...
     def scored_rows(self, stage: Stage) -> int:
-        """Forward rows that score a lane, with raw and averaged weights."""
+        """Forward rows that score a lane: its raw weights, and if final its averaged ones."""
         ...
 
     def samples(self, folder: Path) -> list[Sample]: ...
@@ -124,7 +124,9 @@ def run_unit(part: Part, unit: Unit, folder: Path) -> None:
     trained = train(part.model(folder, arm, [lane.seed for lane in lanes]), samples, lanes, plan)
     texts = part.texts(folder, unit.stage)
     is_answer = samples[0].eligible
-    models = [trained.model, StackedModel(trained.model.shape, trained.averages)]  # in the order of WEIGHTS
+    models = [trained.model]
+    if unit.stage == "final":  # learning rates are chosen by raw weights
+        models.append(StackedModel(trained.model.shape, trained.averages))
     arrays = {
         "seeds": np.array([lane.seed for lane in lanes]),
         "rates": np.array([lane.optimizer.lr for lane in lanes]),

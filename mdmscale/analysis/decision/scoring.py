@@ -17,7 +17,7 @@ REPLICATES = 2
 AT_ONCE = 64  # questions in a forward: more are slower, as they leave the cache
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def greedy_is_right(
     model: StackedModel, texts: np.ndarray, is_answer: np.ndarray, is_causal: bool
 ) -> np.ndarray:
@@ -60,7 +60,7 @@ def _left_to_right(model: StackedModel, targets: torch.Tensor, is_answer: torch.
     return tokens
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def likelihood(
     model: StackedModel, texts: np.ndarray, is_answer: np.ndarray, is_causal: bool, num_rows: int
 ) -> np.ndarray:

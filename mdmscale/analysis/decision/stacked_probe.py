@@ -61,30 +61,42 @@ def measure(
     section: DiffusionSection = noise.options  # type: ignore[assignment]
     options, clamp = section.p_pots, noise.corruption.probed.loss_clamp
     t = (edges[:-1] + edges[1:]) / 2
-    num_draws = len(t) * options.num_masks
+    shape = (len(samplers), len(t), options.num_masks, -1)  # the last one: rows of a draw
     losses, squared_norms = [], []
     for place in range(options.num_x0):
-        lanes = []
-        for sampler in samplers:
-            index = step * sampler.global_batch_size + place
-            sample = samples[sequence_of_sample(index, len(samples), sampler.seed)]
-            draws = range(place * num_draws, (place + 1) * num_draws)
-            levels = np.repeat(t, options.num_masks)
-            noised = [
-                probe_noise(sample, level, draw, edges, sampler, noise)
-                for level, draw in zip(levels, draws, strict=True)
-            ]
-            lanes.append(rows_of(noised))
-        values = _sums(model, [torch.from_numpy(np.stack(part)) for part in zip(*lanes, strict=True)], first)
-        shape = (len(samplers), len(t), options.num_masks, -1)  # the last one: rows of a draw
-        losses.append(
-            values[0].view(shape).sum(dim=-1).clamp(max=math.inf if clamp is None else clamp).numpy()
-        )
-        squared_norms.append(values[1].view(shape).sum(dim=-1).numpy())
+        first_of = {sampler.seed: sampler for sampler in samplers}  # lanes of a seed have the same draws
+        of_seed = {
+            seed: _draws(samples, sampler, step, place, t, edges, noise) for seed, sampler in first_of.items()
+        }
+        parts = zip(*(of_seed[sampler.seed] for sampler in samplers), strict=True)
+        rows = [torch.from_numpy(np.stack(part)) for part in parts]
+        of_losses, of_norms = (values.view(shape).sum(dim=-1) for values in _sums(model, rows, first))
+        losses.append(of_losses.clamp(max=math.inf if clamp is None else clamp).numpy())
+        squared_norms.append(of_norms.numpy())
     return [
         ProbeStatistics(t, of_losses, of_norms)
         for of_losses, of_norms in zip(np.stack(losses, axis=1), np.stack(squared_norms, axis=1), strict=True)
     ]
+
+
+def _draws(
+    samples: Sequence[Sample],
+    sampler: TSampler,
+    step: int,
+    place: int,
+    t: np.ndarray,
+    edges: np.ndarray,
+    noise: Noise,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of the probe's sample number `place`: all masks at the first t, then at the next."""
+    options = noise.options.p_pots  # type: ignore[attr-defined]
+    index = step * sampler.global_batch_size + place
+    sample = samples[sequence_of_sample(index, len(samples), sampler.seed)]
+    levels = np.repeat(t, options.num_masks)
+    first = place * len(levels)
+    return rows_of(
+        [probe_noise(sample, level, first + draw, edges, sampler, noise) for draw, level in enumerate(levels)]
+    )
 
 
 def _sums(model: StackedModel, rows: list[torch.Tensor], first: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,6 +20,7 @@ from mdmscale.analysis.decision.part import (
     units_of,
 )
 from mdmscale.analysis.study.statistics import Difference
+from mdmscale.diffusion.p_pots import probe_edges
 from mdmscale.system.files import read_object, write_file
 
 RATES_FILE = "learning_rates.json"
@@ -86,9 +87,15 @@ def jobs_of(part: Part, units: Sequence[Unit], folder: Path) -> list[Job]:
 
 def unit_cost(part: Part, unit: Unit) -> float:
     """Forward rows with gradients, of all lanes and steps. A row without gradients counts as a third."""
+    diffusion, probes = part.diffusion(unit.condition.arm), 0
+    if diffusion.t_sampler == "p_pots":
+        options = diffusion.p_pots
+        num_cells = len(probe_edges(options)) - 1
+        probes = len(options.probe_steps) * options.num_x0 * options.num_masks * num_cells
+        probes *= diffusion.corruption.probed.num_rows
     arm, settings = unit.condition.arm, part.settings
     training = settings.num_steps * settings.batch_size * arm.rows
-    return unit.num_lanes * (training + part.scored_rows(unit.stage) / 3)
+    return unit.num_lanes * (training + (probes + part.scored_rows(unit.stage)) / 3)
 
 
 def tuning_units(part: Part, conditions: Sequence[Condition]) -> dict[Condition, list[Unit]]:

@@ -8,7 +8,7 @@ from mdmscale.analysis.decision.part import WEIGHTS, Condition
 from mdmscale.analysis.decision.stages import Results
 from mdmscale.analysis.study.statistics import CONFIDENCE, Difference
 
-T_SAMPLERS = ("p_pots_paper", "p_pots_loss", "p_pots_gradient", "exact_gradient")
+T_SAMPLERS = ("stratified", "p_pots_paper", "p_pots_loss", "p_pots_gradient", "exact_gradient")
 RAW = 0
 Regime = tuple[str, float]
 """A schedule, and the largest gradient norm."""

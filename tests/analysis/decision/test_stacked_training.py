@@ -1,4 +1,4 @@
-"""A lane of a stack is a run of its own: the same numbers as the project's loop with Llama and torch's AdamW."""
+"""A lane of a stack is a run of its own: the numbers of the loop of training with Llama and AdamW."""
 
 from dataclasses import replace
 
