@@ -9,7 +9,9 @@ from mdmscale.config.section import Section, key
 
 class TrainSection(Section):
     steps: int = key(..., "optimizer steps in total", ge=1)
-    global_batch_size: int = key(..., "samples in a step over all ranks; a MIRROR pair is one sample", ge=1)
+    global_batch_size: int = key(
+        ..., "samples in a step over all ranks, each with all its rows: a pair is one sample", ge=1
+    )
     micro_batch_size: int = key(1, "samples in one forward on one rank", ge=1)
     packing: bool | None = key(
         None,
