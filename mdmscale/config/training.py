@@ -17,8 +17,8 @@ class TrainSection(Section):
     )
     ema_decay: float | None = key(
         None,
-        "decay of a moving average of the weights, such as 0.999, which is exported and evaluated beside them; "
-        "null: none (diffusion.ema_decay is the baseline of the loss)",
+        "decay of a moving average of the weights, such as 0.999, which is exported and evaluated beside "
+        "them; null: none (diffusion.ema_decay is of the loss instead)",
         gt=0,
         lt=1,
     )

@@ -190,6 +190,7 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
         mpu=ModelParallelUnit(ranks) if ranks.tp_size > 1 else None,
         dist_init_required=False,
     )
+    private.undo_first_step(engine.optimizer)
     return Engine(
         engine,
         config.optimizer.gradient_clipping,

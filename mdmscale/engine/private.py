@@ -50,6 +50,7 @@ SHARDS_OF = {
     "BF16_Optimizer": "fp32_groups_flat_partition",  # ZeRO 1 in bf16, with fp32 gradients
     "DeepSpeedZeroOptimizer_Stage3": "fp32_partitioned_groups_flat",
 }
+_ZERO_0_IN_BF16 = "FP16_UnfusedOptimizer"
 _ZERO_1_AND_2 = ("DeepSpeedZeroOptimizer", "BF16_Optimizer")
 _ZERO_3 = "DeepSpeedZeroOptimizer_Stage3"
 
@@ -71,6 +72,18 @@ def masters(optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
         return {}
     pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)  # fp16 means bf16 here
     return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+
+def undo_first_step(optimizer: Any) -> None:
+    """Undo the step on zero gradients by which DeepSpeed makes AdamW's state at ZeRO-0 in bf16.
+
+    It has decayed the masters, and AdamW would count it. Call this before any step.
+    """
+    if type(optimizer).__name__ == _ZERO_0_IN_BF16:
+        adam(optimizer).state.clear()
+        with torch.no_grad():
+            for low, high in masters(optimizer).items():
+                high.copy_(low)
 
 
 def link_moments(optimizer: Any) -> None:

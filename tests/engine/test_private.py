@@ -197,6 +197,15 @@ def test_values_reach_the_shards(ranks: Ranks, stage: int, dtype: str) -> None:
             assert not others.all(), kind
 
 
+@pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
+def test_an_engine_starts_without_a_step(ranks: Ranks, stage: int, dtype: str) -> None:
+    """DeepSpeed takes one on zero gradients at ZeRO-0 in bf16, which decays the masters."""
+    engine = make_engine(make_config(stage, dtype), ranks)
+    assert not private.adam(engine.optimizer).state
+    if stage == 0:
+        assert all(torch.equal(low, high) for low, high in private.masters(engine.optimizer).items())
+
+
 # Keys of DeepSpeed's files by the ZeRO stage and precision that writes them.
 MODEL_KEYS = {
     (0, "fp32"): ["module", "shared_params", "optimizer"],
@@ -273,7 +282,7 @@ NAMES = {
 KEYS = {"fp32_groups", *(key for keys in (*MODEL_KEYS.values(), *OPTIMIZER_KEYS.values()) for key in keys)}
 # What private.py uses of Python, torch and itself.
 OTHERS_OWN = {"Tensor", "Parameter", "Optimizer", "optim", "shape", "get", "values", "items", "is_compatible"}
-OTHERS_OWN |= {"no_grad", "copy_"}
+OTHERS_OWN |= {"no_grad", "copy_", "state", "clear"}
 # DeepSpeed's names that torch or mdmscale have, too.
 COMMON = {"optimizer", "dtype", "numel", "tensors", "all_gather"}
 
@@ -300,7 +309,9 @@ def test_every_attribute_that_private_uses_is_looked_for_here() -> None:
 
 def test_every_key_that_private_names_is_looked_for_here() -> None:
     constants = {value for name, value in vars(private).items() if name.isupper() and isinstance(value, str)}
-    assert {value for value in constants if value not in (MASTER, private._ZERO_3)} == KEYS
+    assert {
+        value for value in constants if value not in (MASTER, private._ZERO_0_IN_BF16, private._ZERO_3)
+    } == KEYS
 
 
 def test_no_other_module_uses_a_private_name() -> None:
