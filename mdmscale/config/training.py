@@ -17,6 +17,13 @@ class TrainSection(Section):
         None,
         "concatenate the samples of a forward instead of padding them; null: true for sft with sdpa",
     )
+    ema_decay: float | None = key(
+        None,
+        "decay of a moving average of the weights, such as 0.999, which is exported and evaluated beside "
+        "them; null: none (diffusion.ema_decay is of the loss instead)",
+        gt=0,
+        lt=1,
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

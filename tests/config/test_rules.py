@@ -32,6 +32,10 @@ REFUSED = {
         "diffusion.p_pots.refit_every=5",
     ],
     "so p(t) would never be measured": [P_POTS, "diffusion.p_pots.probe_steps=[]"],
+    "train.ema_decay = 0.99 with parallel.offload_optimizer = nvme": [
+        "train.ema_decay=0.99",
+        "parallel={zero_stage: 3, offload_optimizer: nvme, nvme_path: /disk}",
+    ],
     "diffusion.syrm is set but data.kind is tokens": ["diffusion.syrm.extra=0.5"],
     "train_on is set but kind is tokens; only sft": ["data.train_on=all"],
     "special_tokens is set but kind is tokens; only sft": ["data.special_tokens=read"],
