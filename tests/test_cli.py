@@ -214,7 +214,7 @@ def test_help_keys_and_a_missing_config(outcomes: dict[str, tuple[Values, Path]]
     for key in describe_keys():
         default = "required" if key.default is None else f"default: {key.default}"
         assert f"{key.name}: {key.values} ({default}) {key.meaning}" in listed
-    assert "t_sampler: uniform | stratified | low_discrepancy | clipped | p_pots (" in keys["stdout"]
+    assert "t_sampler: uniform | stratified | low_discrepancy | p_pots (" in keys["stdout"]
     assert no_config["status"] == 2
     assert "--config FILE is required" in the_error(no_config["stderr"])
 

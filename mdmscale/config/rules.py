@@ -113,9 +113,14 @@ def length_problems(data: DataSection, longest: int) -> list[str]:
     ]
 
 
-def parallel_problems(parallel: ParallelSection, model: ModelSection) -> list[str]:
+def parallel_problems(parallel: ParallelSection, model: ModelSection, train: TrainSection) -> list[str]:
     """What ranks that share a model or a sequence cannot do, and what cannot be offloaded to disk."""
     problems = []
+    if parallel.swaps and train.ema_decay is not None:
+        problems.append(
+            f"train.ema_decay = {train.ema_decay} with parallel.offload_optimizer = nvme: the average of the "
+            "weights is not kept on disk; set offload_optimizer to cpu, or leave ema_decay out"
+        )
     if parallel.offload_parameters == "nvme":
         if model.dtype != "bf16":
             problems.append(

@@ -56,7 +56,7 @@ class RunConfig(Section):
             *rules.prompt_problems(self.diffusion, self.data),
             *rules.objective_problems(self.diffusion, self.model),
             *rules.pattern_problems(self.diffusion, self.model),
-            *rules.parallel_problems(self.parallel, self.model),
+            *rules.parallel_problems(self.parallel, self.model, self.train),
             *rules.compile_problems(self.model, self.parallel),
             *rules.sequence_problems(self.data, self.model, self.train),
         ]

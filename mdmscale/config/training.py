@@ -9,11 +9,20 @@ from mdmscale.config.section import Section, key
 
 class TrainSection(Section):
     steps: int = key(..., "optimizer steps in total", ge=1)
-    global_batch_size: int = key(..., "samples in a step over all ranks; a MIRROR pair is one sample", ge=1)
+    global_batch_size: int = key(
+        ..., "samples in a step over all ranks, each with all its rows: a pair is one sample", ge=1
+    )
     micro_batch_size: int = key(1, "samples in one forward on one rank", ge=1)
     packing: bool | None = key(
         None,
         "concatenate the samples of a forward instead of padding them; null: true for sft with sdpa",
+    )
+    ema_decay: float | None = key(
+        None,
+        "decay of a moving average of the weights, such as 0.999, which is exported and evaluated beside "
+        "them; null: none (diffusion.ema_decay is of the loss instead)",
+        gt=0,
+        lt=1,
     )
 
     @model_validator(mode="after")

@@ -82,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="export this checkpoint of a run (default: the model in hf/, else the newest checkpoint)",
     )
     exporting.add_argument(
+        "--averaged",
+        action="store_true",
+        help="export the average of the weights, of a run that trained with train.ema_decay",
+    )
+    exporting.add_argument(
         "--lora",
         choices=("merge", "keep"),
         default="merge",

@@ -37,6 +37,7 @@ class ExportOptions:
 
     to: str
     checkpoint: int | None = None
+    averaged: bool = False
     lora: str = "merge"
     dtype: str = "keep"
     overwrite: bool = False
@@ -53,7 +54,9 @@ def export_folder(source: Path, destination: Path, options: ExportOptions) -> di
         UserError: naming the file or option at fault.
     """
     check_destination(source, destination, options.overwrite)
-    stored = open_stored_model(source, options.checkpoint, keeps_adapter=options.lora == "keep")
+    stored = open_stored_model(
+        source, options.checkpoint, keeps_adapter=options.lora == "keep", averaged=options.averaged
+    )
     config = read_hf_config(stored.folder)
     mdm = _mdm_section(config, stored.folder)
     _check_target(options, stored, config)

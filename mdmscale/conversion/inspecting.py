@@ -92,6 +92,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         "bytes": size,
         **position,
         **layout,
+        "ema_decay": (state.config or {}).get("train", {}).get("ema_decay"),  # of the average of the weights
         "components": sorted(state.components),
     }
 

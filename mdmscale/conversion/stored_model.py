@@ -10,7 +10,7 @@ import torch
 
 from mdmscale.models.folder_checks import check_not_adapter_alone
 from mdmscale.system.errors import UserError
-from mdmscale.system.run_folder import ADAPTER_FOLDER, RunFolder, kind_of, step_of
+from mdmscale.system.run_folder import ADAPTER_FOLDER, RunFolder, is_model, kind_of, step_of
 from mdmscale.weights.adapters import Adapter, read_adapter, split_adapter
 from mdmscale.weights.tensor_source import TensorSource
 from mdmscale.weights.weight_files import WeightFolder
@@ -31,7 +31,9 @@ class StoredModel:
     adapter: Adapter | None
 
 
-def open_stored_model(path: Path, step: int | None, keeps_adapter: bool = False) -> StoredModel:
+def open_stored_model(
+    path: Path, step: int | None, keeps_adapter: bool = False, averaged: bool = False
+) -> StoredModel:
     """Open a model folder, a checkpoint or a run.
 
     Of a run, open the checkpoint of `step`. Where `step` is None, open its hf/, in which adapters are merged;
@@ -39,6 +41,7 @@ def open_stored_model(path: Path, step: int | None, keeps_adapter: bool = False)
 
     Args:
         keeps_adapter: open base model and adapter apart.
+        averaged: open the average of the weights (train.ema_decay), in hf_ema/ instead of hf/.
 
     Raises:
         UserError: naming what is missing or damaged.
@@ -48,16 +51,19 @@ def open_stored_model(path: Path, step: int | None, keeps_adapter: bool = False)
     if step is not None and kind != "run":
         raise UserError(f"--checkpoint {step}: {path} is a {kind}, and only a run folder has checkpoints")
     if kind == "model":
+        if averaged:
+            raise UserError(f"--averaged: {path} is a model folder; give a run folder or a checkpoint")
         return StoredModel(path, WeightFolder(path), _adapter_of(path))
     if kind == "checkpoint":
-        return _open_checkpoint(path)
+        return _open_checkpoint(path, averaged)
     run = RunFolder(path)
-    if step is None and run.has_export:
-        adapter = read_adapter(run.adapter) if keeps_adapter else None
+    export = run.averaged_export if averaged else run.export
+    if step is None and is_model(export):
+        adapter = read_adapter(run.averaged_adapter if averaged else run.adapter) if keeps_adapter else None
         if adapter is not None:
-            return _checkpoint_with(adapter, run)
-        return StoredModel(run.export, WeightFolder(run.export), None)
-    return _open_checkpoint(_find_checkpoint(run, step))
+            return _checkpoint_with(adapter, run, averaged)
+        return StoredModel(export, WeightFolder(export), None)
+    return _open_checkpoint(_find_checkpoint(run, step), averaged)
 
 
 def _adapter_of(folder: Path) -> Adapter | None:
@@ -68,11 +74,11 @@ def _adapter_of(folder: Path) -> Adapter | None:
     return inside if beside is None else beside
 
 
-def _checkpoint_with(adapter: Adapter, run: RunFolder) -> StoredModel:
+def _checkpoint_with(adapter: Adapter, run: RunFolder, averaged: bool) -> StoredModel:
     """The checkpoint whose adapter is the one that the run has exported, bit for bit."""
     checkpoints = run.published_checkpoints()
     for checkpoint in reversed(checkpoints):
-        stored = _open_checkpoint(checkpoint)
+        stored = _open_checkpoint(checkpoint, averaged)
         if stored.adapter is not None and _are_equal(stored.adapter, adapter):
             return stored
     steps = ", ".join(str(step_of(each)) for each in checkpoints) or "none"
@@ -101,11 +107,11 @@ def _find_checkpoint(run: RunFolder, step: int | None) -> Path:
     return checkpoint
 
 
-def _open_checkpoint(folder: Path) -> StoredModel:
+def _open_checkpoint(folder: Path, averaged: bool) -> StoredModel:
     # A lazy import, as only checkpoints need the engine folder's code.
     from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
 
-    checkpoint = DeepSpeedCheckpoint(folder)
+    checkpoint = DeepSpeedCheckpoint(folder, averaged)
     if checkpoint.adapter is None:
         return StoredModel(checkpoint.model_folder, checkpoint, None)
     return StoredModel(checkpoint.model_folder, *split_adapter(checkpoint, checkpoint.adapter))

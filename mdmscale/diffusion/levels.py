@@ -24,8 +24,8 @@ class Levels:
 
     @classmethod
     def at(cls, t: float, num_t: int = 1) -> Self:
-        """All levels at t, as a uniform draw would give them, without any weight."""
-        return cls(np.full(num_t, t))
+        """All levels at t in [0, 1], as a uniform draw would give them, without any weight."""
+        return cls(np.full(num_t, min(t, np.nextafter(1, 0))))
 
     @cached_property
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from mdmscale.engine.averaging import AVERAGE
 from mdmscale.engine.files import DeepSpeedFiles
 from mdmscale.engine.state import read_layout
 from mdmscale.parallel.tensor import split_dimension
+from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
 from mdmscale.system.run_folder import MODEL_FOLDER
 from mdmscale.weights.adapter_names import CONFIG_FILE, public_name
@@ -23,15 +25,23 @@ PREFIX = "backbone."  # of the backbone's parameter names in the trained module
 class DeepSpeedCheckpoint:
     """The weights of a checkpoint under their Hugging Face names (a TensorSource), and its optimizer's state.
 
+    With `averaged`, `read` returns the average of train.ema_decay of the weights that are trained.
+
     Raises:
-        UserError: naming the file that is missing or damaged.
+        UserError: naming the file that is missing or damaged; if there is no average.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, averaged: bool = False) -> None:
         self.folder = folder
         self.model_folder = folder / MODEL_FOLDER
         self.layout = read_layout(folder)
         self._parts = [DeepSpeedFiles(folder, self.layout, rank) for rank in range(self.layout.tensor)]
+        self._averaged = averaged
+        if averaged and self.average_updates is None:
+            raise UserError(
+                f"{folder}: has no average of the weights, as it was trained without train.ema_decay; export "
+                "the weights themselves"
+            )
 
     def tensors(self) -> dict[str, TensorInfo]:
         """Every weight once. A pair of tied weights is listed under one of its two names."""
@@ -43,7 +53,11 @@ class DeepSpeedCheckpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """A weight in the model's precision."""
-        return self.weight(self._by_public_name[name]).contiguous()
+        own = self._by_public_name[name]
+        if self._averaged and own in self.trained:
+            dtype = self._parts[0].module[own].dtype
+            return self.optimizer_value(own, AVERAGE).to(dtype).contiguous()
+        return self.weight(own).contiguous()
 
     @cached_property
     def adapter(self) -> dict[str, Any] | None:
@@ -81,13 +95,18 @@ class DeepSpeedCheckpoint:
         return self._joined(name, [part.weight(name) for part in self._parts_of(name)])
 
     def optimizer_value(self, name: str, kind: str) -> torch.Tensor:
-        """The fp32 master of a trained parameter, or one of its two moments, whole and in fp32."""
+        """The fp32 master of a trained parameter, or part of AdamW's state of it, whole and in fp32."""
         return self._joined(name, [part.optimizer_value(name, kind) for part in self._parts_of(name)])
 
     @property
     def optimizer_step(self) -> int:
         """The optimizer's own count of steps, on which Adam's bias correction depends."""
         return self._parts[0].optimizer_step
+
+    @property
+    def average_updates(self) -> int | None:
+        """How often the average of the weights has been updated; None if there is none."""
+        return self._parts[0].average_updates
 
     def _dimension(self, name: str) -> int | None:
         return split_dimension(name) if len(self._parts) > 1 else None

@@ -1,9 +1,9 @@
 """Loads a checkpoint of other ranks or another ZeRO stage into this job's engine.
 
 DeepSpeed itself loads a checkpoint of the same layout, bit for bit. Any other checkpoint is read parameter by
-parameter (engine/checkpoint_weights.py), and its weights, fp32 masters and Adam moments are copied into the
-engine's shards. After that, results can differ only by the order of sums. The options of parameter groups are
-not loaded: they always come from the config.
+parameter (engine/checkpoint_weights.py), and its weights, fp32 masters, Adam moments and average of the
+weights are copied into the engine's shards. After that, results can differ only by the order of sums. The
+options of parameter groups are not loaded: they always come from the config.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ import deepspeed
 import torch
 
 from mdmscale.engine import private
+from mdmscale.engine.averaging import AVERAGE, UPDATES, is_averaging
 from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
 from mdmscale.engine.nvme import mapped, zero_moment
 from mdmscale.engine.private import MASTER, MOMENTS
@@ -32,8 +33,10 @@ def load_other_layout(engine: Any, folder: Path, ranks: Ranks) -> None:
     checkpoint = DeepSpeedCheckpoint(folder)
     parameters = dict(engine.module.named_parameters())
     _check_same_model(parameters, checkpoint, engine.zero_optimization_stage() == 3, ranks)
+    keeps_average = is_averaging(engine.optimizer) and checkpoint.average_updates is not None
+    kinds = (*MOMENTS, AVERAGE) if keeps_average else MOMENTS
     with mapped(engine.optimizer):
-        _make_moments(engine.optimizer)
+        _make_state(engine.optimizer, kinds)
         for name, parameter in parameters.items():
 
             def part(whole: torch.Tensor, name: str = name) -> torch.Tensor:
@@ -41,18 +44,20 @@ def load_other_layout(engine: Any, folder: Path, ranks: Ranks) -> None:
 
             _set_weight(engine, parameter, part(checkpoint.weight(name)), ranks)
             if parameter.requires_grad:
-                values = {kind: part(checkpoint.optimizer_value(name, kind)) for kind in (MASTER, *MOMENTS)}
+                values = {kind: part(checkpoint.optimizer_value(name, kind)) for kind in (MASTER, *kinds)}
                 _set_optimizer(engine, parameter, values)
     # One tensor per state: AdamW counts in place, so states that shared a tensor would count too fast.
     for shard, state in private.adam(engine.optimizer).state.items():
         state["step"] = torch.tensor(float(checkpoint.optimizer_step), device=shard.device)
+        if checkpoint.average_updates is not None and keeps_average:
+            state[UPDATES] = torch.tensor(float(checkpoint.average_updates), device=shard.device)
 
 
-def _make_moments(optimizer: Any) -> None:
-    """Create Adam's moments for ZeRO's flat shards. The setters need them before a first step."""
+def _make_state(optimizer: Any, kinds: tuple[str, ...]) -> None:
+    """Create AdamW's state for ZeRO's flat shards. The setters need it before a first step."""
     states = private.adam(optimizer).state
     for shard in private.flat_shards(optimizer):
-        states[shard].update({kind: zero_moment(optimizer, shard, kind) for kind in MOMENTS})
+        states[shard].update({kind: zero_moment(optimizer, shard, kind) for kind in kinds})
     private.link_moments(optimizer)
 
 
@@ -90,7 +95,7 @@ def _set_weight(engine: Any, parameter: torch.nn.Parameter, weight: torch.Tensor
 
 
 def _set_optimizer(engine: Any, parameter: torch.nn.Parameter, values: dict[str, torch.Tensor]) -> None:
-    """Set the fp32 master and the moments of one parameter, or of this rank's shard of it."""
+    """Set the fp32 master and AdamW's state of one parameter, or of this rank's shard of it."""
     if engine.zero_optimization():
         private.set_optimizer_values(parameter, values)
         return
@@ -98,5 +103,5 @@ def _set_optimizer(engine: Any, parameter: torch.nn.Parameter, values: dict[str,
     with torch.no_grad():
         master.copy_(values[MASTER])
     state = private.adam(engine.optimizer).state[master]
-    for kind in MOMENTS:
+    for kind in values.keys() - {MASTER}:
         state[kind] = values[kind].to(master.device, copy=True)

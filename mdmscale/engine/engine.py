@@ -1,5 +1,7 @@
 """The engine of a run. The rest of the package uses `Engine` and never DeepSpeed's own engine."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mdmscale.config.run import RunConfig
-from mdmscale.engine import private
+from mdmscale.engine import averaging, private
 from mdmscale.engine.deepspeed_config import clips_itself, deepspeed_config
 from mdmscale.engine.elastic import load_other_layout
 from mdmscale.engine.nvme import mapped, swap_folder
@@ -89,6 +91,20 @@ class Engine:
             norm = self.deepspeed.get_global_grad_norm()
         return float(norm)
 
+    @property
+    def averages(self) -> bool:
+        """Whether the engine keeps an average of the weights (train.ema_decay)."""
+        return averaging.is_averaging(self.optimizer)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the model has the average as its weights; after it, its own ones, bit for bit.
+
+        Every rank enters and leaves the block, and takes no step in it.
+        """
+        with averaging.averaged(self.optimizer):
+            yield
+
     def save(self, folder: Path) -> None:
         """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls this."""
         with mapped(self.optimizer):
@@ -116,6 +132,14 @@ class Engine:
             UserError: if the checkpoint is damaged, or of another model.
         """
         load_other_layout(self.deepspeed, checkpoint, ranks)
+
+    def settle_average(self) -> bool:
+        """Begin an average that a loaded checkpoint lacks, or drop one that is not wanted.
+
+        Returns:
+            whether it begins here, as the loaded weights.
+        """
+        return averaging.settle_average(self.optimizer)
 
     def gather_weights(self, ranks: Ranks) -> dict[str, torch.Tensor]:
         """The backbone's whole weights by its own names, in host memory of rank 0. Other ranks get none.
@@ -161,11 +185,12 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
     largest_shard = max(-(-parameter.numel() // num_shards) for parameter in model.parameters())
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=make_optimizer(model, config.optimizer),
+        optimizer=make_optimizer(model, config.optimizer, config.train.ema_decay),
         config=deepspeed_config(config, layout, ranks.device.type == "cuda", swaps_to, largest_shard),
         mpu=ModelParallelUnit(ranks) if ranks.tp_size > 1 else None,
         dist_init_required=False,
     )
+    private.undo_first_step(engine.optimizer)
     return Engine(
         engine,
         config.optimizer.gradient_clipping,

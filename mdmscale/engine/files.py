@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mdmscale.engine import private
+from mdmscale.engine.averaging import UPDATES
 from mdmscale.engine.private import MASTER, MOMENTS
 from mdmscale.engine.state import EngineLayout
 from mdmscale.system.errors import UserError
@@ -62,7 +63,7 @@ class DeepSpeedFiles:
         return _whole(pieces, self.shape(name))
 
     def optimizer_value(self, name: str, kind: str) -> torch.Tensor:
-        """The fp32 master of a trained parameter, or one of its two moments, whole and in fp32."""
+        """The fp32 master of a trained parameter, or part of AdamW's state of it, whole and in fp32."""
         group = next(number for number, names in enumerate(self.layout.parameter_groups) if name in names)
         match self.layout.zero_stage:
             case 0:
@@ -76,6 +77,12 @@ class DeepSpeedFiles:
     def optimizer_step(self) -> int:
         """The optimizer's own count of steps, on which Adam's bias correction depends."""
         return int(next(iter(self._adam_states(0).values()))["step"])
+
+    @property
+    def average_updates(self) -> int | None:
+        """How often the average of the weights has been updated; None if there is none."""
+        state: dict[str, torch.Tensor] = next(iter(self._adam_states(0).values()), {})
+        return int(state[UPDATES]) if UPDATES in state else None
 
     def _of_stage_0(self, name: str, kind: str) -> torch.Tensor:
         ordered = [each for group in self.layout.parameter_groups for each in group]

@@ -1,11 +1,13 @@
 """AdamW's parameter groups, and learning-rate schedules as pure functions of the step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from mdmscale.config.training import OptimizerSection
+from mdmscale.engine.averaging import AveragingAdamW
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -37,16 +39,26 @@ def named_groups(model: nn.Module) -> list[list[str]]:
     return [[names[id(parameter)] for parameter in group["params"]] for group in groups]  # type: ignore[attr-defined]
 
 
-def make_optimizer(model: nn.Module, options: OptimizerSection) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, options: OptimizerSection, ema_decay: float | None = None
+) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`. `set_learning_rate` sets its learning rate at each step.
+
+    With `ema_decay` it also averages the weights, see averaging.py.
 
     The fused kernel reads and writes each element once and needs no temporaries. It is used on the device
     and, for offloaded state, on the host.
     """
     groups = parameter_groups(model, options.weight_decay)
-    return torch.optim.AdamW(
-        groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), eps=options.eps, fused=True
-    )
+    values: dict[str, Any] = {
+        "lr": options.lr,
+        "betas": (options.betas[0], options.betas[1]),
+        "eps": options.eps,
+        "fused": True,
+    }
+    if ema_decay is None:
+        return torch.optim.AdamW(groups, **values)
+    return AveragingAdamW(groups, ema_decay, **values)
 
 
 def set_options(optimizer: torch.optim.Optimizer, options: OptimizerSection) -> None:

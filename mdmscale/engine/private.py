@@ -50,8 +50,9 @@ SHARDS_OF = {
     "BF16_Optimizer": "fp32_groups_flat_partition",  # ZeRO 1 in bf16, with fp32 gradients
     "DeepSpeedZeroOptimizer_Stage3": "fp32_partitioned_groups_flat",
 }
-_LINKS_MOMENTS = ("DeepSpeedZeroOptimizer", "BF16_Optimizer")
-_SWAPS = "DeepSpeedZeroOptimizer_Stage3"
+_ZERO_0_IN_BF16 = "FP16_UnfusedOptimizer"
+_ZERO_1_AND_2 = ("DeepSpeedZeroOptimizer", "BF16_Optimizer")
+_ZERO_3 = "DeepSpeedZeroOptimizer_Stage3"
 
 
 def adam(optimizer: Any) -> torch.optim.Optimizer:
@@ -73,22 +74,59 @@ def masters(optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
     return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
 
 
+def undo_first_step(optimizer: Any) -> None:
+    """Undo the step on zero gradients by which DeepSpeed makes AdamW's state at ZeRO-0 in bf16.
+
+    It has decayed the masters, and AdamW would count it. Call this before any step.
+    """
+    if type(optimizer).__name__ == _ZERO_0_IN_BF16:
+        adam(optimizer).state.clear()
+        with torch.no_grad():
+            for low, high in masters(optimizer).items():
+                high.copy_(low)
+
+
 def link_moments(optimizer: Any) -> None:
     """Let ZeRO's setters find the moments in AdamW's state.
 
     DeepSpeed links them only once, at the first step of the first group. Call this before any step.
     """
-    if type(optimizer).__name__ in _LINKS_MOMENTS:
+    if type(optimizer).__name__ in _ZERO_1_AND_2:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def set_optimizer_values(parameter: nn.Parameter, values: dict[str, torch.Tensor]) -> None:
-    """Put whole fp32 values (MASTER and MOMENTS) into this rank's shard. ZeRO 1 to 3; every rank calls it."""
+    """Put whole fp32 values (MASTER and parts of AdamW's state) into this rank's shard. ZeRO 1 to 3.
+
+    Every rank calls this.
+    """
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    safe_set_full_fp32_param(parameter, values[MASTER])
-    for kind in MOMENTS:
-        safe_set_full_optimizer_state(parameter, values[kind], kind)
+    for kind, value in values.items():
+        if kind == MASTER:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+
+def update_weights(optimizer: Any) -> None:
+    """Set the model's weights to the rounded fp32 masters, as DeepSpeed does after a step.
+
+    Every rank calls this. ZeRO-0 in fp32 has no masters.
+    """
+    if type(optimizer).__name__ in _ZERO_1_AND_2:
+        optimizer.update_lp_params()
+    elif type(optimizer).__name__ == _ZERO_3:
+        optimizer._partition_all_parameters()
+        for number in range(len(flat_shards(optimizer))):
+            optimizer._reassign_or_swap_out_partitioned_parameters(number)
+        if small := optimizer.persistent_parameters:  # which every rank holds whole
+            small[0].all_gather(small)
+        optimizer.invalidate_secondary_tensor()
+    else:
+        with torch.no_grad():
+            for low, high in masters(optimizer).items():
+                low.copy_(high)
 
 
 # ---- NVMe: ZeRO-3's swapper, which keeps some of the shards and their moments in files ----
@@ -112,7 +150,7 @@ def can_swap() -> bool:
 
 def is_swapping(optimizer: Any) -> bool:
     """Whether `optimizer` reads shards from files before its step and writes them back after it."""
-    return type(optimizer).__name__ == _SWAPS and optimizer.swap_optimizer
+    return type(optimizer).__name__ == _ZERO_3 and optimizer.swap_optimizer
 
 
 def set_swapping(optimizer: Any, is_on: bool) -> None:
@@ -143,7 +181,7 @@ def release_swapped(optimizer: Any) -> None:
 
 def moment_file(optimizer: Any, shard: torch.Tensor, kind: str) -> Path | None:
     """The file of a moment of `shard`, named as DeepSpeed names it. None for a shard in memory."""
-    swapper = optimizer.optimizer_swapper if type(optimizer).__name__ == _SWAPS else None
+    swapper = optimizer.optimizer_swapper if type(optimizer).__name__ == _ZERO_3 else None
     if swapper is None or shard.ds_id not in swapper.swap_params_info:  # type: ignore[attr-defined]
         return None
     return Path(swapper.swap_folder) / f"{kind}-{shard.ds_id}.tensor.swp"  # type: ignore[attr-defined]

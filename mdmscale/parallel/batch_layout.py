@@ -13,7 +13,7 @@ class BatchLayout:
     dp_size: int  # data-parallel ranks; ranks that share a model or a sequence count as one
     micro_batch_size: int
     gradient_accumulation_steps: int
-    rows_per_sample: int = 1  # 2 for a MIRROR pair
+    rows_per_sample: int = 1  # 2 for a pair
     splits_rows: bool = False  # the rows of a sample are forwards of their own, one after the other
     packs: bool = False  # rows of different lengths lie end to end instead of padded
 

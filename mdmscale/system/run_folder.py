@@ -13,6 +13,7 @@ figures/              PNG files
 data/                 SFT data that the run has encoded
 hf/                   the trained model for Hugging Face transformers, with adapters merged
 adapter/              the adapters of model.lora, not merged
+hf_ema/, adapter_ema/ the same of the average of the weights, with train.ema_decay
 logs/                 deepspeed-<rank>.log, what libraries print; heartbeats/<rank>.json; after a stall
                       also stall.json and stacks-<rank>.txt
 stop                  asks the run to stop
@@ -31,6 +32,8 @@ STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
 EXPORT_FOLDER = "hf"
 ADAPTER_FOLDER = "adapter"
+AVERAGED_EXPORT_FOLDER = "hf_ema"
+AVERAGED_ADAPTER_FOLDER = "adapter_ema"
 _STEP = "step-"
 
 Kind = Literal["model", "run", "checkpoint"]
@@ -73,6 +76,14 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         return self.path / ADAPTER_FOLDER
+
+    @property
+    def averaged_export(self) -> Path:
+        return self.path / AVERAGED_EXPORT_FOLDER
+
+    @property
+    def averaged_adapter(self) -> Path:
+        return self.path / AVERAGED_ADAPTER_FOLDER
 
     @property
     def logs(self) -> Path:

@@ -10,15 +10,14 @@ from mdmscale.models.lora import save_adapter
 from mdmscale.parallel.collectives import on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.folders import published_folder
-from mdmscale.system.run_folder import ADAPTER_FOLDER
 from mdmscale.weights.adapters import merge_trained
 
 
-def export_model(engine: Engine, backbone: Backbone, folder: Path, ranks: Ranks) -> Path:
+def export_model(engine: Engine, backbone: Backbone, folder: Path, adapter: Path, ranks: Ranks) -> Path:
     """Write config, safetensors and tokenizer to `folder`, which appears only when it is complete.
 
-    Adapters are merged into the weights. They are also written unmerged to adapter/ next to `folder`. Every
-    rank calls this.
+    Adapters are merged into the weights. They are also written unmerged to the folder `adapter`. Every rank
+    calls this.
     """
     weights = engine.gather_weights(ranks)
 
@@ -29,7 +28,6 @@ def export_model(engine: Engine, backbone: Backbone, folder: Path, ranks: Ranks)
 
     lora = backbone.lora
     if lora is not None:
-        adapter = folder.with_name(ADAPTER_FOLDER)
         on_first_rank(ranks, lambda: _publish(adapter, partial(save_adapter, weights, lora)))
     on_first_rank(ranks, lambda: _publish(folder, write_model))
     return folder

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mdmscale.system.files import write_file
 from mdmscale.system.run_folder import RunFolder
+from mdmscale.training.gradient_norms import variation
 
 if TYPE_CHECKING:
     from mdmscale.training.setup import Run
@@ -132,7 +133,7 @@ def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -
     """The last lines of a run's log: steps, tokens, final losses and the paths of its results."""
     records = read_metrics(run.folder.path)
     recent = [record["loss"] for record in records[-20:]]
-    evaluations = [record["eval_loss"] for record in records if "eval_loss" in record]
+    evaluations = [record for record in records if "eval_loss" in record]
     verb = "stopped on request" if stopped else "finished" if steps_now else "already finished"
     lines = [
         f"{verb} at step {run.step} of {run.config.train.steps}: "
@@ -142,14 +143,40 @@ def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -
     if recent:  # empty if this run started from another run's final checkpoint
         mean = sum(recent) / len(recent)
         lines.append(f"  loss        {mean:.4f} nats a token, mean of the last {len(recent)} steps")
+    controlled = [record["loss_controlled"] for record in records[-20:] if "loss_controlled" in record]
+    if controlled:
+        mean = sum(controlled) / len(controlled)
+        lines.append(f"  controlled  {mean:.4f} nats a token, the same with the noise of t taken out")
     if evaluations:
-        lines.append(f"  eval loss   {evaluations[-1]:.4f} nats a token, held out")
+        lines.append(f"  eval loss   {evaluations[-1]['eval_loss']:.4f} nats a token, held out")
+        if "eval_loss_ema" in evaluations[-1]:
+            lines.append(f"  eval of EMA {evaluations[-1]['eval_loss_ema']:.4f}, of the averaged weights")
+    lines += _describe_gradients(records[len(records) // 2 :])
     lines.append(f"  run folder  {run.folder.path}")
     if stopped:
         lines.append("  continue    with the same command")
     else:
         lines.append(f"  model       {run.folder.export} (tools/generate.py samples from it)")
     return "\n".join(lines)
+
+
+def describe_evaluation(record: dict[str, Any]) -> str:
+    """The held-out losses of a record in words."""
+    averaged = f", {record['eval_loss_ema']:.4f} of the average" if "eval_loss_ema" in record else ""
+    return f"eval loss {record['eval_loss']:.4f}{averaged}"
+
+
+def _describe_gradients(records: list[dict[str, Any]]) -> list[str]:
+    """How often `records` were clipped and how much their gradient norms vary; nothing for old records."""
+    clipped = [record["clipped"] for record in records if "clipped" in record]
+    norms = [record["grad_norm"] for record in records if math.isfinite(record["grad_norm"])]
+    if not clipped or not norms:
+        return []
+    share = sum(clipped) / len(clipped)
+    return [
+        f"  gradient    clipped in {share:.0%} of the last {len(clipped)} steps; its norm varies by "
+        f"{variation(norms):.0%}"
+    ]
 
 
 def format_duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 Cheap checks come first, so errors appear early. Nothing is written if the input is bad.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from mdmscale.system.stateful import Stateful
 from mdmscale.training import checkpoint
 from mdmscale.training.evaluation import check_held_out
 from mdmscale.training.facts import gather_facts
+from mdmscale.training.gradient_norms import GradientNorms
 from mdmscale.training.identity import changes_since, check_model, model_identity
 from mdmscale.training.p_pots import PPots
 from mdmscale.training.p_pots_probe import measure_p_pots
@@ -85,6 +86,7 @@ class Run:
     step: int = 0  # optimizer steps taken
     consumed_tokens: int = 0
     skipped_in_a_row: int = 0  # steps whose gradient was not finite
+    gradient_norms: GradientNorms = field(default_factory=GradientNorms)
 
     @property
     def consumed_samples(self) -> int:
@@ -97,7 +99,7 @@ class Run:
     @property
     def components(self) -> dict[str, Stateful]:
         """The parts that have a state of their own, by their names in checkpoints."""
-        return {"p_pots": self.p_pots, "baseline": self.baseline}
+        return {"p_pots": self.p_pots, "baseline": self.baseline, "gradient_norms": self.gradient_norms}
 
     def engine_layout(self) -> EngineLayout:
         """How DeepSpeed's files of this job are laid out."""
@@ -270,6 +272,12 @@ def restore(run: Run, start: Start) -> None:
     else:
         run.engine.load_other_layout(start.path, run.ranks)
     set_options(run.engine.optimizer, run.config.optimizer)  # loading has restored the old options
+    if run.engine.settle_average() and run.ranks.is_first:
+        print(
+            f"warning: {start.path} has no average of the weights (train.ema_decay); it starts from the "
+            "weights of this checkpoint",
+            flush=True,
+        )
     run.step, run.consumed_tokens = start.state.step, start.state.consumed_tokens
     missing = start.state.load_into(run.components, start.path)
     if missing and run.ranks.is_first:

@@ -28,7 +28,13 @@ from mdmscale.system.transfer import to_device
 from mdmscale.training import checkpoint, export
 from mdmscale.training.evaluation import eval_t, evaluate
 from mdmscale.training.figures import p_pots_figure, save_figure, training_figure
-from mdmscale.training.metrics import MetricsWriter, ProgressLine, closing_summary, read_metrics
+from mdmscale.training.metrics import (
+    MetricsWriter,
+    ProgressLine,
+    closing_summary,
+    describe_evaluation,
+    read_metrics,
+)
 from mdmscale.training.setup import Run, set_up
 from mdmscale.training.step_sums import StepSums, StepTotals
 from mdmscale.training.task_answers import TaskAnswers, answer
@@ -95,7 +101,7 @@ def run_to_end(run: Run) -> Outcome:
             is_last = stopped or is_end
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
                 record |= run_evaluation(run)
-                line.say(f"step {run.step}: eval loss {record['eval_loss']:.4f}")
+                line.say(f"step {run.step}: {describe_evaluation(record)}")
             if is_due(asking, run.step) or (is_end and asking):
                 answers = answer_tasks(run)
                 record |= answers.metrics()
@@ -150,6 +156,7 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
         "loss": loss_mean,
         **observe(run, totals),
         "grad_norm": grad_norm,
+        **run.gradient_norms.observe(grad_norm, run.config.optimizer.gradient_clipping),
         "lr": rate,
         "consumed_samples": run.consumed_samples,
         "tokens": run.consumed_tokens,
@@ -254,11 +261,26 @@ def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[st
 
 
 def run_evaluation(run: Run) -> dict[str, float]:
-    """The held-out loss, plain and controlled by the baseline. Forwards have as many rows as in training.
+    """The held-out loss, plain, controlled by the baseline, and of the average of the weights.
 
     Raises:
         FloatingPointError: if it is not finite. The step's checkpoint and export are not written then.
     """
+    loss = held_out_loss(run)
+    found = {"eval_loss": loss}
+    if (
+        run.baseline.decay and run.config.diffusion.loss_weight == "elbo"
+    ):  # else the baseline has another w(t)
+        mean_value = float(run.baseline.values(eval_t(run.config.eval)).mean())
+        found["eval_loss_controlled"] = run.baseline.control(loss, mean_value)
+    if run.engine.averages:
+        with run.engine.averaged():
+            found["eval_loss_ema"] = held_out_loss(run)
+    return found
+
+
+def held_out_loss(run: Run) -> float:
+    """The held-out loss of the weights that the model has now. Forwards have as many rows as in training."""
     options = run.config.eval
     loss = evaluate(
         run.engine,
@@ -271,10 +293,7 @@ def run_evaluation(run: Run) -> dict[str, float]:
     )
     if not math.isfinite(loss):
         raise FloatingPointError(f"the held-out loss after step {run.step} is {loss}; {RESUME_LOWER}")
-    if not run.baseline.decay or run.config.diffusion.loss_weight != "elbo":
-        return {"eval_loss": loss}  # the baseline is of the training loss, whose w(t) is another
-    mean_value = float(run.baseline.values(eval_t(options)).mean())
-    return {"eval_loss": loss, "eval_loss_controlled": run.baseline.control(loss, mean_value)}
+    return loss
 
 
 def answer_tasks(run: Run) -> TaskAnswers:
@@ -295,8 +314,14 @@ def save_checkpoint(run: Run) -> None:
 
 
 def finish(run: Run) -> None:
-    """Export the model and draw the loss."""
-    export.export_model(run.engine, run.backbone, run.folder.export, run.ranks)
+    """Export the model, and the average of its weights; draw the loss."""
+    folder = run.folder
+    export.export_model(run.engine, run.backbone, folder.export, folder.adapter, run.ranks)
+    if run.engine.averages:
+        with run.engine.averaged():
+            export.export_model(
+                run.engine, run.backbone, folder.averaged_export, folder.averaged_adapter, run.ranks
+            )
     if run.ranks.is_first:
         save_figure(training_figure(read_metrics(run.folder.path)), run.folder.figures / "loss.png")
 

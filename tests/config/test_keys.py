@@ -81,7 +81,7 @@ def test_every_enumeration_of_a_run_lists_its_choices() -> None:
     assert {"model.dtype", "data.kind", "parallel.offload_optimizer", "diffusion.p_pots.fit"} <= found.keys()
     for name, choices in found.items():
         assert " | ".join(map(str, choices)) in described[name], name
-    assert described["diffusion.masking"].startswith("bernoulli | mirror | complement")
+    assert described["diffusion.masking"].startswith("bernoulli | independent | mirror | complement")
 
 
 def test_every_key_of_a_run_is_described() -> None:

@@ -16,15 +16,15 @@ REFUSED = {
         "diffusion.strata=2",
         "diffusion.t_sampler=low_discrepancy",
     ],
-    "clip is set but t_sampler is uniform; only clipped uses it": ["diffusion.clip=[0.1, 0.9]"],
-    "clip = [0.9, 0.1] is empty; give [low, high]": [
-        "diffusion.clip=[0.9, 0.1]",
-        "diffusion.t_sampler=clipped",
+    "window is set but loss_weight is elbo; only window uses it": ["diffusion.window=[0.1, 0.9]"],
+    "window = [0.9, 0.1] is empty; give [low, high]": [
+        "diffusion.window=[0.9, 0.1]",
+        "diffusion.loss_weight=window",
     ],
     "pair_forward is sequential but masking is bernoulli": ["diffusion.pair_forward=sequential"],
-    "masking is complement but clip = [0.3, 0.8] is not symmetric": [
+    "masking is complement but window = [0.3, 0.8] is not symmetric": [
         "diffusion.masking=complement",
-        "diffusion.t_sampler=clipped",
+        "diffusion.loss_weight=window",
     ],
     "refit_every is set but target is paper": [
         P_POTS,
@@ -32,6 +32,10 @@ REFUSED = {
         "diffusion.p_pots.refit_every=5",
     ],
     "so p(t) would never be measured": [P_POTS, "diffusion.p_pots.probe_steps=[]"],
+    "train.ema_decay = 0.99 with parallel.offload_optimizer = nvme": [
+        "train.ema_decay=0.99",
+        "parallel={zero_stage: 3, offload_optimizer: nvme, nvme_path: /disk}",
+    ],
     "diffusion.syrm is set but data.kind is tokens": ["diffusion.syrm.extra=0.5"],
     "train_on is set but kind is tokens; only sft": ["data.train_on=all"],
     "special_tokens is set but kind is tokens; only sft": ["data.special_tokens=read"],
@@ -84,7 +88,7 @@ def test_senseless_combinations_are_refused_with_the_reason(config_file: Path, e
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["diffusion.masking=complement", "diffusion.t_sampler=clipped", "diffusion.clip=[0.1, 0.9]"],
+        ["diffusion.masking=complement", "diffusion.loss_weight=window", "diffusion.window=[0.1, 0.9]"],
         ["diffusion.masking=complement", P_POTS, "diffusion.strata=1"],
         ["diffusion.isad={tokens: ['####', 5]}", "diffusion.masking=mirror"],
         [P_POTS, "diffusion.p_pots.probe_steps=[]", "diffusion.p_pots.refit_every=5"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import WORKERS, run_ranks, run_script, tiny_values
 from conversion.folders import (
     DREAM,
@@ -43,7 +44,7 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = tiny_values(corpus, folder)
     values["model"] = {"path": str(folder / "ours"), "dtype": "fp32"}
     values["diffusion"] = {}
-    values["train"]["steps"] = STEPS
+    values["train"] |= {"steps": STEPS, "ema_decay": 0.5}
     values["checkpoint"] = {"every": 2}
     (folder / "batch.json").write_text(json.dumps([values]))
     run_ranks(1, WORKERS / "train_many.py", str(folder / "batch.json"))
@@ -66,6 +67,7 @@ def test_inspecting_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     found = inspected(capsys, run)
     assert found["kind"] == "run" and found["checkpoints"] == [2, 4]
     newest = found["newest_checkpoint"]
+    assert newest["ema_decay"] == 0.5
     assert (newest["step"], newest["world_size"], newest["zero_stage"]) == (4, 1, 1)
     assert (found["model"]["family"], found["model"]["architecture"]) == ("mdmscale", "qwen2")
     assert found["model"]["vocab_size"] == 576
@@ -95,6 +97,19 @@ def test_exporting_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (arm["family"], arm["vocab_size"], arm["mask_token_id"]) == ("arm", 512, None)
     with pytest.raises(UserError, match=r"--checkpoint 3: .* there are: 2, 4"):
         open_stored_model(run, 3)
+
+
+@pytest.mark.distributed
+def test_exporting_the_average_of_a_run(run: Path, tmp_path: Path) -> None:
+    for name, source in (("run", run), ("checkpoint", run / "checkpoints" / "step-00000004")):
+        main(["export", str(source), str(tmp_path / name), "--to", "hf", "--averaged"])
+        assert_same_bytes(read_weights(tmp_path / name), read_weights(run / "hf_ema"))
+    weights, average = read_weights(run / "hf"), read_weights(run / "hf_ema")
+    assert all(not torch.equal(weight, average[name]) for name, weight in weights.items())
+    with pytest.raises(
+        UserError, match=r"--averaged: .*hf is a model folder; give a run folder or a checkpoint"
+    ):
+        main(["export", str(run / "hf"), str(tmp_path / "none"), "--to", "hf", "--averaged"])
 
 
 def test_inspecting_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

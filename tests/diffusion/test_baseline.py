@@ -7,28 +7,29 @@ import pytest
 
 from mdmscale.diffusion.baseline import WARM_UP, EmaBaseline
 from mdmscale.diffusion.density import DensityTable
+from mdmscale.diffusion.levels import Levels
+from mdmscale.diffusion.loss_weight import ELBO, LossWeight
 from mdmscale.diffusion.p_pots import TABLE_EDGES
 
 SKEWED = DensityTable.from_weights(np.array([0, 0.1, 0.5, 1.0]), np.array([3.0, 1.0, 2.0]), 0.05)
 
 
 def simulate(
-    density: DensityTable, steps: int, seed: int = 0, batch: int = 8, low: float = 0.0
+    density: DensityTable, steps: int, seed: int = 0, batch: int = 8, loss_weight: LossWeight = ELBO
 ) -> tuple[EmaBaseline, np.ndarray]:
     """Losses of a model with g(t) = 1 + 3 t^2 plus noise: (loss, controlled), float64 [steps, 2]."""
     rng = np.random.default_rng(seed)
-    baseline = EmaBaseline(TABLE_EDGES, (low, 1.0), decay=0.99)
+    edges = np.unique([density.edges[0], *TABLE_EDGES[density.edges[0] < TABLE_EDGES]])
+    baseline, num_cells = EmaBaseline(edges, decay=0.99), len(edges) - 1
     rows = []
     for _ in range(steps):
-        draws = [density.draw(u) for u in rng.random(batch)]
-        t = low + (1 - low) * np.array([t for t, _ in draws])
-        weights = np.array([weight for _, weight in draws])
-        losses = 1 + 3 * t**2 + 0.2 * rng.normal(size=batch)
-        cells = np.searchsorted(TABLE_EDGES, t, side="right") - 1
-        counts = np.bincount(cells, minlength=16).astype(float)
-        sums = np.bincount(cells, losses, minlength=16)
-        loss = float(np.mean(weights * losses))
-        value = float(np.mean(weights * baseline.values(t)))
+        levels = Levels(rng.random(batch), density, loss_weight)
+        losses = loss_weight.at(levels.t, 0.0) * (1 + 3 * levels.t**2 + 0.2 * rng.normal(size=batch))
+        cells = np.searchsorted(edges, levels.t, side="right") - 1
+        counts = np.bincount(cells, minlength=num_cells).astype(float)
+        sums = np.bincount(cells, losses, minlength=num_cells)
+        loss = float(np.mean(levels.importance_weights * losses))
+        value = float(np.mean(levels.importance_weights * baseline.values(levels.t)))
         rows.append((loss, baseline.observe(loss, value, counts, sums)))
     return baseline, np.array(rows)
 
@@ -58,11 +59,12 @@ def test_averages_follow_the_cells_and_their_integral_is_exact() -> None:
     grid = (np.arange(100_000) + 0.5) / 100_000
     for low, high in ((0.0, 1.0), (0.3, 0.8)):
         mean = baseline.values(low + (high - low) * grid).mean()
-        assert baseline.integral(low, high) == pytest.approx(mean, abs=1e-6)
+        assert baseline.integral(low, high) == pytest.approx((high - low) * mean, abs=1e-6)
 
 
-def test_a_clipped_run_is_controlled_over_its_own_range() -> None:
-    _, rows = simulate(DensityTable.uniform(), 3000, low=0.5)
+@pytest.mark.parametrize("density", [DensityTable.uniform(0.5), DensityTable.uniform()])
+def test_a_window_is_controlled_whether_t_is_drawn_within_it_alone_or_not(density: DensityTable) -> None:
+    _, rows = simulate(density, 3000, loss_weight=LossWeight.window(0.5, 1.0))
     plain, controlled = rows[200:].T
     error = controlled.std() / np.sqrt(len(controlled))
     assert controlled.mean() == pytest.approx(1 + 3 * (1 - 0.125) / 3 / 0.5, abs=4 * error)
@@ -81,9 +83,9 @@ def test_an_evaluation_is_rid_of_its_grid_s_error() -> None:
 def test_state_survives_json_bit_for_bit_and_other_cells_are_left_alone() -> None:
     baseline, _ = simulate(DensityTable.uniform(), 50)
     state = json.loads(json.dumps(baseline.state_dict()))
-    restored = EmaBaseline(TABLE_EDGES, (0.0, 1.0), decay=0.99)
+    restored = EmaBaseline(TABLE_EDGES, decay=0.99)
     restored.load_state_dict(state)
     assert restored.state_dict() == baseline.state_dict()
-    other = EmaBaseline(np.linspace(0, 1, 30), (0.0, 1.0), decay=0.99)
+    other = EmaBaseline(np.linspace(0, 1, 30), decay=0.99)
     other.load_state_dict(state)
     assert other.num_steps == 0 and not other.weights.any()

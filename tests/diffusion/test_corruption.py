@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from mdmscale.diffusion.corruption import CORRUPTIONS, BernoulliMasks, Draw
+from mdmscale.diffusion.bernoulli import BernoulliMasks
+from mdmscale.diffusion.corruption import Draw
+from mdmscale.diffusion.levels import Levels
+from mdmscale.diffusion.maskings import CORRUPTIONS
 from mdmscale.diffusion.noise import syrm_eligible
 from mdmscale.diffusion.schedule import mask_rate
 
@@ -11,12 +14,12 @@ EPS = 1e-3
 GRID = (np.arange(100_000) + 0.5) / 100_000
 
 
-def draw_of(t: float | list[float], uniforms: np.ndarray, eligible: np.ndarray | None = None) -> Draw:
+def draw_of(t: float, uniforms: np.ndarray, eligible: np.ndarray | None = None, num: int = 1) -> Draw:
+    """A draw at t with `num` rows of the same uniforms."""
     length = len(uniforms)
     eligible = np.ones(length, dtype=bool) if eligible is None else eligible
-    levels = np.atleast_1d(t)
-    share = 1 / eligible.sum()
-    return Draw(levels, np.ones(len(levels)), uniforms, eligible, share, EPS, np.zeros(length))
+    rows = np.tile(uniforms, (num, 1))
+    return Draw(Levels.at(t, num), rows, eligible, 1 / eligible.sum(), EPS, np.zeros(length))
 
 
 def masks(masking: str, t: float, uniforms: np.ndarray = GRID) -> np.ndarray:
@@ -43,8 +46,9 @@ def test_mirror_covariance(t: float) -> None:
 @pytest.mark.parametrize("masking", list(CORRUPTIONS))
 def test_only_eligible_positions_are_masked(masking: str) -> None:
     eligible = np.array([False, True, False, True])
-    for uniform in (0.0, 0.5, 1 - 2**-53):
-        rows = CORRUPTIONS[masking].corrupt(draw_of(1.0, np.full(4, uniform), eligible))
+    last = np.nextafter(1, 0)
+    for t, uniform in ((1.0, 0.0), (1.0, 0.5), (1.0, last), (0.0, 0.0)):
+        rows = CORRUPTIONS[masking].corrupt(draw_of(t, np.full(4, uniform), eligible, num=2))
         assert not rows.masks[:, ~eligible].any()
         assert ((rows.weights > 0) == rows.masks).all()
     assert CORRUPTIONS["mirror"].corrupt(draw_of(1.0, np.full(4, 0.5), eligible)).masks[:, eligible].all()
@@ -60,7 +64,7 @@ def test_delimiters_have_a_higher_rate_up_to_one() -> None:
     corruption = CORRUPTIONS["mirror"]
     assert isinstance(corruption, BernoulliMasks)
     for t, expected in ((0.5, [0.5, 0.6, 0.0]), (0.95, [0.95, 1.0, 0.0])):
-        rates = corruption.rates(Draw(np.array([t]), np.ones(1), np.zeros(3), eligible, 1.0, 0.0, extra))
+        rates = corruption.rates(Draw(Levels.at(t), np.zeros((1, 3)), eligible, 1.0, 0.0, extra))
         assert rates == pytest.approx(np.array([expected, expected]))
 
 

@@ -1,7 +1,6 @@
-"""The protocol is general enough: other kinds of corruption need only one more entry in a dict."""
+"""Corruption is general enough: other kinds of corruption need only one more entry in a dict."""
 
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -13,75 +12,43 @@ from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.data.loader import TrainLoader, make_t_sampler
-from mdmscale.diffusion.corruption import CORRUPTIONS, Draw, NoisedRows
+from mdmscale.diffusion.corruption import Corruption, Draw, NoisedRows
+from mdmscale.diffusion.levels import Levels
+from mdmscale.diffusion.maskings import CORRUPTIONS
 from mdmscale.diffusion.noise import Noise, noise_sample
-from mdmscale.diffusion.objective import position_weight
 from mdmscale.diffusion.sample import Sample
+from mdmscale.diffusion.schedule import mask_rate
 from mdmscale.models.mdm import MaskedDiffusionModel
 from mdmscale.parallel.batch_layout import make_layout
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Masks exactly l tokens per row, with l uniform on 1..n. The `num_rows` rows rotate one permutation."""
-
-    num_rows: int
-    needs_symmetric_range = False
-    takes_extra_rates = False
-    has_attention_pattern = False
-
-    def num_t(self, length: int) -> int:
-        return 1
-
-    def corrupt(self, draw: Draw) -> NoisedRows:
-        order = np.flatnonzero(draw.eligible)[np.argsort(draw.uniforms[draw.eligible])]
-        number, masked = len(order), np.zeros((self.num_rows, len(draw.uniforms)), dtype=bool)
-        weights, begin = np.zeros(masked.shape), 0
-        for row in range(self.num_rows):
-            count = int(number * ((draw.t[0] + row / self.num_rows) % 1)) + 1
-            at = order[np.arange(begin, begin + count) % number]
-            masked[row, at] = True
-            weights[row, at] = position_weight(draw.share, 1.0, np.array(count / number), self.num_rows)
-            begin += count
-        return NoisedRows(masked, weights)
-
-
-@dataclass(frozen=True)
-class Blocks:
+class Blocks(Corruption):
     """Masks each block of `size` tokens at its own t. A block attends to itself and earlier blocks."""
 
     size: int
-    num_rows = 1
-    needs_symmetric_range = False
-    takes_extra_rates = False
     has_attention_pattern = True
 
     def num_t(self, length: int) -> int:
         return -(-length // self.size)
 
     def corrupt(self, draw: Draw) -> NoisedRows:
-        t_of = np.arange(len(draw.uniforms)) // self.size
-        rates = ((1 - draw.eps) * draw.t + draw.eps)[t_of] * draw.eligible
-        masked = draw.uniforms < rates
+        t_of = np.arange(draw.length) // self.size
+        rates = mask_rate(draw.levels.t, draw.eps)[t_of] * draw.eligible
+        masked = draw.uniforms[0] < rates
         weights = np.zeros(len(rates))
-        weights[masked] = position_weight(draw.share, draw.importance_weights[t_of][masked], rates[masked], 1)
+        weights[masked] = (draw.share * draw.levels.importance_weights[t_of] / rates)[masked]
         return NoisedRows(masked[None], weights[None], t_of=t_of, attention=t_of[:, None] >= t_of)
 
 
 @dataclass(frozen=True)
-class Views:
+class Views(Corruption):
     """One row of two noisy views and the clean sample. A view attends to itself and the clean past."""
 
-    num_rows = 1
-    needs_symmetric_range = False
-    takes_extra_rates = False
     has_attention_pattern = True
 
-    def num_t(self, length: int) -> int:
-        return 1
-
     def corrupt(self, draw: Draw) -> NoisedRows:
-        length, pair = len(draw.uniforms), CORRUPTIONS["mirror"].corrupt(draw)
+        length, pair = draw.length, CORRUPTIONS["mirror"].corrupt(draw)
         nothing = np.zeros(length)
         masked = np.concatenate([*pair.masks, nothing.astype(bool)])
         weights = np.concatenate([*pair.weights, nothing])
@@ -91,35 +58,14 @@ class Views:
         return NoisedRows(masked[None], weights[None], position_ids=at, attention=attention)
 
 
-NEW = {"counts": Counts(1), "rotation": Counts(3), "blocks": Blocks(4), "views": Views()}
+NEW: dict[str, Corruption] = {"blocks": Blocks(4), "views": Views()}
+BUILT_IN = ("independent", "exact_pair")  # also with rows that have a t each
 
 
 @pytest.fixture
 def new_names(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, corruption in NEW.items():
         monkeypatch.setitem(CORRUPTIONS, name, corruption)
-
-
-@pytest.mark.parametrize("name", ["counts", "rotation"])
-def test_exact_counts_have_the_objective_as_expectation(name: str, new_names: None) -> None:
-    """The mean over all orders of the uniforms and all counts is (1/n) sum_l 1/l E_{|S|=l} sum_S CE."""
-    number, table = 4, {}
-    for code in range(2**4):
-        mask = tuple(bool(code >> place & 1) for place in range(number))
-        table[mask] = np.random.default_rng(code).random(number) * mask
-    noise, sample = Noise(DiffusionSection(masking=name)), Sample(np.arange(4), np.ones(4, dtype=bool))
-    value, orders = 0.0, list(permutations(range(number)))
-    steps = 12  # midpoints of the pieces on which every row's count is constant
-    for order in orders:
-        for step in range(steps):
-            noised = noise_sample(sample, (step + 0.5) / steps, 1.0, np.array(order) / number, noise)
-            rows = zip(noised.masks, noised.weights, strict=True)
-            value += sum(float(weights @ table[tuple(mask.tolist())]) for mask, weights in rows)
-    expected = 0.0
-    for count in range(1, number + 1):
-        sums = [cross.sum() for mask, cross in table.items() if sum(mask) == count]
-        expected += np.mean(sums) / count / number
-    assert value / len(orders) / steps == pytest.approx(expected)
 
 
 class Source:
@@ -134,13 +80,13 @@ class Source:
         raise AssertionError
 
 
-@pytest.mark.parametrize("name", list(NEW))
+@pytest.mark.parametrize("name", [*NEW, *BUILT_IN])
 @pytest.mark.parametrize("pair_forward", ["joint", "sequential"])
 def test_a_new_corruption_needs_no_other_change(
     name: str, pair_forward: str, tiny: dict[str, Any], new_names: None
 ) -> None:
     """The path from the config's name to a model's losses: rows, weights, several t, attention patterns."""
-    if pair_forward == "sequential" and NEW[name].num_rows == 1:
+    if pair_forward == "sequential" and CORRUPTIONS[name].num_rows == 1:
         pytest.skip("has one row")
     tiny["diffusion"] |= {"masking": name, "pair_forward": pair_forward}
     config = RunConfig.model_validate(tiny)
@@ -149,15 +95,15 @@ def test_a_new_corruption_needs_no_other_change(
     loader = TrainLoader(Source(), config, layout, 0, noise, Collator(0))
     batches = loader.micro_batches(3, make_t_sampler(config))
     assert len(batches) == layout.forwards_per_step
-    assert layout.rows_per_sample == config.diffusion.rows_per_sample == NEW[name].num_rows
+    assert layout.rows_per_sample == config.diffusion.rows_per_sample == CORRUPTIONS[name].num_rows
 
     expected: dict[int, float] = {}
     first = 0
     for index in [index for indices in layout.sample_indices(3, 0) for index in indices]:
         noised = loader.noised(index, make_t_sampler(config))
-        t_of = np.zeros(len(noised.token_ids), dtype=int) if noised.t_of is None else noised.t_of
+        t_of = np.broadcast_to(noised.t_of, noised.masks.shape)
         for number in range(len(noised.t)):
-            expected[first + number] = float((noised.weights * noised.masks)[:, t_of == number].sum())
+            expected[first + number] = float(noised.weights[noised.masks & (t_of == number)].sum())
         first += len(noised.t)
     found = dict.fromkeys(expected, 0.0)
     for batch in batches:
@@ -175,9 +121,9 @@ def model() -> MaskedDiffusionModel:
 def hidden_states(model: MaskedDiffusionModel, name: str, samples: list[Sample], t: float) -> torch.Tensor:
     """The decoder's output for a batch, [rows, length, hidden]."""
     noise = Noise(DiffusionSection(masking=name))
-    levels = [np.full(noise.corruption.num_t(len(sample.token_ids)), t) for sample in samples]
+    levels = [Levels.at(t, noise.corruption.num_t(len(sample.token_ids))) for sample in samples]
     made = [
-        noise_sample(sample, level, np.ones(len(level)), np.linspace(0.2, 0.99, len(sample.token_ids)), noise)
+        noise_sample(sample, level, np.linspace(0.2, 0.99, len(sample.token_ids)), noise)
         for sample, level in zip(samples, levels, strict=True)
     ]
     batch = Collator(0)(made)
@@ -206,7 +152,9 @@ def test_attention_follows_the_pattern_of_a_corruption(model: MaskedDiffusionMod
 
 def test_views_share_the_positions_of_their_sample(new_names: None) -> None:
     sample = Sample(np.arange(5) + 1, np.ones(5, dtype=bool))
-    noised = noise_sample(sample, 0.5, 1.0, np.linspace(0, 0.9, 5), Noise(DiffusionSection(masking="views")))
+    noised = noise_sample(
+        sample, Levels.at(0.5), np.linspace(0, 0.9, 5), Noise(DiffusionSection(masking="views"))
+    )
     batch = Collator(0)([noised])
     assert batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4] * 3]
@@ -216,38 +164,24 @@ def test_views_share_the_positions_of_their_sample(new_names: None) -> None:
 def test_shifted_views_are_predicted_within_themselves(new_names: None) -> None:
     """With logit_shift a token is predicted from the one before it in its view, the first from itself."""
     sample = Sample(np.arange(4) + 1, np.ones(4, dtype=bool))
-    noised = noise_sample(sample, 1.0, 1.0, np.full(4, 0.5), Noise(DiffusionSection(masking="views")))
+    noised = noise_sample(sample, Levels.at(1.0), np.full(4, 0.5), Noise(DiffusionSection(masking="views")))
     batch = Collator(0, logit_shift=True)([noised])
     assert batch.positions.tolist() == [0, 0, 1, 2, 4, 4, 5, 6]
 
 
 def test_annealing_hides_positions_whichever_column_shows_them(new_names: None) -> None:
     sample = Sample(np.arange(3) + 1, np.ones(3, dtype=bool))
-    noised = noise_sample(sample, 0.5, 1.0, np.full(3, 0.5), Noise(DiffusionSection(masking="views")))
+    noised = noise_sample(sample, Levels.at(0.5), np.full(3, 0.5), Noise(DiffusionSection(masking="views")))
     batch = Collator(0)([noised], np.tri(8, dtype=bool))
     assert batch.attention_mask is not None and noised.attention is not None
     mask = batch.attention_mask[0, 0].numpy()
     assert np.array_equal(mask, noised.attention & np.tile(np.tri(3, dtype=bool), (3, 3)))
 
 
-@dataclass(frozen=True)
-class RowsOfTheirOwn(Counts):
-    """Two rows, each masked at a t of its own."""
-
-    def num_t(self, length: int) -> int:
-        return 2
-
-    def corrupt(self, draw: Draw) -> NoisedRows:
-        masked = draw.uniforms < draw.t[:, None]
-        weights = masked * position_weight(draw.share, draw.importance_weights, draw.t, 2)[:, None]
-        t_of = np.broadcast_to(np.arange(2)[:, None], masked.shape)
-        return NoisedRows(masked, weights, t_of=t_of)
-
-
-def test_rows_may_have_a_t_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CORRUPTIONS, "own", RowsOfTheirOwn(2))
-    noise, sample = Noise(DiffusionSection(masking="own")), Sample(np.arange(4), np.ones(4, dtype=bool))
-    noised = noise_sample(sample, np.array([0.3, 0.9]), np.ones(2), np.array([0.1, 0.2, 0.5, 0.8]), noise)
+def test_rows_may_have_a_t_each() -> None:
+    noise = Noise(DiffusionSection(masking="independent"))
+    sample, uniforms = Sample(np.arange(4), np.ones(4, dtype=bool)), np.tile([0.1, 0.2, 0.5, 0.8], (2, 1))
+    noised = noise_sample(sample, Levels(np.array([0.3, 0.9])), uniforms, noise)
     together, rows = Collator(9)([noised]), [Collator(9)([noised.row(number)]) for number in range(2)]
     assert together.draw_of.tolist() == [0, 0, 1, 1, 1, 1]
     assert torch.cat([batch.draw_of for batch in rows]).tolist() == together.draw_of.tolist()

@@ -5,6 +5,7 @@ import pytest
 
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.collate import Collator
+from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.sample import Sample
 
@@ -14,7 +15,7 @@ MASK = 99
 def noised(eligible: list[int], normalization: str = "sample") -> NoisedSample:
     options = DiffusionSection(objective="ar", normalization=normalization)  # type: ignore[arg-type]
     sample = Sample(np.arange(10, 10 + len(eligible)), np.array(eligible, dtype=bool))
-    return noise_sample(sample, 0.3, 1.0, np.linspace(0, 0.9, len(eligible)), Noise(options))
+    return noise_sample(sample, Levels.at(0.3), np.linspace(0, 0.9, len(eligible)), Noise(options))
 
 
 def test_every_eligible_token_but_the_first_is_predicted_with_equal_weight() -> None:
@@ -48,7 +49,10 @@ def test_its_tokens_stay_visible_and_are_predicted_from_the_position_before() ->
         ),
         ({"t_sampler": "p_pots"}, "so no t is drawn, but t_sampler = p_pots"),
         ({"t_sampler": "stratified", "strata": 4}, "strata = 4"),
-        ({"t_sampler": "clipped", "clip": [0.2, 0.8]}, "clip = "),
+        ({"loss_weight": "window", "window": [0.2, 0.8]}, "window = "),
+        ({"loss_weight": "bell"}, "so no t is drawn, but loss_weight = bell"),
+        ({"rows": 2}, "so nothing is masked, but rows = 2"),
+        ({"weights": "rate"}, "so nothing is masked, but weights = rate"),
         ({"isad": {"tokens": [5]}}, "so nothing is masked, but isad = "),
         ({"syrm": {"extra": 0.1}}, "so nothing is masked, but syrm = "),
         ({"ema_decay": 0.9}, "does not depend on t, but ema_decay = 0.9"),

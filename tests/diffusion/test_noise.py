@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.noise_tokens import make_noise
+from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import noise_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.tokenizer import load_tokenizer
@@ -58,7 +59,7 @@ def test_tokens_that_are_not_there_are_refused(
 
 
 def test_syrm_masks_structural_prompt_tokens_and_counts_them(tokenizer: PreTrainedTokenizerBase) -> None:
-    noise = make_noise(DiffusionSection(syrm={"tokens": [7], "extra": 0.5}), tokenizer, VOCAB)
+    noise = make_noise(DiffusionSection(syrm={"tokens": [7], "extra": 0.5}, weights="rate"), tokenizer, VOCAB)
     token_ids = np.array([7, *range(100, 140), 9, 9])
     sample = Sample(token_ids, np.arange(43) >= 41)
     widened = [noise.widened(sample, seed=3, index=index) for index in (0, 0, 1)]
@@ -66,6 +67,6 @@ def test_syrm_masks_structural_prompt_tokens_and_counts_them(tokenizer: PreTrain
     assert not np.array_equal(widened[0].eligible, widened[2].eligible)
     assert widened[0].eligible[[0, 41, 42]].all()
     assert 8 < widened[0].eligible[1:41].sum() < 32
-    noised = noise_sample(widened[0], 1.0, 1.0, np.full(43, 0.5), noise)
+    noised = noise_sample(widened[0], Levels.at(1.0), np.full(43, 0.5), noise)
     assert noised.num_eligible == widened[0].eligible.sum() == noised.masks.sum()
     assert noised.weights.sum() == pytest.approx(1.0)

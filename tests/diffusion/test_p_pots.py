@@ -50,7 +50,7 @@ def test_table_follows_the_root_of_the_second_moment(target: str, root: str) -> 
     t = (edges[:-1] + edges[1:]) / 2
     losses, squared_norms = 1 + 2 * t, 1 / (t + 0.01)
     moment = constant_statistics(t, losses, squared_norms).second_moment(target)
-    density = fit_density(moment, options)
+    density = fit_density(moment, probe_edges(options), options)
     w = losses if root == "loss" else np.sqrt(squared_norms)
     expected = 0.95 * w / np.sum(w * np.diff(edges)) + 0.05
     assert density.density == pytest.approx(expected, rel=1e-3)
@@ -83,7 +83,7 @@ def test_degenerate_statistics_warn_and_stay_uniform(
     options = PPotsSection(target="loss", fit=fit)
     moment = DEGENERATE[name][: len(probe_edges(options)) - 1]
     with caplog.at_level(logging.WARNING):
-        density = fit_density(moment, options)
+        density = fit_density(moment, probe_edges(options), options)
     assert density.density.tolist() == [1.0]
     assert "statistics are zero or not finite; t stays uniform" in caplog.text
 
@@ -94,7 +94,7 @@ def test_a_spike_gives_a_density_that_weighs_no_sample_beyond_its_bound(fit: str
     options = PPotsSection(fit=fit)
     moment = np.ones(len(probe_edges(options)) - 1)
     moment[3] = spike
-    density = fit_density(moment, options)
+    density = fit_density(moment, probe_edges(options), options)
     assert np.sum(density.density * np.diff(density.edges)) == pytest.approx(1)
     assert density.density.min() >= options.defensive
 
@@ -105,10 +105,10 @@ def test_a_few_unusable_statistics_are_interpolated(value: float, caplog: pytest
     options = PPotsSection(target="loss", fit="table")
     edges = probe_edges(options)
     moment = (1 + (edges[:-1] + edges[1:]) / 2) ** 2
-    whole = fit_density(moment, options)
+    whole = fit_density(moment, probe_edges(options), options)
     moment[5] = value
     with caplog.at_level(logging.WARNING):
-        density = fit_density(moment, options)
+        density = fit_density(moment, probe_edges(options), options)
     assert density.density == pytest.approx(whole.density, rel=1e-2)
     assert "1 of 16" in caplog.text
 
@@ -116,7 +116,8 @@ def test_a_few_unusable_statistics_are_interpolated(value: float, caplog: pytest
 def test_fit_hides_rounding_of_the_statistics() -> None:
     """Another number of ranks sums in another order, which must not change t."""
     moment = np.random.default_rng(1).random(29) + 1
-    first, second = (fit_density(moment * factor, PPotsSection(fit="epr")) for factor in (1, 1 + 1e-7))
+    options = PPotsSection(fit="epr")
+    first, second = (fit_density(moment * factor, probe_edges(options), options) for factor in (1, 1 + 1e-7))
     assert np.array_equal(first.density, second.density)
 
 
@@ -127,12 +128,12 @@ def test_p_follows_its_closed_form_where_cross_entropy_ignores_the_mask() -> Non
     rate = 0.999 * (edges[:-1] + edges[1:]) / 2 + 0.001
     h = 1.0 + 0.3 * (1 - rate) / rate
     widths = np.diff(edges)
-    density = fit_density(h, options)
+    density = fit_density(h, edges, options)
     assert density.density == pytest.approx(np.sqrt(h) / np.sum(np.sqrt(h) * widths), rel=1e-3)
     gain = np.sum(h * widths) / np.sum(np.sqrt(h) * widths) ** 2
     assert gain > 1.05
-    assert expected_gain(h, density, options) == pytest.approx(gain, rel=1e-4)
-    assert expected_gain(h, DensityTable.uniform(), options) == pytest.approx(1)
+    assert expected_gain(h, edges, density) == pytest.approx(gain, rel=1e-4)
+    assert expected_gain(h, edges, DensityTable.uniform()) == pytest.approx(1)
 
 
 def test_training_s_sums_give_the_same_moments_as_a_probe() -> None:

@@ -11,8 +11,8 @@ from mdmscale.diffusion.t_samplers import TSampler
 
 def test_uniform_weighs_one() -> None:
     draws = [TSampler(seed=1, global_batch_size=8).draw(index) for index in range(100)]
-    assert {float(weight) for _, (weight,) in draws} == {1.0}
-    assert len({float(t) for (t,), _ in draws}) == 100
+    assert {float(levels.importance_weights[0]) for levels in draws} == {1.0}
+    assert len({float(levels.t[0]) for levels in draws}) == 100
 
 
 @pytest.mark.parametrize("strata", [16, 4])
@@ -71,7 +71,7 @@ def test_strata_go_through_any_density() -> None:
     density = DensityTable.from_weights(np.array([0, 0.2, 1.0]), np.array([9.0, 1.0]), 0.05)
     sampler = TSampler(seed=1, global_batch_size=10, strata=10, density=density)
     shares = [
-        np.mean([sampler.draw(step * 10 + slot)[0][0] < 0.2 for slot in range(10)]) for step in range(50)
+        np.mean([sampler.draw(step * 10 + slot).t[0] < 0.2 for slot in range(10)]) for step in range(50)
     ]
     expected = density.density[0] * 0.2
     assert np.abs(shares - expected).max() <= 0.1 + 1e-9, "at most one sample from the exact share"
@@ -88,12 +88,13 @@ def test_low_discrepancy_is_one_grid_at_a_common_shift() -> None:
     assert np.var(firsts) == pytest.approx(1 / 12, abs=0.01)
 
 
-def test_clipped_t_stays_in_its_range_unweighed() -> None:
+def test_a_uniform_density_over_a_window_weighs_its_draws_by_the_window_s_width() -> None:
     for strata in (None, 4):
-        sampler = TSampler(seed=1, global_batch_size=8, strata=strata, t_range=(0.3, 0.8))
+        density = DensityTable.uniform(0.3, 0.8)
+        sampler = TSampler(seed=1, global_batch_size=8, strata=strata, density=density)
         draws = [sampler.draw(index) for index in range(2000)]
-        t = np.array([value for (value,), _ in draws])
-        assert {float(weight) for _, (weight,) in draws} == {1.0}
+        t = np.array([levels.t[0] for levels in draws])
+        assert {float(levels.importance_weights[0]) for levels in draws} == {0.5}
         assert t.min() >= 0.3 and t.max() < 0.8
         assert t.mean() == pytest.approx(0.55, abs=0.02)
 
@@ -101,8 +102,8 @@ def test_clipped_t_stays_in_its_range_unweighed() -> None:
 def test_a_sample_may_draw_several_t_the_first_as_if_alone() -> None:
     sampler = TSampler(seed=1, global_batch_size=8, strata=8)
     for index in range(20):
-        t, weights = sampler.draw(index, num_t=5)
-        assert t.shape == weights.shape == (5,) and len(set(t.tolist())) == 5
-        assert t[0] == sampler.draw(index)[0][0]
-    others = np.concatenate([sampler.draw(index, num_t=5)[0][1:] for index in range(2000)])
+        levels = sampler.draw(index, num_t=5)
+        assert levels.t.shape == levels.importance_weights.shape == (5,) and len(set(levels.t.tolist())) == 5
+        assert levels.t[0] == sampler.draw(index).t[0]
+    others = np.concatenate([sampler.draw(index, num_t=5).t[1:] for index in range(2000)])
     assert (others.mean(), others.var()) == pytest.approx((0.5, 1 / 12), abs=0.01)

@@ -17,10 +17,10 @@ from mdmscale.parallel.ranks import Ranks
 FROZEN = "backbone.model.norm.weight"
 
 
-def make_config(stage: int, dtype: str, **parallel: Any) -> RunConfig:
+def make_config(stage: int, dtype: str, ema_decay: float | None = None, **parallel: Any) -> RunConfig:
     values = tiny_values(Path("corpus"), Path("runs"))
     values["model"] |= {"vocab_size": 64, "num_hidden_layers": 1, "dtype": dtype}
-    values["train"] |= {"global_batch_size": 1, "micro_batch_size": 1}
+    values["train"] |= {"global_batch_size": 1, "micro_batch_size": 1, "ema_decay": ema_decay}
     values["diffusion"] = {}
     values["parallel"] = {"zero_stage": stage, **parallel}
     return RunConfig.model_validate(values)
@@ -35,7 +35,7 @@ def make_engine(config: RunConfig, ranks: Ranks) -> Engine:
     return initialise_engine(model, config, make_layout(config, ranks.world_size), ranks)
 
 
-def take_step(engine: Engine) -> float:
+def take_step(engine: Engine, scale: float = 1.0) -> float:
     """Take one optimizer step on arbitrary tokens. Returns its loss."""
     token_ids = torch.arange(8)[None]
     loss, *_ = engine(
@@ -45,6 +45,6 @@ def take_step(engine: Engine) -> float:
         targets=token_ids[0],
         weights=torch.ones(8),
     )
-    engine.accumulate(loss, 1.0, is_last=True)
+    engine.accumulate(loss, scale, is_last=True)
     engine.step()
     return float(loss.detach())

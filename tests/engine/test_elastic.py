@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_values, train_all
 from transformers import AutoModelForCausalLM
 
+from mdmscale.engine.averaging import AVERAGE
 from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
 from mdmscale.engine.private import MASTER, MOMENTS
 from mdmscale.system.errors import UserError
@@ -19,8 +20,11 @@ from mdmscale.training.metrics import read_metrics
 pytestmark = pytest.mark.distributed
 
 SAVED, STEPS = 4, 14
+DECAY = 0.5  # of the average; its warm-up reaches it after 8 updates
 STAGES = range(4)
 SOURCES = [("fp32", stage) for stage in STAGES] + [("bf16", 0), ("bf16", 1), ("bf16", 3)]
+EVALUATED = [("fp32", 2), ("bf16", 1), ("bf16", 3)]  # on 2 ranks
+EVERY_STEP = [("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 3)]  # saved at each, on 2 ranks
 # (dtype, ranks and stage that saved, ranks and stage that go on)
 SAME_STAGE = [("fp32", 1, stage, 2, stage) for stage in STAGES] + [
     ("fp32", 2, stage, 1, stage) for stage in STAGES
@@ -50,7 +54,7 @@ def run_values(corpus: Path, folder: Path, name: str, dtype: str, stage: int) ->
     values["run"]["name"] = name
     values["model"] |= {"dtype": dtype, "intermediate_size": 33}
     values["diffusion"]["p_pots"]["refit_every"] = 6
-    values["train"] |= {"steps": STEPS, "micro_batch_size": 4}
+    values["train"] |= {"steps": STEPS, "micro_batch_size": 4, "ema_decay": DECAY}
     values["optimizer"]["weight_decay"] = 0.1
     values["parallel"] = {"zero_stage": stage}
     values["checkpoint"] = {"every": SAVED, "keep": 0}
@@ -63,7 +67,14 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
 
     def source(dtype: str, ranks: int, stage: int) -> dict[str, Any]:
-        return run_values(corpus, folder, source_name(dtype, ranks, stage), dtype, stage)
+        values = run_values(corpus, folder, source_name(dtype, ranks, stage), dtype, stage)
+        if ranks == 2 and (dtype, stage) in EVERY_STEP:
+            values["checkpoint"]["every"] = 1
+        return values
+
+    def evaluated(dtype: str, stage: int) -> dict[str, Any]:
+        values = run_values(corpus, folder, f"evaluated-{dtype}-{stage}", dtype, stage)
+        return values | {"eval": {"every": 3, "samples": 4, "num_t": 2}}
 
     def target(dtype: str, ranks: int, stage: int, new_ranks: int, new_stage: int) -> dict[str, Any]:
         values = run_values(
@@ -78,7 +89,8 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             2,
             [source(dtype, 2, stage) for dtype, stage in SOURCES]
-            + [target(*each) for each in targets if each[3] == 2],
+            + [target(*each) for each in targets if each[3] == 2]
+            + [evaluated(*each) for each in EVALUATED],
         ),
         (1, [target(*each) for each in targets if each[3] == 1]),
     ]
@@ -120,7 +132,8 @@ def test_step_counts_moments_and_group_options_survive(
         groups = groups.get(name, groups)
     assert [group["weight_decay"] for group in groups["param_groups"]] == [0.1, 0.0]
     if change[0] == "fp32":
-        for kind in (MASTER, *MOMENTS):
+        assert resumed.average_updates == whole.average_updates == STEPS
+        for kind in (MASTER, *MOMENTS, AVERAGE):
             for name in whole.trained:
                 torch.testing.assert_close(
                     resumed.optimizer_value(name, kind),
@@ -137,17 +150,50 @@ def test_a_checkpoint_alone_gives_the_exported_weights(
 ) -> None:
     run = runs / source_name(dtype, ranks, stage)
     checkpoint = last(run)
-    model = AutoModelForCausalLM.from_pretrained(run / "hf")
-    exported = dict(model.named_parameters())
-    infos = checkpoint.tensors()
-    assert set(infos) == set(exported)
-    for name, info in infos.items():
-        weight = checkpoint.read(name)
-        assert (info.shape, info.dtype) == (tuple(weight.shape), weight.dtype)
-        assert torch.equal(weight, exported[name]), name
+    averaged = DeepSpeedCheckpoint(checkpoint.folder, averaged=True)
+    for folder, stored in (("hf", checkpoint), ("hf_ema", averaged)):
+        exported = dict(AutoModelForCausalLM.from_pretrained(run / folder).named_parameters())
+        infos = stored.tensors()
+        assert set(infos) == set(exported)
+        for name, info in infos.items():
+            weight = stored.read(name)
+            assert (info.shape, info.dtype) == (tuple(weight.shape), weight.dtype)
+            assert torch.equal(weight, exported[name]), name
+    embedding = "model.embed_tokens.weight"
+    assert not torch.equal(averaged.read(embedding), checkpoint.read(embedding))
     config = json.loads((checkpoint.model_folder / "config.json").read_text())
     assert config["mdm"] == json.loads((run / "hf" / "config.json").read_text())["mdm"]
     assert (checkpoint.model_folder / "tokenizer_config.json").is_file()
+
+
+@pytest.mark.parametrize(("dtype", "stage"), EVERY_STEP)
+def test_the_average_is_that_of_every_steps_masters(runs: Path, dtype: str, stage: int) -> None:
+    """test_averaging.py checks its beginning, of which no checkpoint exists."""
+    folder = runs / source_name(dtype, 2, stage) / "checkpoints"
+    steps = [DeepSpeedCheckpoint(folder / f"step-{step:08d}") for step in range(1, STEPS + 1)]
+    for name in steps[0].trained:
+        average = steps[0].optimizer_value(name, AVERAGE).double()
+        for number, step in enumerate(steps[1:], start=1):
+            kept = min(DECAY, (1 + number) / (10 + number))
+            average = kept * average + (1 - kept) * step.optimizer_value(name, MASTER).double()
+            assert step.average_updates == number + 1
+            found = step.optimizer_value(name, AVERAGE).double()
+            torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "stage"), EVALUATED)
+def test_evaluations_of_the_average_leave_training_as_it_is(runs: Path, dtype: str, stage: int) -> None:
+    """A run that evaluates weights and average is the same bit for bit as one that does not."""
+    evaluated, plain = runs / f"evaluated-{dtype}-{stage}", runs / source_name(dtype, 2, stage)
+    for key in ("loss", "grad_norm"):
+        np.testing.assert_array_equal(series(evaluated, key), series(plain, key))
+    mine, theirs = last(evaluated), last(plain)
+    for name in mine.trained:
+        for kind in (MASTER, *MOMENTS, AVERAGE):
+            assert torch.equal(mine.optimizer_value(name, kind), theirs.optimizer_value(name, kind)), name
+    found = [record for record in read_metrics(evaluated) if "eval_loss_ema" in record]
+    assert [record["step"] for record in found] == [3, 6, 9, 12, 14]
+    assert all(record["eval_loss_ema"] != record["eval_loss"] for record in found)
 
 
 def test_damaged_files_are_named(runs: Path, tmp_path: Path) -> None:

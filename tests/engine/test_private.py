@@ -58,6 +58,13 @@ OPTIMIZER_ATTRIBUTES = [
     ("_lazy_init_hp_params_optimizer_state", 1, "fp32"),
     ("_lazy_init_hp_params_optimizer_state", 1, "bf16"),
     ("_lazy_init_hp_params_optimizer_state", 2, "fp32"),
+    ("update_lp_params", 1, "fp32"),
+    ("update_lp_params", 1, "bf16"),
+    ("update_lp_params", 2, "fp32"),
+    ("_partition_all_parameters", 3, "bf16"),
+    ("_reassign_or_swap_out_partitioned_parameters", 3, "bf16"),
+    ("persistent_parameters", 3, "bf16"),
+    ("invalidate_secondary_tensor", 3, "bf16"),
     ("swap_optimizer", 3, "fp32"),
     ("optimizer_swapper", 3, "fp32"),
 ]
@@ -66,7 +73,7 @@ SWAPPER_METHODS = ["_get_param_swap_info", "_io_aligned_numel"]
 SWAPPED_ATTRIBUTES = ["tensors", "numel", "release_memory"]
 SWAPPED_TENSOR_ATTRIBUTES = ["compute_tensor", "swap_path"]
 # "mpu" of a module of DeepSpeed; the others of parameters.
-OTHER_ATTRIBUTES = ["mpu", "model_parallel", "ds_shape", "ds_id"]
+OTHER_ATTRIBUTES = ["mpu", "model_parallel", "ds_shape", "ds_id", "all_gather"]
 
 
 @pytest.mark.parametrize(("name", "stage", "dtype"), OPTIMIZER_ATTRIBUTES)
@@ -130,6 +137,7 @@ def test_zero_3s_parameters_have_a_whole_shape_and_shards_an_id(
     whole = dict(engines[0, "fp32"].module.named_parameters())
     for name, parameter in engine.module.named_parameters():
         assert_has(parameter, "ds_shape")
+        assert_has(parameter, "all_gather")
         assert private.whole_shape(parameter, is_sharded=True) == tuple(whole[name].shape)
     for shard in private.flat_shards(engine.optimizer):
         assert_has(shard, "ds_id")
@@ -187,6 +195,15 @@ def test_values_reach_the_shards(ranks: Ranks, stage: int, dtype: str) -> None:
             others = held[kind] != value.flatten()[0]
             assert not held[kind][others].any(), f"{kind}: something else than values and padding"
             assert not others.all(), kind
+
+
+@pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
+def test_an_engine_starts_without_a_step(ranks: Ranks, stage: int, dtype: str) -> None:
+    """DeepSpeed takes one on zero gradients at ZeRO-0 in bf16, which decays the masters."""
+    engine = make_engine(make_config(stage, dtype), ranks)
+    assert not private.adam(engine.optimizer).state
+    if stage == 0:
+        assert all(torch.equal(low, high) for low, high in private.masters(engine.optimizer).items())
 
 
 # Keys of DeepSpeed's files by the ZeRO stage and precision that writes them.
@@ -265,8 +282,9 @@ NAMES = {
 KEYS = {"fp32_groups", *(key for keys in (*MODEL_KEYS.values(), *OPTIMIZER_KEYS.values()) for key in keys)}
 # What private.py uses of Python, torch and itself.
 OTHERS_OWN = {"Tensor", "Parameter", "Optimizer", "optim", "shape", "get", "values", "items", "is_compatible"}
+OTHERS_OWN |= {"no_grad", "copy_", "state", "clear"}
 # DeepSpeed's names that torch or mdmscale have, too.
-COMMON = {"optimizer", "dtype", "numel", "tensors"}
+COMMON = {"optimizer", "dtype", "numel", "tensors", "all_gather"}
 
 
 def attributes(path: Path) -> set[str]:
@@ -291,7 +309,9 @@ def test_every_attribute_that_private_uses_is_looked_for_here() -> None:
 
 def test_every_key_that_private_names_is_looked_for_here() -> None:
     constants = {value for name, value in vars(private).items() if name.isupper() and isinstance(value, str)}
-    assert {value for value in constants if value not in (MASTER, private._SWAPS)} == KEYS
+    assert {
+        value for value in constants if value not in (MASTER, private._ZERO_0_IN_BF16, private._ZERO_3)
+    } == KEYS
 
 
 def test_no_other_module_uses_a_private_name() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.model import ModelSection
 from mdmscale.data.collate import Collator
+from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.backbone import FAMILIES, build_backbone
@@ -33,7 +34,7 @@ def samples() -> list[NoisedSample]:
     for number, length in enumerate(LENGTHS):
         tokens = np.random.default_rng(number).integers(5, 500, length)
         sample = Sample(tokens, np.arange(length) >= number % 3)
-        made.append(noise_sample(sample, 0.5, 1.0, np.zeros(length), NOISE))
+        made.append(noise_sample(sample, Levels.at(0.5), np.zeros(length), NOISE))
     return made
 
 

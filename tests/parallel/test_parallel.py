@@ -67,7 +67,7 @@ def name_of(kind: str, ranks: int, parallel: dict[str, Any]) -> str:
 def run_values(corpus: Path, folder: Path, kind: str, ranks: int, parallel: dict[str, Any]) -> dict[str, Any]:
     values = tiny_values(corpus, folder)
     values["run"]["name"] = name_of(kind, ranks, parallel)
-    values["train"]["micro_batch_size"] = 2
+    values["train"] |= {"micro_batch_size": 2, "ema_decay": 0.8}
     values["eval"] = {"every": 10, "samples": 4, "num_t": 4}
     values["parallel"] = parallel
     if kind == "qwen3" and ranks > 1:  # against the chunked one of a rank by itself
@@ -105,15 +105,16 @@ def series(run: Path, key: str) -> np.ndarray:
 
 def assert_same_run(run: Path, reference: Path) -> None:
     assert len(series(run, "loss")) == 20
-    for key in ("loss", "loss_controlled", "eval_loss"):
+    for key in ("loss", "loss_controlled", "eval_loss", "eval_loss_ema"):
         np.testing.assert_allclose(series(run, key), series(reference, key), rtol=1e-5)
     np.testing.assert_allclose(series(run, "grad_norm"), series(reference, "grad_norm"), rtol=1e-4)
     for key in ("masked_tokens", "tokens", "consumed_samples", "lr"):
         np.testing.assert_array_equal(series(run, key), series(reference, key))
-    weights, expected = (load_file(each / "hf" / "model.safetensors") for each in (run, reference))
-    assert weights.keys() == expected.keys()
-    for name, weight in weights.items():
-        np.testing.assert_allclose(weight.numpy(), expected[name].numpy(), atol=1e-5, err_msg=name)
+    for folder in ("hf", "hf_ema"):
+        weights, expected = (load_file(each / folder / "model.safetensors") for each in (run, reference))
+        assert weights.keys() == expected.keys()
+        for name, weight in weights.items():
+            np.testing.assert_allclose(weight.numpy(), expected[name].numpy(), atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("kind", "parallel"), QUICK, ids=str)
@@ -144,10 +145,11 @@ def test_a_checkpoint_of_tensor_ranks_reads_as_whole(runs: Path) -> None:
         DeepSpeedCheckpoint(each / "checkpoints" / "step-00000020")
         for each in (run, runs / name_of("plain", 1, {"zero_stage": 0}))
     )
-    exported = load_file(run / "hf" / "model.safetensors")
-    assert whole.tensors().keys() == exported.keys()
-    for name, weight in exported.items():
-        np.testing.assert_array_equal(whole.read(name).numpy(), weight.numpy())
+    for folder, stored in (("hf", whole), ("hf_ema", DeepSpeedCheckpoint(whole.folder, averaged=True))):
+        exported = load_file(run / folder / "model.safetensors")
+        assert stored.tensors().keys() == exported.keys()
+        for name, weight in exported.items():
+            np.testing.assert_array_equal(stored.read(name).numpy(), weight.numpy())
     assert whole.optimizer_step == alone.optimizer_step
     for name in whole.names:
         moments = (each.optimizer_value(name, "exp_avg").numpy() for each in (whole, alone))

@@ -29,6 +29,7 @@ SMALL = [
     "eval.every=10",
     "eval.samples=8",
     "checkpoint.every=0",
+    "diffusion.weights=rate",  # with which the fixture was made
     "diffusion.p_pots.refit_every=7",
     "diffusion.p_pots.probe_steps=[0,12]",
     "diffusion.p_pots.num_x0=2",

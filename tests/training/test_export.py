@@ -151,9 +151,9 @@ def test_an_interrupted_export_leaves_no_folder(
 ) -> None:
     interrupted = replace(backbone, tokenizer=FullDisk())
     with pytest.raises(OSError, match="No space left"):
-        export_model(engine, interrupted, tmp_path / "hf", ranks)
+        export_model(engine, interrupted, tmp_path / "hf", tmp_path / "adapter", ranks)
     assert not (tmp_path / "hf").exists()
-    export_model(engine, backbone, tmp_path / "hf", ranks)
+    export_model(engine, backbone, tmp_path / "hf", tmp_path / "adapter", ranks)
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith("runs")} == {"hf"}
     assert torch.equal(exported(tmp_path)["lm_head.weight"], backbone.model.lm_head.weight)
 
@@ -161,21 +161,23 @@ def test_an_interrupted_export_leaves_no_folder(
 def test_an_interrupted_export_keeps_the_one_before(
     engine: Engine, backbone: Backbone, ranks: Ranks, tmp_path: Path
 ) -> None:
-    export_model(engine, backbone, tmp_path / "hf", ranks)
+    export_model(engine, backbone, tmp_path / "hf", tmp_path / "adapter", ranks)
     before = exported(tmp_path)
     with torch.no_grad():
         backbone.model.lm_head.weight.zero_()
     with pytest.raises(OSError, match="No space left"):
-        export_model(engine, replace(backbone, tokenizer=FullDisk()), tmp_path / "hf", ranks)
+        export_model(
+            engine, replace(backbone, tokenizer=FullDisk()), tmp_path / "hf", tmp_path / "adapter", ranks
+        )
     assert torch.equal(exported(tmp_path)["lm_head.weight"], before["lm_head.weight"])
-    export_model(engine, backbone, tmp_path / "hf", ranks)
+    export_model(engine, backbone, tmp_path / "hf", tmp_path / "adapter", ranks)
     assert exported(tmp_path)["lm_head.weight"].abs().max() == 0
 
 
 def test_the_export_before_is_not_lost_where_the_new_one_cannot_take_its_name(
     engine: Engine, backbone: Backbone, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export_model(engine, backbone, tmp_path / "hf", ranks)
+    export_model(engine, backbone, tmp_path / "hf", tmp_path / "adapter", ranks)
     before = exported(tmp_path)
     rename = Path.rename
 
@@ -188,5 +190,5 @@ def test_the_export_before_is_not_lost_where_the_new_one_cannot_take_its_name(
     with torch.no_grad():
         backbone.model.lm_head.weight.zero_()
     with pytest.raises(OSError, match="stale"):
-        export_model(engine, backbone, tmp_path / "hf", ranks)
+        export_model(engine, backbone, tmp_path / "hf", tmp_path / "adapter", ranks)
     assert torch.equal(exported(tmp_path)["lm_head.weight"], before["lm_head.weight"])

@@ -37,7 +37,7 @@ def lora_values(corpus: Path, folder: Path, name: str, stage: int, **model: Any)
     values = tiny_values(corpus, folder)
     values["run"]["name"] = name
     values["model"] = {"path": str(folder / "base" / "hf"), "dtype": "fp32", "lora": LORA, **model}
-    values["train"]["steps"] = STEPS
+    values["train"] |= {"steps": STEPS, "ema_decay": 0.5}
     values["diffusion"] = {"masking": "mirror"}
     values["parallel"] = {"zero_stage": stage}
     values["checkpoint"] = {"every": SAVED, "keep": 0}
@@ -118,6 +118,22 @@ def test_peft_opens_the_adapter_and_merging_gives_the_exported_model(runs: Path,
     config = json.loads((runs / name / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(runs / "base" / "hf")
     assert config["r"] == 4
+
+
+@pytest.mark.parametrize("name", ["alone", "bf16", *(f"stage-{stage}" for stage in STAGES)])
+def test_the_average_is_of_the_adapters_alone(runs: Path, tmp_path: Path, name: str) -> None:
+    """The run's hf_ema/ and adapter_ema/ are what a checkpoint gives."""
+    run = runs / name
+    export_folder(run, tmp_path / "apart", ExportOptions(to="hf", averaged=True, lora="keep"))
+    export_folder(run, tmp_path / "merged", ExportOptions(to="hf", averaged=True, checkpoint=STEPS))
+    adapters, own, kept = (
+        load_file(each / "adapter_model.safetensors")
+        for each in (run / "adapter_ema", run / "adapter", tmp_path / "apart" / "adapter")
+    )
+    assert_same_bytes(kept, adapters)
+    assert_same_bytes(read_weights(tmp_path / "merged"), read_weights(run / "hf_ema"))
+    assert adapters.keys() == own.keys()
+    assert all(not torch.equal(adapter, own[key]) for key, adapter in adapters.items())
 
 
 def test_only_the_named_layers_are_adapted_and_the_rest_stays_bit_for_bit(runs: Path) -> None:

@@ -14,6 +14,7 @@ from mdmscale.training.metrics import (
     MetricsWriter,
     ProgressLine,
     closing_summary,
+    describe_evaluation,
     format_duration,
     read_metrics,
 )
@@ -179,6 +180,22 @@ def test_closing_summary(tmp_path: Path) -> None:
     stopped = closing_summary(run, 40, 185.0, stopped=True)
     assert stopped.startswith("stopped on request at step 40 of 40")
     assert "same command" in stopped and "hf" not in stopped
+
+
+def test_closing_summary_tells_of_clipping_and_of_the_average(tmp_path: Path) -> None:
+    lines = [record(step, clipped=int(step > 30), loss_controlled=0.5) for step in range(1, 41)]
+    for line in lines[20:]:
+        line["grad_norm"] = 3.0 if line["clipped"] else 1.0
+    lines[39] |= {"eval_loss": 3.25, "eval_loss_ema": 3.125}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert closing_summary(finished_run(tmp_path), 40, 185.0, stopped=False).splitlines()[3:7] == [
+        "  controlled  0.5000 nats a token, the same with the noise of t taken out",
+        "  eval loss   3.2500 nats a token, held out",
+        "  eval of EMA 3.1250, of the averaged weights",
+        "  gradient    clipped in 50% of the last 20 steps; its norm varies by 50%",
+    ]
+    assert describe_evaluation(lines[39]) == "eval loss 3.2500, 3.1250 of the average"
+    assert describe_evaluation({"eval_loss": 3.25}) == "eval loss 3.2500"
 
 
 def test_closing_summary_of_a_run_that_had_nothing_left_to_do(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mdmscale.config.diffusion import DiffusionSection
+from mdmscale.diffusion.loss_weight import LossWeight
 from mdmscale.diffusion.p_pots import FADING, CellSums, ProbeStatistics, fit_density
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.parallel.ranks import Ranks
@@ -21,10 +22,10 @@ def make(t_sampler: str = "p_pots", **options: Any) -> PPots:
 PROBED: list[int] = []  # the first samples of the probes so far
 
 
-def statistics(first_sample: int) -> ProbeStatistics:
+def statistics(edges: np.ndarray, first_sample: int, loss_weight: LossWeight) -> ProbeStatistics:
     PROBED.append(first_sample)
-    t = np.linspace(0.1, 0.9, 16)
-    losses = np.broadcast_to(1 + t[None, :, None], (2, 16, 2)).copy()
+    t = (edges[:-1] + edges[1:]) / 2
+    losses = np.broadcast_to(1 + t[None, :, None], (2, len(t), 2)).copy()
     return ProbeStatistics(t, losses, losses)
 
 
@@ -68,7 +69,7 @@ def test_a_refit_takes_what_training_has_shown_which_then_fades(ranks: Ranks) ->
     assert renew(p_pots, 3, ranks, probes=False) is None
     renewal = renew(p_pots, 4, ranks, probes=False)
     assert renewal is not None
-    expected = fit_density(CellSums(cells(p_pots)).second_moment("loss"), p_pots.options)
+    expected = fit_density(CellSums(cells(p_pots)).second_moment("loss"), p_pots.edges, p_pots.options)
     assert np.array_equal(renewal.density.density, expected.density)
     assert np.array_equal(p_pots.cell_sums, cells(p_pots) * FADING)
 
@@ -79,8 +80,8 @@ def test_its_state_survives_json_bit_for_bit(ranks: Ranks) -> None:
     p_pots.observe(cells(p_pots) / 3)
     other.load_state_dict(json.loads(json.dumps(p_pots.state_dict())))
     assert other.state_dict() == p_pots.state_dict()
-    assert [other.t_sampler.draw(n)[0][0] for n in range(9)] == [
-        p_pots.t_sampler.draw(n)[0][0] for n in range(9)
+    assert [other.t_sampler.draw(n).t[0] for n in range(9)] == [
+        p_pots.t_sampler.draw(n).t[0] for n in range(9)
     ]
     assert renew(other, 3, ranks, probes=False) is None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch.nn import functional as F
 
 from mdmscale.config.diffusion import DiffusionSection, PPotsSection
@@ -12,7 +13,7 @@ from mdmscale.config.model import ModelSection
 from mdmscale.config.training import EvalSection
 from mdmscale.data.collate import Collator
 from mdmscale.diffusion.noise import Noise
-from mdmscale.diffusion.p_pots import ProbeStatistics
+from mdmscale.diffusion.p_pots import ProbeStatistics, probe_edges
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.models.backbone import Backbone, build_backbone
@@ -61,8 +62,10 @@ def model(backbone: Backbone, ranks: Ranks) -> MaskedDiffusionModel:
 def probe(
     model: MaskedDiffusionModel, diffusion: DiffusionSection, backbone: Backbone, first: int, ranks: Ranks
 ) -> ProbeStatistics:
-    noise, made = Noise(diffusion), collate(backbone)
-    return measure_p_pots(model, PairSource(), noise, diffusion.p_pots, made, first, SEED, ranks)
+    noise, made, options = Noise(diffusion), collate(backbone), diffusion.p_pots
+    edges = probe_edges(options, diffusion.drawn_range)
+    loss_weight = diffusion.initial_loss_weight
+    return measure_p_pots(model, PairSource(), noise, options, edges, made, first, loss_weight, SEED, ranks)
 
 
 def naive_logits(backbone: Backbone, token_ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
@@ -129,14 +132,43 @@ P_POTS = {
     "mirror": DiffusionSection(
         eps=EPS, masking="mirror", p_pots=PPotsSection(fit="epr", num_x0=2, num_t=8, num_masks=3)
     ),
-    "bernoulli": DiffusionSection(eps=EPS, p_pots=PPotsSection(fit="epr", num_x0=2, num_t=9, num_masks=3)),
+    "bernoulli": DiffusionSection(
+        eps=EPS, weights="rate", p_pots=PPotsSection(fit="epr", num_x0=2, num_t=9, num_masks=3)
+    ),
+    "count": DiffusionSection(eps=EPS, p_pots=PPotsSection(fit="epr", num_x0=2, num_t=9, num_masks=3)),
+    "exact": DiffusionSection(
+        eps=EPS, masking="exact", rows=3, p_pots=PPotsSection(fit="epr", num_x0=2, num_t=8, num_masks=2)
+    ),
     "complement": DiffusionSection(
         eps=EPS, masking="complement", p_pots=PPotsSection(fit="epr", num_x0=2, num_t=8, num_masks=3)
     ),
     "token": DiffusionSection(
-        eps=EPS, normalization="token", p_pots=PPotsSection(fit="epr", num_x0=2, num_t=8, num_masks=2)
+        eps=EPS,
+        normalization="token",
+        weights="rate",
+        p_pots=PPotsSection(fit="epr", num_x0=2, num_t=8, num_masks=2),
     ),
 }
+
+
+def naive_masks(
+    diffusion: DiffusionSection, t: float, uniforms: np.ndarray, eligible: np.ndarray
+) -> tuple[list[np.ndarray], list[float]]:
+    """The masks of an estimator's rows, and what each row's loss is divided by instead of by r."""
+    n, rate = int(eligible.sum()), (1 - EPS) * t + EPS
+    mask = (uniforms < rate) & eligible
+    if diffusion.masking == "exact":  # of several rows one is probed
+        count = int(t * n) + 1
+        mask = eligible & (uniforms <= np.sort(uniforms[eligible])[count - 1])
+    if diffusion.masking == "exact" or (diffusion.weights is None and diffusion.masking == "bernoulli"):
+        count = int(mask.sum())
+        a = binom.cdf(count - 1, n, EPS) / max(1, count) / (1 - EPS)
+        exact, random = 1 / n, binom.cdf(count, n + 1, EPS) / (n + 1) / (1 - EPS)
+        return [mask], [(exact if diffusion.masking == "exact" else random) / a if count else 1.0]
+    if diffusion.masking == "bernoulli":
+        return [mask], [rate]
+    other = (1 - EPS) * (t if diffusion.masking == "mirror" else 1 - t) + EPS
+    return [mask, (uniforms >= 1 - other) & eligible], [rate, other]
 
 
 def naive_statistics(
@@ -148,14 +180,8 @@ def naive_statistics(
     losses, squared_norms = np.empty(shape), np.empty(shape)
     for draw, place in enumerate(np.ndindex(shape)):
         sample = PairSource().train_sample(first_index + place[0])
-        rate = (1 - EPS) * (place[1] + 0.5) / options.num_t + EPS
         uniforms = mask_uniforms(SEED, draw, len(sample.token_ids), Stream.PROBE)
-        masks, rates = [(uniforms < rate) & sample.eligible], [rate]
-        if diffusion.masking != "bernoulli":
-            mirrored = (place[1] + 0.5) / options.num_t
-            other = mirrored if diffusion.masking == "mirror" else 1 - mirrored
-            rates.append((1 - EPS) * other + EPS)
-            masks.append((uniforms >= 1 - rates[1]) & sample.eligible)
+        masks, rates = naive_masks(diffusion, (place[1] + 0.5) / options.num_t, uniforms, sample.eligible)
         logits = [naive_logits(backbone, sample.token_ids, mask).requires_grad_() for mask in masks]
         rows = [
             naive_loss(row, sample, mask, each) for row, mask, each in zip(logits, masks, rates, strict=True)
@@ -175,9 +201,7 @@ def test_a_probe_measures_the_estimator_that_training_uses(
 ) -> None:
     diffusion = P_POTS[name]
     options = diffusion.p_pots
-    measured = measure_p_pots(
-        model, PairSource(), Noise(diffusion), diffusion.p_pots, collate(backbone), 40, SEED, ranks
-    )
+    measured = probe(model, diffusion, backbone, 40, ranks)
     losses, squared_norms = naive_statistics(backbone, diffusion, first_index=40)
     assert np.allclose(measured.t, (np.arange(options.num_t) + 0.5) / options.num_t)
     assert measured.losses.shape == (options.num_x0, options.num_t, options.num_masks)
@@ -191,9 +215,7 @@ def test_the_table_is_probed_at_the_midpoints_of_its_own_cells(
 ) -> None:
     options = PPotsSection(fit="table", num_x0=2, num_t=8, num_masks=2)
     diffusion = DiffusionSection(eps=EPS, p_pots=options)
-    measured = measure_p_pots(
-        model, PairSource(), Noise(diffusion), diffusion.p_pots, collate(backbone), 0, SEED, ranks
-    )
+    measured = probe(model, diffusion, backbone, 0, ranks)
     assert measured.t[0] == pytest.approx(0.0025) and measured.t[-1] == pytest.approx(0.95)
     assert measured.losses.shape == (2, len(measured.t), 2)
 
@@ -203,9 +225,7 @@ def test_passes_are_repeatable_and_leave_the_global_generators_alone(
 ) -> None:
     def both() -> tuple[float, np.ndarray]:
         diffusion = P_POTS["mirror"]
-        statistics = measure_p_pots(
-            model, PairSource(), Noise(diffusion), diffusion.p_pots, collate(backbone), 0, SEED, ranks
-        )
+        statistics = probe(model, diffusion, backbone, 0, ranks)
         return run_evaluation(model, backbone, ranks), statistics.losses
 
     state = torch.random.get_rng_state()
@@ -231,16 +251,7 @@ def test_no_gradient_is_left_and_the_mode_is_restored(
     try:
         model.train(training)
         run_evaluation(model, backbone, ranks)
-        measure_p_pots(
-            model,
-            PairSource(),
-            Noise(P_POTS["mirror"]),
-            P_POTS["mirror"].p_pots,
-            collate(backbone),
-            0,
-            SEED,
-            ranks,
-        )
+        probe(model, P_POTS["mirror"], backbone, 0, ranks)
         assert model.training is backbone.model.training is training
     finally:
         hook.remove()

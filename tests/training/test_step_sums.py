@@ -7,6 +7,8 @@ import torch
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.collate import Collator
 from mdmscale.diffusion.baseline import EmaBaseline
+from mdmscale.diffusion.density import DensityTable
+from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.p_pots import TABLE_EDGES
 from mdmscale.diffusion.sample import Sample
@@ -21,17 +23,20 @@ SCALE = 1.5
 def samples() -> list[NoisedSample]:
     rng = np.random.default_rng(0)
     noise = Noise(DiffusionSection(masking="mirror"))
-    draws = zip((0.003, 0.5, 0.52, 0.99), (2.0, 0.5, 0.8, 1.2), strict=True)
-    return [
-        noise_sample(Sample(np.arange(12) + 1, np.arange(12) >= place), t, weight, rng.random(12), noise)
-        for place, (t, weight) in enumerate(draws)
+    density = DensityTable.from_weights(np.array([0, 0.01, 0.51, 0.6, 1]), np.array([5.0, 2, 1, 0.5]), 0.05)
+    samples = [Sample(np.arange(12) + 1, np.arange(12) >= place) for place in range(4)]
+    made = [
+        noise_sample(sample, Levels(np.array([u]), density), rng.random(12), noise)
+        for sample, u in zip(samples, (0.01, 0.5, 0.8, 0.99), strict=True)
     ]
+    assert len({float(sample.importance_weights[0]) for sample in made}) == 4
+    return made
 
 
 @pytest.mark.parametrize("turns", [1, 2], ids=["joint", "sequential"])
 def test_sums_are_those_of_a_loop(samples: list[NoisedSample], turns: int, ranks: Ranks) -> None:
     """The token's id replaces the model's cross-entropy, and its square the squared norm."""
-    baseline = EmaBaseline(TABLE_EDGES, (0.0, 1.0), 0.99)
+    baseline = EmaBaseline(TABLE_EDGES, 0.99)
     baseline.sums, baseline.weights = np.linspace(1, 2, 16), np.ones(16)
     sums = StepSums(baseline, SCALE, Ranks(0, 1, torch.device("cpu")))
     for first, part in ((0, samples[:2]), (2, samples[2:])):
@@ -71,7 +76,7 @@ def test_sums_leave_the_device_without_waiting(
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sums = StepSums(EmaBaseline(TABLE_EDGES, (0.0, 1.0), 0.99), SCALE, Ranks(0, 1, device))
+        sums = StepSums(EmaBaseline(TABLE_EDGES, 0.99), SCALE, Ranks(0, 1, device))
         sums.add(batch, norms, norms)
         sent = sums.reduce(stop=False)
     finally:

@@ -121,15 +121,18 @@ def state_bytes(workload: Workload) -> tuple[float, float]:
     Optimizer state is an fp32 master weight and Adam's two moments, 12 bytes for an element, sharded from
     stage 1. ZeRO keeps a master weight even if weights are fp32; stage 0 does not. Gradients are replicated
     up to stage 1; with bf16, stage 1 holds both the bf16 gradients and their fp32 sums. From stage 2
-    gradients are sharded fp32 sums.
+    gradients are sharded fp32 sums. An average of the weights (train.ema_decay) adds 4 bytes, kept as the
+    moments are.
     """
     stage, trained, shards = workload.parallel.zero_stage, workload.num_trained, workload.shards
     is_bf16 = workload.width == 2
+    average = 0 if workload.config.train.ema_decay is None else FP32
     if stage == 0:
-        return trained * workload.width, trained * (12 if is_bf16 else 8)
+        return trained * workload.width, trained * ((12 if is_bf16 else 8) + average)
+    state = trained * (12 + average) / shards
     if stage == 1:
-        return trained * (workload.width + FP32 if is_bf16 else FP32), trained * 12 / shards
-    return trained * FP32 / shards, trained * 12 / shards
+        return trained * (workload.width + FP32 if is_bf16 else FP32), state
+    return trained * FP32 / shards, state
 
 
 def layer_bytes(workload: Workload) -> float:
@@ -258,14 +261,11 @@ def buffer_bytes(workload: Workload) -> float:
 
 
 def probe_bytes(workload: Workload) -> float:
-    """One forward of a P-POTS probe, without gradients. Its rows are all the masks of one sample."""
-    diffusion = workload.config.diffusion
-    if diffusion.t_sampler != "p_pots":
+    """One forward of a P-POTS probe, without gradients."""
+    if workload.config.diffusion.t_sampler != "p_pots":
         return 0.0
     shape, width, tensor = workload.shape, workload.width, workload.parallel.tensor
-    tokens = (
-        diffusion.p_pots.num_masks * workload.rows_per_sample * workload.length / workload.parallel.sequence
-    )
+    tokens = workload.probe_rows * workload.length / workload.parallel.sequence
     layer = width * (4 * shape.hidden + 3 * shape.inner / tensor)
     head = head_bytes(workload, tokens, with_gradients=False) + tokens * width * shape.hidden
     gathered = buffer_bytes(workload) if workload.parallel.zero_stage == 3 else 0.0

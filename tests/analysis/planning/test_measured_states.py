@@ -22,10 +22,14 @@ SQUARE = {"hidden_size": 320, "intermediate_size": 320, "num_key_value_heads": 4
 
 @pytest.fixture
 def engine_config(small_config: Callable[..., RunConfig]) -> Callable[[str, int, int], RunConfig]:
-    """A config for an engine: precision, ZeRO stage and ranks, with two micro-batches per step."""
+    """A config for an engine: precision, ZeRO stage and ranks, with two micro-batches per step.
+
+    Two of the stages average the weights.
+    """
 
     def make(dtype: str, stage: int, num_ranks: int) -> RunConfig:
-        batch = {"global_batch_size": 2 * num_ranks, "micro_batch_size": 1}
+        average = {"ema_decay": 0.9} if stage in (1, 3) else {}
+        batch = {"global_batch_size": 2 * num_ranks, "micro_batch_size": 1, **average}
         return small_config(model=SQUARE | {"dtype": dtype}, parallel={"zero_stage": stage}, train=batch)
 
     return make

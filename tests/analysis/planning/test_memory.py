@@ -22,6 +22,26 @@ def test_each_zero_stage_shards_one_thing_more(small_workload: Workloads, ranks:
     assert [memory.weights for memory in memories] == [*[whole.weights] * 3, whole.weights / ranks]
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_an_average_of_the_weights_is_stored_as_the_moments_are(
+    small_workload: Workloads, stage: int
+) -> None:
+    plain, averaging = (
+        small_workload(2, parallel={"zero_stage": stage}, train=train) for train in ({}, {"ema_decay": 0.9})
+    )
+    elements = plain.num_trained / (2 if stage else 1)
+    assert memory_of(averaging).optimizer == memory_of(plain).optimizer + 4 * elements
+    if stage:
+        offloaded, without = (
+            memory_of(
+                small_workload(2, parallel={"zero_stage": stage, "offload_optimizer": "cpu"}, train=train)
+            )
+            for train in ({"ema_decay": 0.9}, {})
+        )
+        assert offloaded.host == without.host + 4 * elements
+        assert offloaded.optimizer == 0
+
+
 def test_pairs_take_two_rows_unless_they_take_turns(small_workload: Workloads) -> None:
     single = memory_of(small_workload())
     pair = memory_of(small_workload(diffusion={"masking": "mirror"}))

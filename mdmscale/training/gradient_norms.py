@@ -1,0 +1,45 @@
+"""The gradient norms of the last steps, and how much they vary."""
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+WINDOW = 100  # steps
+
+
+class GradientNorms:
+    """The norms of the last 100 steps, before clipping. Norms that are not finite are left out.
+
+    It is a part of the run with a state, so that a resumed run writes the same numbers.
+    """
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+
+    def observe(self, norm: float, clipping: float) -> dict[str, float]:
+        """Add the norm of a step. Returns its metrics.
+
+        clipped: 1 if the step was scaled down to the norm `clipping` (0: no clipping), else 0.
+        grad_norm_variation: standard deviation over mean of the norms in the window, from two norms on.
+        """
+        is_finite = math.isfinite(norm)
+        if is_finite:
+            self._recent.append(norm)
+        metrics: dict[str, float] = {"clipped": int(is_finite and norm > clipping > 0)}
+        if len(self._recent) > 1:
+            metrics["grad_norm_variation"] = variation(self._recent)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._recent = deque(state["recent"], maxlen=WINDOW)
+
+
+def variation(norms: "deque[float] | list[float]") -> float:
+    """Standard deviation over mean of `norms`; 0 if all are 0."""
+    mean = float(np.mean(norms))
+    return float(np.std(norms)) / mean if mean else 0.0
