@@ -43,9 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         show_estimate(sizes, arms, arguments)
         return 0
     identity = {
-        "fine_tuning": asdict(sizes.fine_tuning),
-        "from_scratch": asdict(sizes.from_scratch),
-        "arms": {name: {arm.name: asdict(arm) for arm in every} for name, every in known.items()},
+        name: {
+            "settings": asdict(sizes.fine_tuning if name == "fine_tuning" else sizes.from_scratch),
+            "arms": {arm.name: asdict(arm) for arm in of_part},
+        }
+        for name, of_part in arms.items()
     }
     claim(arguments.output, identity)
     show_estimate(sizes, arms, arguments)
@@ -223,16 +225,23 @@ def show_estimate(sizes: Sizes, arms: dict[str, list[Arm]], arguments: argparse.
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Mark the output folder as this study's.
+    """Mark the output folder as this study's. Parts and arms that it had before stay.
 
     Raises:
-        UserError: if it holds a study of other sizes or arms, whose results would be mistaken for these.
+        UserError: if its results are of other sizes, or of an arm of the same name with other options.
     """
     path = folder / STUDY_FILE
-    plain = json.loads(json.dumps(identity))
-    before = read_object(path) if path.exists() else plain
-    if differing := [name for name in plain if before.get(name) != plain[name]]:
-        raise UserError(
-            f"--output {folder}: holds a study with other {' and '.join(differing)}; choose another"
-        )
-    write_file(path, json.dumps(identity, indent=1) + "\n")
+    before = read_object(path) if path.exists() else {}
+    problems = []
+    for name, part in json.loads(json.dumps(identity)).items():
+        known = before.setdefault(name, part)
+        if known["settings"] != part["settings"]:
+            problems.append(f"--output {folder}: holds a study of {name} with other sizes; choose another")
+        problems += [
+            f"--output {folder}: has results of the arm {arm} of {name} with other options; choose another"
+            for arm, options in part["arms"].items()
+            if known["arms"].setdefault(arm, options) != options
+        ]
+    if problems:
+        raise UserError(*problems)
+    write_file(path, json.dumps(before, indent=1) + "\n")

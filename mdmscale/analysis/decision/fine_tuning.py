@@ -42,12 +42,12 @@ class FineTuningSettings:
     competence_questions: int = 128
     num_samples: int = 256
     batch_size: int = 4
-    epochs: int = 10
+    epochs: int = 8
     warmup_steps: int = 10
     weight_decay: float = 0.1
     ema_decay: float = 0.97
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
-    tuning_seeds: int = 6
+    tuning_seeds: int = 4
     tuning_questions: int = 64
     held_out_questions: int = 128
     likelihood_rows: int = 8

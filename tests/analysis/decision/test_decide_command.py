@@ -101,9 +101,14 @@ def test_a_folder_of_other_sizes_is_refused_and_a_dry_run_writes_nothing(
     decide(tmp_path / "new", "--dry-run")
     assert not (tmp_path / "new").exists()
     assert "minutes of a core are left" in capsys.readouterr().out
-    (tmp_path / "study.json").write_text(json.dumps({"fine_tuning": {}, "from_scratch": {}, "arms": {}}))
-    with pytest.raises(UserError, match="holds a study with other fine_tuning and from_scratch and arms"):
+    other = {"settings": {}, "arms": {"standard": {"name": "another"}}}
+    (tmp_path / "study.json").write_text(json.dumps({"fine_tuning": other}))
+    with pytest.raises(UserError) as error:
         decide(tmp_path)
+    assert [line.partition(": ")[2] for line in error.value.problems] == [
+        "holds a study of fine_tuning with other sizes; choose another",
+        "has results of the arm standard of fine_tuning with other options; choose another",
+    ]
 
 
 def test_bad_options_are_told_together(tmp_path: Path) -> None:
