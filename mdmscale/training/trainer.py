@@ -232,10 +232,12 @@ def without_large_losses(run: Run, batch: Batch, clamp: float) -> Batch:
 
 def renew_t_sampler(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
     """Renew p(t) and a learned w(t) if that is due before the next step. Returns what its metrics gain."""
-    learnt = run.p_pots.learn_weight(run.step, run.baseline.averages)
-    return renew_p_pots(run, writer, line) | (
-        {"w_of_t": run.p_pots.t_sampler.loss_weight.to_state()} if learnt else {}
-    )
+    factors = run.p_pots.learn_weight(run.step, run.baseline.averages)
+    learnt = {}
+    if factors is not None:
+        run.baseline.rescale(factors)
+        learnt = {"w_of_t": run.p_pots.t_sampler.loss_weight.to_state()}
+    return learnt | renew_p_pots(run, writer, line)
 
 
 def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
@@ -271,8 +273,9 @@ def run_evaluation(run: Run) -> dict[str, float]:
     )
     if not math.isfinite(loss):
         raise FloatingPointError(f"the held-out loss after step {run.step} is {loss}; {RESUME_LOWER}")
-    if not run.baseline.decay or run.config.diffusion.loss_weight != "elbo":
-        return {"eval_loss": loss}  # the baseline is of the training loss, whose w(t) is another
+    diffusion = run.config.diffusion
+    if not run.baseline.decay or (diffusion.objective, diffusion.loss_weight) != ("full", "elbo"):
+        return {"eval_loss": loss}  # the baseline is of the training loss, which is another
     mean_value = float(run.baseline.values(eval_t(options)).mean())
     return {"eval_loss": loss, "eval_loss_controlled": run.baseline.control(loss, mean_value)}
 
