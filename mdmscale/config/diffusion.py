@@ -236,6 +236,7 @@ class DiffusionSection(Section):
             "weights": (None, "rate"),
             "isad": (None,),
             "pair_forward": ("joint",),
+            "normalization": ("sample",),
         }
         problems = [
             f"objective is paper_scripts but {name} = {getattr(self, name)}; the scripts have "

@@ -239,10 +239,12 @@ def without_large_losses(run: Run, batch: Batch, clamp: float) -> Batch:
 
 def renew_t_sampler(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
     """Renew p(t) and a learned w(t) if that is due before the next step. Returns what its metrics gain."""
-    learnt = run.p_pots.learn_weight(run.step, run.baseline.averages)
-    return renew_p_pots(run, writer, line) | (
-        {"w_of_t": run.p_pots.t_sampler.loss_weight.to_state()} if learnt else {}
-    )
+    factors = run.p_pots.learn_weight(run.step, run.baseline.averages)
+    learnt = {}
+    if factors is not None:
+        run.baseline.rescale(factors)
+        learnt = {"w_of_t": run.p_pots.t_sampler.loss_weight.to_state()}
+    return learnt | renew_p_pots(run, writer, line)
 
 
 def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
@@ -266,11 +268,10 @@ def run_evaluation(run: Run) -> dict[str, float]:
     Raises:
         FloatingPointError: if it is not finite. The step's checkpoint and export are not written then.
     """
-    loss = held_out_loss(run)
+    loss, diffusion = held_out_loss(run), run.config.diffusion
     found = {"eval_loss": loss}
-    if (
-        run.baseline.decay and run.config.diffusion.loss_weight == "elbo"
-    ):  # else the baseline has another w(t)
+    of_training = diffusion.objective, diffusion.loss_weight  # which the baseline is of
+    if run.baseline.decay and of_training == ("full", "elbo"):
         mean_value = float(run.baseline.values(eval_t(run.config.eval)).mean())
         found["eval_loss_controlled"] = run.baseline.control(loss, mean_value)
     if run.engine.averages:

@@ -26,6 +26,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2": {"model": {"architecture": "qwen2", "tie_word_embeddings": False, "logit_shift": True}},
     "annealed": {"model": {"attention_annealing_steps": 12, "activation_checkpointing": True}},
     "packed": {"diffusion": {"strata": 4}, "train": {"packing": True}},  # plain without its padding
+    "counts": {"diffusion": {"masking": "exact", "rows": 3, "strata": 4, "loss_weight": "uniform"}},
+    # some steps drop samples, whose loss is a sum over ranks that share them
+    "scripts": {
+        "diffusion": {
+            "objective": "paper_scripts",
+            "p_pots": {"target": "paper", "fit": "epr", "num_x0": 2, "num_t": 9, "num_masks": 2},
+        },
+    },
     "turns": {
         "diffusion": {"t_sampler": "stratified", "normalization": "token", "pair_forward": "sequential"}
     },
@@ -39,6 +47,8 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"zero_stage": 0, **TENSOR}),
     ("qwen2", {"zero_stage": 1, **SEQUENCE}),
     ("packed", {"zero_stage": 2, **SEQUENCE}),
+    ("counts", {"zero_stage": 3, **TENSOR}),
+    ("scripts", {"zero_stage": 1, **SEQUENCE}),
 ]
 SLOW: dict[int, list[tuple[str, dict[str, Any]]]] = {
     2: [

@@ -25,6 +25,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
         }
     },
     "low_discrepancy": {"diffusion": {"t_sampler": "low_discrepancy", "masking": "bernoulli"}},
+    "counts": {
+        "diffusion": {
+            "masking": "exact",
+            "rows": 3,
+            "strata": 4,
+            "pair_forward": "sequential",
+            "p_pots": {"num_x0": 2, "num_masks": 2, "refit_every": 5},
+        }
+    },
+    "bell": {
+        "diffusion": {"masking": "independent", "loss_weight": "bell", "t_sampler": "stratified"},
+        "train": {"packing": True},
+    },
+    "scripts": {
+        "diffusion": {
+            "objective": "paper_scripts",
+            "p_pots": {"target": "paper", "fit": "epr", "num_x0": 2, "num_t": 9, "num_masks": 2},
+        },
+    },
     "annealed": {"model": {"attention_annealing_steps": 12}},
     "no_baseline": {"diffusion": {"ema_decay": 0.0}},
     "token": {"diffusion": {"normalization": "token", "t_sampler": "stratified"}},
@@ -136,7 +155,7 @@ def test_variants_are_different_objectives(runs: Path) -> None:
         losses = [series(runs, name_of(kind, 1, 4, 0), "loss") for kind in (first, second)]
         return float(np.abs(losses[0] / losses[1] - 1).max())
 
-    for first, second in combinations(("plain", "token", "untied"), 2):
+    for first, second in combinations(("plain", "token", "untied", "counts", "bell", "scripts"), 2):
         assert largest_difference(first, second) > 1e-3
     # a model at random hardly attends, so that it matters little where it may look
     assert largest_difference("plain", "annealed") > 1e-4
