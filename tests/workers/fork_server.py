@@ -132,6 +132,7 @@ def run(job: Rank) -> None:
     os.environ.update(request["environment"])
     if request["num_ranks"]:
         os.environ.update(launcher_environment(job))
+        draw_nothing()
     script = Path(request["command"][0])
     sys.argv[:] = request["command"]
     sys.path[0] = str(script.resolve().parent)
@@ -139,6 +140,20 @@ def run(job: Rank) -> None:
     module.__file__ = str(script)
     sys.modules["__main__"] = module
     exec(compile(script.read_text(), str(script), "exec"), module.__dict__)
+
+
+def draw_nothing() -> None:
+    """Make the figures of ranks empty files: drawing takes longer than the steps of a tiny run.
+
+    Scripts without a launcher and runs in the test process draw theirs.
+    """
+    from mdmscale.training import trainer
+
+    def save_nothing(_: Any, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    trainer.save_figure = save_nothing
 
 
 def launcher_environment(job: Rank) -> dict[str, str]:
