@@ -29,16 +29,18 @@ SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.nam
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long test files first, so that no worker of pytest-xdist ends with a long one.
 
-    First come files that have a test with a longer timeout, then files that start ranks, then the rest.
+    First come files that have a test with a longer timeout, the longest before the others, then files that
+    start ranks, then the rest.
     """
 
-    def key(item: pytest.Item) -> int:
-        return 0 if item.get_closest_marker("timeout") else 1 if item.get_closest_marker("distributed") else 2
+    def key(item: pytest.Item) -> float:
+        timeout = item.get_closest_marker("timeout")
+        return timeout.args[0] if timeout else 1 if item.get_closest_marker("distributed") else 0
 
-    longest: dict[Path, int] = {}
+    longest: dict[Path, float] = {}
     for item in items:
-        longest[item.path] = min(key(item), longest.get(item.path, 2))
-    items.sort(key=lambda item: longest[item.path])
+        longest[item.path] = max(key(item), longest.get(item.path, 0))
+    items.sort(key=lambda item: -longest[item.path])
 
 
 @pytest.fixture(scope="session")
