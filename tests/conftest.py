@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from workers.forked import Job
+from workers.without_figures import draw_nothing
 
 if TYPE_CHECKING:
     from mdmscale.parallel.ranks import Ranks
@@ -90,7 +91,7 @@ def tiny_values(corpus: Path, output_dir: Path) -> dict[str, Any]:
         "diffusion": {
             "t_sampler": "p_pots",
             "masking": "mirror",
-            "p_pots": {"num_x0": 4, "num_t": 9, "num_masks": 4},
+            "p_pots": {"num_x0": 2, "num_t": 9, "num_masks": 4},
         },
         "train": {"steps": 20, "global_batch_size": 8, "micro_batch_size": 4},
         "optimizer": {"lr": 3e-3, "warmup_steps": 4},
@@ -129,6 +130,7 @@ def process_group() -> Iterator[None]:
 
     with kept_environment():
         initialise()
+    draw_nothing()
     yield
     finalise()
 

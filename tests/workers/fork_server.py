@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from without_figures import draw_nothing
+
 SECONDS_FOR_OTHERS = 1.0  # that the other ranks have after one has failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -140,20 +142,6 @@ def run(job: Rank) -> None:
     module.__file__ = str(script)
     sys.modules["__main__"] = module
     exec(compile(script.read_text(), str(script), "exec"), module.__dict__)
-
-
-def draw_nothing() -> None:
-    """Make the figures of ranks empty files: drawing takes longer than the steps of a tiny run.
-
-    Scripts without a launcher and runs in the test process draw theirs.
-    """
-    from mdmscale.training import trainer
-
-    def save_nothing(_: Any, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-    trainer.save_figure = save_nothing
 
 
 def launcher_environment(job: Rank) -> dict[str, str]:
