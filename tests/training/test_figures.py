@@ -4,13 +4,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mdmscale.training.figures import save_figure, training_figure
+import numpy as np
+
+from mdmscale.diffusion.density import DensityTable
+from mdmscale.training.figures import p_pots_figure, save_figure, training_figure
 
 
 def test_losses_are_drawn(tmp_path: Path) -> None:
     records = [{"step": step, "loss": 1 / step, "eval_loss": 2 / step} for step in range(1, 9)]
     save_figure(training_figure(records), tmp_path / "figures" / "loss.png")
     assert (tmp_path / "figures" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_fit_is_drawn_beside_what_was_measured(tmp_path: Path) -> None:
+    edges = np.linspace(0, 1, 5)
+    density = DensityTable(edges, np.array([0.4, 0.8, 1.2, 1.6]))
+    figure = p_pots_figure(edges, np.array([np.nan, 1.0, 0.0, 4.0]), density, "loss")
+    save_figure(figure, tmp_path / "p_pots.png")
+    assert (tmp_path / "p_pots.png").read_bytes().startswith(b"\x89PNG")
+    (points, _) = figure.axes[0].get_lines()
+    assert list(points.get_xdata()) == [0.375, 0.875], "cells without a measurement have no point"
 
 
 def test_matplotlib_is_imported_only_to_draw() -> None:
