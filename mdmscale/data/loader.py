@@ -66,12 +66,19 @@ class TrainLoader:
 
 
 def make_t_sampler(config: RunConfig) -> TSampler:
-    """The t-sampler of a run. P-POTS starts from the uniform density and replaces it after a measurement."""
-    batch, diffusion = config.train.global_batch_size, config.diffusion
+    """The t-sampler of a run."""
+    return t_sampler_of(config.diffusion, config.run.seed, config.train.global_batch_size)
+
+
+def t_sampler_of(diffusion: DiffusionSection, seed: int, batch_size: int) -> TSampler:
+    """The t-sampler that the section describes, for global batches of `batch_size` samples.
+
+    P-POTS starts from the uniform density and replaces it after a measurement.
+    """
     return TSampler(
-        config.run.seed,
-        batch,
-        strata=diffusion.strata or (batch if diffusion.t_sampler == "stratified" else None),
+        seed,
+        batch_size,
+        strata=diffusion.strata or (batch_size if diffusion.t_sampler == "stratified" else None),
         low_discrepancy=diffusion.t_sampler == "low_discrepancy",
         density=uniform_density(diffusion),
         loss_weight=diffusion.initial_loss_weight,

@@ -28,6 +28,8 @@ class Stream(IntEnum):
     BOOTSTRAP = 12  # items of a bootstrap's resamples
     GENERATION = 32  # tokens and their order in sampling, by text and step
     SCHEDULE = 33  # the step of sampling at which each mask of a text goes, by text
+    INITIAL_WEIGHTS = 48  # of the stacked models of a decision
+    QUESTION = 49  # a question of a decision's task, by set and number; its tables
 
 
 def generator(seed: int, stream: Stream, index: int, step: int = 0) -> np.random.Generator:
