@@ -37,7 +37,7 @@ def test_a_clear_winner_is_given_as_keys_with_its_interval() -> None:
         "exact_pair+p_pots": result(Ratio(3.0, 2.5, 3.6, 2.0), 2, PAIR),
         "window": result(Ratio(9.0, 8.0, 10.0, 7.0), 1, {"loss_weight": "window"}, is_unbiased=False),
     }
-    assert recommended(results) == "exact_pair+p_pots"
+    assert recommended(results, 16) == "exact_pair+p_pots"
     text = recommend(results, 16, Estimate(200.0, 150.0, 300.0))
     assert (
         "Use exact_pair+p_pots. At equal forward rows it reduces the gradient's variance 3.00 times" in text
@@ -59,10 +59,10 @@ def test_nothing_is_recommended_if_nothing_is_distinguishable() -> None:
         "exact": result(Ratio(3.0, 2.5, 3.6, 2.0), adam=Ratio(0.5, 0.4, 0.6, 0.3), keys={"masking": "exact"}),
         "window": result(Ratio(9.0, 8.0, 10.0, 7.0), is_unbiased=False),
     }
-    assert recommended(results) is None
+    assert recommended(results, 16) is None
     text = recommend(results, 16, Estimate(2.0, 1.0, 3.0))
     assert text.startswith("No unbiased method is distinguishable from standard")
-    assert "Set" not in text
+    assert "Set these keys" not in text
     assert "noise is not what limits a step" in text
 
 
@@ -73,10 +73,13 @@ def test_of_equals_the_simplest_is_recommended() -> None:
         "exact": result(Ratio(2.0, 1.8, 2.2, 1.7), 1, {"masking": "exact"}),
         "count": result(Ratio(1.5, 1.4, 1.6, 1.3), 1, {}),
     }
-    assert recommended(results) == "exact"
+    assert recommended(results, 16) == "exact"
     text = recommend(results, 16, None)
-    assert "    diffusion:\n      masking: exact\n" in text + "\n"
+    assert "    diffusion:\n      masking: exact\n      t_sampler: uniform\n" in text + "\n"
     assert "global_batch_size" not in text
+    only_large = {name: each for name, each in results.items() if name in ("standard", "exact_4")}
+    assert recommended(only_large, 4) == "exact_4"
+    assert recommended(only_large, 2) is None, "its rows do not fit the batch"
     assert "cannot be told from 0" in text
 
 
