@@ -9,6 +9,11 @@ import yaml
 from mdmscale.analysis.variance.estimates import Estimate, Ratio
 from mdmscale.analysis.variance.methods import STANDARD
 
+PLAIN_KEYS = {
+    "masking": "bernoulli",
+    "t_sampler": "uniform",
+}  # their defaults, which a config may differ from
+
 
 @dataclass(frozen=True)
 class MethodResult:
@@ -26,17 +31,21 @@ class MethodResult:
     effective_batch: float
 
 
-def recommended(results: Mapping[str, MethodResult]) -> str | None:
+def recommended(results: Mapping[str, MethodResult], batch_rows: int) -> str | None:
     """The name of the method to use; None if none is distinguishable from standard.
 
-    Candidates are unbiased methods whose gradient surely varies less than standard's, also under Adam as far
-    as can be seen. The best has the highest lower end of its interval. Of those that it may equal, the
-    simplest is recommended: fewest rows a sample, so more different samples, and then fewest keys.
+    Candidates are unbiased methods that fit the batch and whose gradient surely varies less than standard's,
+    also under Adam as far as can be seen. The best has the highest lower end of its interval. Of those that
+    it may equal, the simplest is recommended: fewest rows a sample, so more different samples, and then
+    fewest keys.
     """
     candidates = {
         name: result
         for name, result in results.items()
-        if result.is_unbiased and result.ratio["gradient"].sure_low > 1 and result.ratio["adam"].high >= 1
+        if result.is_unbiased
+        and result.rows <= batch_rows
+        and result.ratio["gradient"].sure_low > 1
+        and result.ratio["adam"].high >= 1
     }
     if not candidates:
         return None
@@ -57,7 +66,7 @@ def recommend(results: Mapping[str, MethodResult], batch_rows: int, scale: Estim
 
 
 def _choice(results: Mapping[str, MethodResult], batch_rows: int) -> str:
-    name = recommended(results)
+    name = recommended(results, batch_rows)
     if name is None:
         return (
             "No unbiased method is distinguishable from standard: none surely has less gradient variance at "
@@ -65,14 +74,13 @@ def _choice(results: Mapping[str, MethodResult], batch_rows: int) -> str:
         )
     result = results[name]
     by = result.ratio["gradient"]
-    keys = yaml.safe_dump({"diffusion": result.keys or {"masking": "bernoulli"}}, sort_keys=False)
+    keys = yaml.safe_dump({"diffusion": {**PLAIN_KEYS, **result.keys}}, sort_keys=False)
     block = "\n".join(f"    {line}" for line in keys.splitlines())
-    change = "reduces" if by.value >= 1 else "changes"
     lines = [
-        f"Use {name}. At equal forward rows it {change} the gradient's variance {by.value:.2f} times "
+        f"Use {name}. At equal forward rows it reduces the gradient's variance {by.value:.2f} times "
         f"(95% interval {by.low:.2f} to {by.high:.2f}; preconditioned as Adam does "
         f"{result.ratio['adam'].value:.2f} times): {batch_rows} rows count as {result.effective_batch:.0f} "
-        f"rows of standard. Set\n\n{block}"
+        f"rows of standard. Set these keys, and leave out other keys of masks and t:\n\n{block}"
     ]
     if result.rows > 1:
         samples = batch_rows / result.rows

@@ -58,5 +58,5 @@ def tail_uniforms(
             np.sum(row[places] >= 1 - rate if number else row[places] < rate)
             for number, rate in enumerate(of_row)
         ]
-        weight /= PLAIN + (1 - PLAIN) * np.mean(np.divide(counts, of_row)) / len(places)
+        weight /= PLAIN + (1 - PLAIN) * float(np.mean(np.divide(counts, of_row))) / len(places)
     return moved, weight

@@ -65,7 +65,7 @@ def measured(
 ) -> tuple[Collected, Measurer]:
     """What the report collects of a toy. `keys`: of the config's `diffusion` section."""
     values = tiny_values(Path("unused"), Path("unused"))
-    values["diffusion"] = {"p_pots": {"num_x0": 4, "num_masks": 100}, **keys}
+    values["diffusion"] = {"p_pots": {"num_x0": 4, "num_masks": 50}, **keys}
     config = RunConfig.model_validate(values)
     collate = Collator(mask_token_id=len(toy.theta))
     engine: Any = toy.eval()
