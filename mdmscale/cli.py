@@ -25,6 +25,10 @@ COMMANDS = {
         "mdmscale.analysis.study.study_command",
         "train methods under several seeds at equal forward rows, and compare them",
     ),
+    "decide": (
+        "mdmscale.analysis.decision.decide_command",
+        "decide on many seeds of small models which variance reduction changes results",
+    ),
     "plan": (
         "mdmscale.analysis.planning.plan_command",
         "estimate memory, step time, communication and cost of a config on a cluster",

@@ -32,6 +32,7 @@ ORDER = [
     "analysis/bench",
     "analysis/variance",
     "analysis/study",
+    "analysis/decision",
 ]
 
 Imports = dict[str, set[str]]  # module -> the modules of the package that it imports

@@ -38,10 +38,10 @@ class Arm:
         """
         values: dict[str, Any] = {}
         for name, value in self.options.items():
-            *sections, last = name.split(".")
+            *parents, last = name.split(".")
             target = values
-            for section in sections:
-                target = target.setdefault(section, {})
+            for parent in parents:
+                target = target.setdefault(parent, {})
             target[last] = value
         try:
             section = DiffusionSection.model_validate(values)

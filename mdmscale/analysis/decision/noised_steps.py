@@ -46,7 +46,7 @@ def probe_noise(
     """Draw number `draw` of a P-POTS probe at t, as `p_pots_probe.measure_p_pots` makes it."""
     length, corruption = len(sample.token_ids), noise.corruption.probed
     uniform = DensityTable.uniform(edges[0], edges[-1])
-    u = np.full(corruption.num_t(length), uniform.distribution(t))
+    u = np.full(corruption.num_t(length), uniform.distribution(np.asarray(t)))
     levels = Levels(u, uniform, sampler.loss_weight)
     return corrupted(
         sample, levels, mask_uniforms(sampler.seed, draw, length, Stream.PROBE), noise, corruption
