@@ -259,13 +259,10 @@ def buffer_bytes(workload: Workload) -> float:
 
 def probe_bytes(workload: Workload) -> float:
     """One forward of a P-POTS probe, without gradients. Its rows are all the masks of one sample."""
-    diffusion = workload.config.diffusion
-    if diffusion.t_sampler != "p_pots":
+    if workload.config.diffusion.t_sampler != "p_pots":
         return 0.0
     shape, width, tensor = workload.shape, workload.width, workload.parallel.tensor
-    tokens = (
-        diffusion.p_pots.num_masks * workload.rows_per_sample * workload.length / workload.parallel.sequence
-    )
+    tokens = workload.rows_per_probe * workload.length / workload.parallel.sequence
     layer = width * (4 * shape.hidden + 3 * shape.inner / tensor)
     head = head_bytes(workload, tokens, with_gradients=False) + tokens * width * shape.hidden
     gathered = buffer_bytes(workload) if workload.parallel.zero_stage == 3 else 0.0

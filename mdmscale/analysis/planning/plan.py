@@ -66,15 +66,15 @@ class Plan:
     @property
     def probe_forwards(self) -> int:
         """Forwards of one probe over all ranks. A forward holds a sample at one t under all its masks."""
-        options = self.workload.config.diffusion.p_pots
-        return options.num_x0 * (len(probe_edges(options)) - 1)
+        diffusion = self.workload.config.diffusion
+        cells = len(probe_edges(diffusion.p_pots, diffusion.drawn_range)) - 1
+        return diffusion.p_pots.num_x0 * cells
 
     @property
     def probe_seconds(self) -> float:
         """One probe, whose forwards are distributed over the data ranks."""
-        diffusion, workload = self.workload.config.diffusion, self.workload
-        rows = diffusion.p_pots.num_masks * workload.rows_per_sample
-        tokens = rows * workload.length / workload.parallel.sequence
+        workload = self.workload
+        tokens = workload.rows_per_probe * workload.length / workload.parallel.sequence
         turns = -(-self.probe_forwards // workload.batch_layout.dp_size)
         return turns * forward_seconds(workload, self.cluster.gpu, tokens)
 

@@ -74,7 +74,7 @@ def host_line(plan: Plan) -> str:
 
 
 def probe_line(plan: Plan) -> str:
-    rows = plan.workload.config.diffusion.p_pots.num_masks * plan.workload.rows_per_sample
+    rows = plan.workload.rows_per_probe
     return (
         f"P-POTS: {plan.num_probes} probe{'s' if plan.num_probes > 1 else ''} of {plan.probe_forwards:,} "
         f"forwards of {rows} rows, {plan.probe_seconds:,.1f} s each, {plan.probe_share:.2%} of the run"

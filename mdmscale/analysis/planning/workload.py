@@ -51,6 +51,12 @@ class Workload:
         return self.config.diffusion.rows_per_sample
 
     @property
+    def rows_per_probe(self) -> int:
+        """Rows of a forward of a P-POTS probe: all the masks of one sample at one t."""
+        diffusion = self.config.diffusion
+        return diffusion.p_pots.num_masks * diffusion.corruption.probed.num_rows
+
+    @property
     def forwards(self) -> int:
         """Forwards of one rank in a step."""
         return self.batch_layout.forwards_per_step
