@@ -1,5 +1,6 @@
 """paper_scripts drops the gradients that torch.clamp would drop from each sample's loss."""
 
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -69,6 +70,9 @@ def test_a_run_shows_the_losses_whose_gradients_are_dropped(
     small = {"num_x0": 2, "num_t": 9, "num_masks": 2}
     tiny["diffusion"] |= {"objective": "paper_scripts", "p_pots": P_POTS | small}
     tiny["train"]["steps"], tiny["optimizer"] = 2, {"lr": 3e-3, "warmup_steps": 0}
-    records = read_metrics(train(RunConfig.model_validate(tiny)).folder)
+    folder = train(RunConfig.model_validate(tiny)).folder
+    records = read_metrics(folder)
     assert [record["grad_norm"] for record in records] == [0, 0]
     assert min(record["loss"] for record in records) > 1
+    described = json.loads((folder / "hf" / "config.json").read_text())["mdm"]
+    assert described["objective"] == "full", "what it has trained is a masked diffusion model"
