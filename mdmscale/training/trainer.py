@@ -132,9 +132,9 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     sums = StepSums(run.baseline, scale, run.ranks)
     for number, batch in enumerate(batches):
         batch = batch.to(run.ranks.device)
-        if run.noise.corruption.loss_clamp is not None:
-            batch = without_large_losses(run, batch, run.noise.corruption.loss_clamp)
-        loss, cross_entropies, squared_norms = run.engine(**batch.model_inputs)
+        clamp = run.noise.corruption.loss_clamp
+        learnt = batch if clamp is None else without_large_losses(run, batch, clamp)
+        loss, cross_entropies, squared_norms = run.engine(**learnt.model_inputs)
         clock.mark("forward")
         run.engine.accumulate(loss, scale, is_last=number == len(batches) - 1)
         clock.mark("backward")
@@ -228,7 +228,8 @@ def loss_scale(run: Run, batches: list[Batch]) -> float | torch.Tensor:
 def without_large_losses(run: Run, batch: Batch, clamp: float) -> Batch:
     """The batch without the gradients of samples whose loss exceeds `clamp`, as torch.clamp drops them.
 
-    It needs a forward of its own, because the gradient is computed together with the losses.
+    It needs a forward of its own, because the gradient is computed together with the losses. The metrics
+    show the losses of all samples.
     """
     with torch.no_grad():
         _, cross_entropies, _ = run.engine(**batch.model_inputs)

@@ -1,5 +1,6 @@
 """paper_scripts drops the gradients that torch.clamp would drop from each sample's loss."""
 
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,12 +10,15 @@ import torch
 from diffusion.tiny_model import make_model
 
 from mdmscale.config.diffusion import DiffusionSection
+from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
 from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import Noise, noise_sample
+from mdmscale.diffusion.paper_scripts import PaperScripts
 from mdmscale.diffusion.sample import Sample
 from mdmscale.parallel.ranks import Ranks
-from mdmscale.training.trainer import without_large_losses
+from mdmscale.training.metrics import read_metrics
+from mdmscale.training.trainer import train, without_large_losses
 
 P_POTS = {"target": "paper", "fit": "epr"}
 
@@ -56,3 +60,19 @@ def test_gradients_are_those_of_clamped_losses(ranks: Ranks) -> None:
     assert expected is not None
     for mine, plain in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-7)
+
+
+def test_a_run_shows_the_losses_whose_gradients_are_dropped(
+    tiny: dict[str, Any], ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them here. A loss of 0 would look like success."""
+    monkeypatch.setattr(PaperScripts, "loss_clamp", 0.0)
+    small = {"num_x0": 2, "num_t": 9, "num_masks": 2}
+    tiny["diffusion"] |= {"objective": "paper_scripts", "p_pots": P_POTS | small}
+    tiny["train"]["steps"], tiny["optimizer"] = 2, {"lr": 3e-3, "warmup_steps": 0}
+    folder = train(RunConfig.model_validate(tiny)).folder
+    records = read_metrics(folder)
+    assert [record["grad_norm"] for record in records] == [0, 0]
+    assert min(record["loss"] for record in records) > 1
+    described = json.loads((folder / "hf" / "config.json").read_text())["mdm"]
+    assert described["objective"] == "full", "what it has trained is a masked diffusion model"
