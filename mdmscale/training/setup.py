@@ -100,7 +100,7 @@ class Run:
     @property
     def components(self) -> dict[str, Stateful]:
         """The parts that have a state of their own, by their names in checkpoints."""
-        return {"p_pots": self.p_pots, "baseline": self.baseline, "gradient_norms": self.gradient_norms}
+        return {"p_pots": self.p_pots, "baseline": self.baseline}
 
     def engine_layout(self) -> EngineLayout:
         """How DeepSpeed's files of this job are laid out."""

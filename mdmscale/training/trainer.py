@@ -91,6 +91,8 @@ def run_to_end(run: Run) -> Outcome:
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
         run.loader,
     ):
+        if ranks.is_first:  # which alone writes metrics; those after `first_step` have been dropped
+            run.gradient_norms.recall(record["grad_norm"] for record in read_metrics(folder))
         # Every forward counts as progress, whether of training, a probe or an evaluation.
         run.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:

@@ -24,7 +24,7 @@ DECAY = 0.5  # of the average; its warm-up reaches it after 8 updates
 STAGES = range(4)
 SOURCES = [("fp32", stage) for stage in STAGES] + [("bf16", 0), ("bf16", 1), ("bf16", 3)]
 EVALUATED = [("fp32", 2), ("bf16", 1), ("bf16", 3)]  # on 2 ranks
-EVERY_STEP = [("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 3)]  # saved at each, on 2 ranks
+EVERY_STEP = [("fp32", 2), ("bf16", 1), ("bf16", 3)]  # saved at each, on 2 ranks
 # (dtype, ranks and stage that saved, ranks and stage that go on)
 SAME_STAGE = [("fp32", 1, stage, 2, stage) for stage in STAGES] + [
     ("fp32", 2, stage, 1, stage) for stage in STAGES
