@@ -62,7 +62,7 @@ def test_second_moments_are_those_of_the_closed_forms(n: int, table: dict[str, f
     for name, ratio in table.items():
         assert truth["standard"] / truth[name] == pytest.approx(ratio, rel=0.03)
     names = [*table, "independent+rate"]
-    collected, _ = measured(Toy(np.ones(n)), ToySource(n), ranks, names, samples=288)
+    collected, _ = measured(Toy(np.ones(n)), ToySource(n), ranks, names, samples=192)
     second = by_name(collected, collected.waves.second[:, :, GRADIENT].mean(axis=0))
     for name, value in truth.items():
         # a probe finds the best density up to its cells, its share of the uniform one and its noise
@@ -114,7 +114,7 @@ def batch_variance(collected: Collected, name: str, size: int, num_batches: int)
 def test_a_method_s_variance_is_that_of_whole_batches(name: str, size: int, ranks: Ranks) -> None:
     collected = of_slopes(ranks)
     found = by_name(collected, compute_variances(collected).variance[0, :, GRADIENT])[name]
-    assert found == pytest.approx(batch_variance(collected, name, size, 4800 // size), rel=0.15)
+    assert found == pytest.approx(batch_variance(collected, name, size, 3200 // size), rel=0.2)
 
 
 def test_strata_and_pairs_help_in_the_toy(ranks: Ranks) -> None:
@@ -123,7 +123,7 @@ def test_strata_and_pairs_help_in_the_toy(ranks: Ranks) -> None:
     of_methods = ratios(compute_variances(collected).variance[:, :, GRADIENT])
     found = dict(zip([each.method.name for each in collected.estimators], of_methods, strict=True))
     assert found["standard"].value == found["standard"].low == 1
-    assert found["exact_pair"].low > 1.1 and found["stratified"].low > 1.1
+    assert found["exact_pair"].low > 1.1 and found["stratified"].low > 1 and found["exact_4"].high < 0.9
     for ratio in of_methods[1:]:
         assert ratio.sure_low < ratio.low < ratio.value < ratio.high
 

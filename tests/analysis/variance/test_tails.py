@@ -19,7 +19,7 @@ from mdmscale.diffusion.schedule import mask_rate
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.diffusion.uniforms import Stream, generator
 
-N, EPS, DRAWS = 3, 1e-3, 1500
+N, EPS, DRAWS = 3, 1e-3, 1000
 SKEWED = DensityTable.from_weights(np.array([0, 0.05, 0.3, 1.0]), np.array([4.0, 2.0, 1.0]), 0.05)
 UNIFORM = DensityTable.uniform()
 SAMPLE = Sample(np.arange(N + 1), np.arange(N + 1) < N)
@@ -63,7 +63,7 @@ def test_weighted_draws_have_the_second_moment_of_training(masking: str, density
     error = values.std() / math.sqrt(DRAWS)
     truth = expected(masking, density)
     assert abs(values.mean() - truth) < 4 * error
-    assert error < 0.12 * truth
+    assert error < 0.15 * truth
     weights = np.array([weight for _, weight in draws])
     assert weights.mean() == pytest.approx(1, abs=4 * weights.std() / math.sqrt(DRAWS))
 
