@@ -30,13 +30,13 @@ class FromScratchSettings:
     hidden_size: int = 64
     num_layers: int = 3
     intermediate_size: int = 192
-    num_steps: int = 1200
+    num_steps: int = 1500
     batch_size: int = 1
     num_sequences: int = 12_000
     warmup_steps: int = 50
     weight_decay: float = 0.1
     ema_decay: float = 0.97
-    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    rates: tuple[float, ...] = (3e-3, 6e-3, 12e-3)
     tuning_seeds: int = 2
     num_texts: int = 64  # sequences for tuning, and as many held-out ones
     likelihood_rows: int = 16

@@ -54,26 +54,33 @@ def probe_noise(
 
 
 def step_rows(samples: Sequence[Sample], samplers: Sequence[TSampler], step: int, noise: Noise) -> StepRows:
-    """The rows of step `step` of all lanes. Lanes with the same sampler have the same rows.
+    """The rows of step `step` of all lanes. Lanes of a seed with the same p(t) have the same.
 
     Each lane goes through the samples in epochs of its own seed's order, as a run does.
     """
-    made: dict[int, tuple[np.ndarray, ...]] = {}
-    for sampler in samplers:
-        if id(sampler) in made:
+    made: dict[bytes, tuple[np.ndarray, ...]] = {}
+    keys = [key_of(sampler) for sampler in samplers]
+    for key, sampler in zip(keys, samplers, strict=True):
+        if key in made:
             continue
         noised = []
         for slot in range(sampler.global_batch_size):
             index = step * sampler.global_batch_size + slot
             sample = samples[sequence_of_sample(index, len(samples), sampler.seed)]
             noised.append(training_noise(sample, index, sampler, noise))
-        made[id(sampler)] = rows_of(noised)
-    targets, masks, weights = zip(*(made[id(sampler)] for sampler in samplers), strict=True)
+        made[key] = rows_of(noised)
+    targets, masks, weights = zip(*(made[key] for key in keys), strict=True)
     return StepRows(
         torch.from_numpy(np.stack(targets)),
         torch.from_numpy(np.stack(masks)),
         torch.from_numpy(np.stack(weights)),
     )
+
+
+def key_of(sampler: TSampler) -> bytes:
+    """What samplers of a stack differ in: the seed and p(t)."""
+    density = sampler.density
+    return sampler.seed.to_bytes(8, "little") + density.edges.tobytes() + density.density.tobytes()
 
 
 def rows_of(noised: Sequence[NoisedSample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

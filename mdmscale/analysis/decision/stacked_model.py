@@ -127,11 +127,9 @@ class StackedModel:
     ) -> torch.Tensor:
         lanes, heads = len(hidden), self.shape.num_heads
         qkv = _linear(hidden, self.parameters[f"{layer}.qkv"]).view(lanes * rows, length, 3, heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [lanes * rows, heads, length, head] each
-        cosine, sine = self._rotation(length)
-        mixed = F.scaled_dot_product_attention(
-            _rotated(query, cosine, sine), _rotated(key, cosine, sine), value, is_causal=is_causal
-        )
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # [3, lanes * rows, heads, length, head]
+        query, key = self._rotated(qkv[:2])
+        mixed = F.scaled_dot_product_attention(query, key, qkv[2], is_causal=is_causal)
         mixed = mixed.transpose(1, 2).reshape(lanes, rows * length, -1)
         return _linear(mixed, self.parameters[f"{layer}.out"])
 
@@ -139,13 +137,22 @@ class StackedModel:
         eps = self.shape.rms_norm_eps
         return F.rms_norm(hidden, hidden.shape[-1:], eps=eps) * self.parameters[name][:, None]
 
+    def _rotated(self, heads: torch.Tensor) -> torch.Tensor:
+        """Queries and keys [..., length, head] with rotary position embeddings."""
+        cosine, sine = self._rotation(heads.shape[-2])
+        return torch.addcmul(heads * cosine, heads.roll(heads.shape[-1] // 2, dims=-1), sine)
+
     def _rotation(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cosines and sines of rotary position embeddings, float32 [length, head] each."""
+        """Cosines and sines of the rotation, float32 [length, head] each; the first sines are negative.
+
+        With the sign there, the other half of a head only has to move: (-x2, x1) sin = (x2, x1) (-sin, sin).
+        """
         if length not in self._rotations:
             head = self.shape.hidden_size // self.shape.num_heads
             frequencies = self.shape.rope_theta ** (-torch.arange(0, head, 2) / head)
-            angles = (torch.arange(length)[:, None] * frequencies).repeat(1, 2)
-            self._rotations[length] = angles.cos(), angles.sin()
+            angles = torch.arange(length)[:, None] * frequencies  # [length, head / 2]
+            sines = torch.cat([-angles.sin(), angles.sin()], dim=1)
+            self._rotations[length] = angles.cos().repeat(1, 2), sines
         return self._rotations[length]
 
 
@@ -163,9 +170,3 @@ def initial_values(shape: ModelShape, seed: int) -> torch.Tensor:
 def _linear(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """inputs [lanes, tokens, in] through weight [lanes, out, in]."""
     return torch.bmm(inputs, weight.transpose(1, 2))
-
-
-def _rotated(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    half = heads.shape[-1] // 2
-    turned = torch.cat([-heads[..., half:], heads[..., :half]], dim=-1)
-    return heads * cosine + turned * sine

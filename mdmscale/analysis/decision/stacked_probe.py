@@ -4,8 +4,10 @@ Pooled statistics would be less noisy, but then a lane's steps would depend on i
 of a probe, which is part of the method, would be missing from its results.
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -34,17 +36,25 @@ def probed(
     edges = probe_edges(section.p_pots, section.drawn_range)
     defensive = 0.0 if section.objective == "paper_scripts" else None
     masks_are_empty = not noise.corruption.draws_counts
-    return [
-        replace(
-            sampler,
-            density=fit_density(
-                each.second_moment(section.p_pots.target), edges, section.p_pots, defensive, masks_are_empty
-            ),
-        )
-        for sampler, each in zip(
-            samplers, measure(model, samples, samplers, step, noise, edges, first), strict=True
-        )
-    ]
+    statistics = measure(model, samples, samplers, step, noise, edges, first)
+    moments = [each.second_moment(section.p_pots.target) for each in statistics]
+    with without_warnings():
+        return [
+            replace(sampler, density=fit_density(moment, edges, section.p_pots, defensive, masks_are_empty))
+            for sampler, moment in zip(samplers, moments, strict=True)
+        ]
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Fits without warnings of empty masks at small t, which short answers give in every other lane."""
+    logger = logging.getLogger(fit_density.__module__)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What the fine-tuning part says, in sentences. Better or worse is what an interval says, not a mean."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Comparison:
     def text(self) -> str:
         return (
             f"{self.method} against {self.reference}: {points(self.accuracy)}, {self.word}; "
-            f"NLL {signed(self.likelihood)}; spread times {ratio(self.spread)}"
+            f"NLL {signed(self.likelihood)}; spread {times(self.spread)}"
         )
 
 
@@ -170,7 +171,7 @@ def goal(regimes: Regimes) -> list[str]:
             half = "reached" if found.spread.mean <= 0.5 else "not reached"
             lines.append(
                 f"{described(regime)}: better at equal rows {better} ({points(found.accuracy)}); at most "
-                f"half the spread {half} (times {ratio(found.spread)})."
+                f"half the spread {half} ({times(found.spread)})."
             )
     return lines
 
@@ -190,4 +191,10 @@ def signed(difference: Difference) -> str:
 
 
 def ratio(difference: Difference) -> str:
+    if math.isnan(difference.mean):
+        return "unknown"  # all seeds of one are alike
     return f"{difference.mean:.2f} ({difference.low:.2f} to {difference.high:.2f})"
+
+
+def times(difference: Difference) -> str:
+    return ratio(difference) if math.isnan(difference.mean) else f"times {ratio(difference)}"
