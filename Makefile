@@ -2,6 +2,7 @@
 #   make train        prepare data, train configs/quickstart.yaml on $(RANKS) ranks, print samples
 #   make test         run the tests without the slow ones
 #   make test-slow    run the slow tests, which take minutes
+#   make test-all     run both in one go, which saves their common start
 #   make check        check formatting, lint and types
 #   make paper-smoke  the paper's protocol in small: a real model, real problems, a table; minutes
 #   make format       format the code and fix what ruff can fix
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 # DeepSpeed's first run builds its CPU communication op. It looks for the build tools on PATH.
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: train paper-smoke test test-slow check format clean
+.PHONY: train paper-smoke test test-slow test-all check format clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/.train data/quickstart/dataset.json
@@ -44,6 +45,9 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(PYTEST) -m slow
+
+test-all: $(VENV)/.dev
+	$(PYTEST)
 
 check: $(VENV)/.dev
 	ruff format --check .

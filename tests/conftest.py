@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from workers.forked import Job
+from workers.without_figures import draw_nothing
 
 if TYPE_CHECKING:
     from mdmscale.parallel.ranks import Ranks
@@ -29,16 +30,18 @@ SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.nam
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long test files first, so that no worker of pytest-xdist ends with a long one.
 
-    First come files that have a test with a longer timeout, then files that start ranks, then the rest.
+    First come files that have a test with a longer timeout, the longest before the others, then files that
+    start ranks, then the rest.
     """
 
-    def key(item: pytest.Item) -> int:
-        return 0 if item.get_closest_marker("timeout") else 1 if item.get_closest_marker("distributed") else 2
+    def key(item: pytest.Item) -> float:
+        timeout = item.get_closest_marker("timeout")
+        return timeout.args[0] if timeout else 1 if item.get_closest_marker("distributed") else 0
 
-    longest: dict[Path, int] = {}
+    longest: dict[Path, float] = {}
     for item in items:
-        longest[item.path] = min(key(item), longest.get(item.path, 2))
-    items.sort(key=lambda item: longest[item.path])
+        longest[item.path] = max(key(item), longest.get(item.path, 0))
+    items.sort(key=lambda item: -longest[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +91,7 @@ def tiny_values(corpus: Path, output_dir: Path) -> dict[str, Any]:
         "diffusion": {
             "t_sampler": "p_pots",
             "masking": "mirror",
-            "p_pots": {"num_x0": 4, "num_t": 9, "num_masks": 4},
+            "p_pots": {"num_x0": 2, "num_t": 9, "num_masks": 4},
         },
         "train": {"steps": 20, "global_batch_size": 8, "micro_batch_size": 4},
         "optimizer": {"lr": 3e-3, "warmup_steps": 4},
@@ -127,6 +130,7 @@ def process_group() -> Iterator[None]:
 
     with kept_environment():
         initialise()
+    draw_nothing()
     yield
     finalise()
 

@@ -74,7 +74,7 @@ class SyRMSection(Section):
 
 class BellSection(Section):
     mean: float = key(0.5, "t of the largest weight", ge=0, le=1)
-    std: float = key(0.2, "standard deviation over t of the normal density that the weight is", gt=0)
+    std: float = key(0.2, "standard deviation over t of the normal density that the weight is", ge=0.05)
 
 
 # The keys of the section that an autoregressive run has no use for, and why.
@@ -236,6 +236,7 @@ class DiffusionSection(Section):
             "weights": (None, "rate"),
             "isad": (None,),
             "pair_forward": ("joint",),
+            "normalization": ("sample",),
         }
         problems = [
             f"objective is paper_scripts but {name} = {getattr(self, name)}; the scripts have "

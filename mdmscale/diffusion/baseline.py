@@ -85,6 +85,10 @@ class EmaBaseline:
         self.weights = kept * self.weights + (1 - kept)
         return controlled
 
+    def rescale(self, factors: np.ndarray) -> None:
+        """Multiply b(t) by `factors` [cells], because from now on the losses there are multiplied by them."""
+        self.sums = self.sums * factors
+
     def state_dict(self) -> dict[str, Any]:
         """The state as JSON values. Floats keep every bit."""
         names = ("edges", "sums", "weights", "moments")

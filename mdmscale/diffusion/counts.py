@@ -12,7 +12,6 @@ has the same expectation and never more variance (Rao-Blackwell).
 """
 
 import numpy as np
-from scipy.special import betainc
 
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.loss_weight import LossWeight
@@ -40,6 +39,8 @@ def _integral(edges: np.ndarray, values: np.ndarray, count: int, n: int, eps: fl
     With r for t it is an incomplete beta function: C(n, l) B(l, n - l + 1) = 1 / l, and C(n, l)
     B(l + 1, n - l + 1) = 1 / (n + 1).
     """
+    from scipy.special import betainc  # late, because its import takes longer than that of all else here
+
     below = betainc(count + power + 1, n - count + 1, mask_rate(edges, eps))  # [cells + 1]
     whole = 1 / count if power else 1 / (n + 1)
     return float(values @ np.diff(below)) * whole / (1 - eps)

@@ -16,6 +16,14 @@ Objective = Literal["full", "ar", "paper_scripts"]
 """full: the MDM objective above. ar: cross-entropy of the next token, for comparison with that.
 paper_scripts: what the authors' published scripts train, see paper_scripts.py."""
 
+ModelKind = Literal["full", "ar"]
+"""What a model is, as its config.json says: a masked diffusion model, or an autoregressive one."""
+
+
+def model_kind(objective: Objective) -> ModelKind:
+    """What a run with this objective trains: paper_scripts, too, trains a masked diffusion model."""
+    return "ar" if objective == "ar" else "full"
+
 
 def token_share(num_eligible: int, normalization: Normalization) -> float:
     """The weight of one eligible token in its sample's loss.

@@ -104,11 +104,13 @@ def fit_density(
 ) -> DensityTable:
     """The density from which P-POTS samples t, fitted to h(t) [cells] in the cells of `edges` [cells + 1].
 
-    A value of h is unusable if it is not finite, or zero because none of its draws masked anything. Where
-    `masks_are_empty` is false, masks always hold a token, and a zero means that w(t) is 0 there. `defensive`
-    replaces that of the options. Unusable
+    A value of h is unusable if it is not finite, or zero because none of its draws masked anything. Unusable
     values are interpolated, with a warning. If half of the values or more are unusable, or the fitted density
     is not finite, the result is the uniform density.
+
+    Args:
+        defensive: replaces that of the options.
+        masks_are_empty: whether a mask may hold no token. If not, a zero is no accident: w(t) is 0 there.
     """
     uniform = DensityTable.uniform(edges[0], edges[-1])
     t = (edges[:-1] + edges[1:]) / 2

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from mdmscale.config.model import ModelSection
-from mdmscale.diffusion.objective import Objective
+from mdmscale.diffusion.objective import ModelKind
 from mdmscale.models.dropout import remove_dropout
 from mdmscale.models.folder_checks import check_not_adapter_alone
 from mdmscale.models.hub import opening_arguments
@@ -50,7 +50,7 @@ class Backbone:
     tokenizer: PreTrainedTokenizerBase
     mask_token_id: int
     logit_shift: bool
-    objective: Objective = "full"
+    objective: ModelKind = "full"
     lora: LoraConfig | None = None  # peft's, where adapters were added
     removed_dropout: dict[str, float] = field(
         default_factory=dict
@@ -71,7 +71,7 @@ def run_tokenizer(options: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_backbone(options: ModelSection, eps: float, seed: int, objective: Objective = "full") -> Backbone:
+def build_backbone(options: ModelSection, eps: float, seed: int, objective: ModelKind = "full") -> Backbone:
     """Load or initialise the model on the CPU, make it bidirectional and settle its mask token.
 
     Where neither options, model nor tokenizer name a mask token, one is added to the tokenizer. Its row is
@@ -103,7 +103,7 @@ def build_backbone(options: ModelSection, eps: float, seed: int, objective: Obje
     return Backbone(model, tokenizer, mask_token_id, logit_shift, objective, lora, removed_dropout)
 
 
-def model_config(options: ModelSection, num_tokens: int, objective: Objective = "full") -> PretrainedConfig:
+def model_config(options: ModelSection, num_tokens: int, objective: ModelKind = "full") -> PretrainedConfig:
     """The Hugging Face config that `options` describes: bidirectional, or causal for `ar`.
 
     With model.path, architecture keys that are given too must agree with the folder's. `num_tokens` is the
@@ -140,7 +140,7 @@ def model_config(options: ModelSection, num_tokens: int, objective: Objective = 
     return config
 
 
-def scratch_config(options: ModelSection, num_tokens: int, objective: Objective = "full") -> PretrainedConfig:
+def scratch_config(options: ModelSection, num_tokens: int, objective: ModelKind = "full") -> PretrainedConfig:
     """A config from the architecture keys alone, for a model that is trained from scratch."""
     shape = shape_of_keys(options, options.vocab_size or round_up(num_tokens, ROW_MULTIPLE))
     values: dict[str, Any] = {
@@ -193,7 +193,7 @@ def num_scratch_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def settle_logit_shift(
-    options: ModelSection, declared: dict[str, Any], objective: Objective = "full"
+    options: ModelSection, declared: dict[str, Any], objective: ModelKind = "full"
 ) -> bool:
     """Whether the logits are shifted: as the options say, else as the folder's mdm section declares.
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from mdmscale.diffusion.objective import Objective
+from mdmscale.diffusion.objective import ModelKind
 from mdmscale.models.folder_checks import check_no_adapter, check_not_adapter_alone, check_unquantized
 from mdmscale.models.token_ids import TokenIds, settle_ids, stated_ids
 from mdmscale.models.tokenizer import load_tokenizer
@@ -37,7 +37,7 @@ class ModelDescription:
     vocab_size: int
     max_length: int  # max_position_embeddings
     stated_ids: TokenIds  # EOS, BOS and padding
-    objective: Objective = "full"  # ar: it predicts the next token, and is sampled from left to right
+    objective: ModelKind = "full"  # ar: it predicts the next token, and is sampled from left to right
 
     @property
     def wanted_id(self) -> int:
@@ -127,9 +127,9 @@ def describe_model(folder: Path, *, autoregressive: bool = False) -> ModelDescri
 
 def _check_objective(path: Path, objective: Any, is_causal: Any, autoregressive: bool) -> None:
     """Refuse an attention that does not fit the objective, and an MDM where none is wanted."""
-    if objective not in get_args(Objective):
+    if objective not in get_args(ModelKind):
         raise UserError(
-            f"{path}: mdm.objective = {objective!r}: must be one of {', '.join(get_args(Objective))}"
+            f"{path}: mdm.objective = {objective!r}: must be one of {', '.join(get_args(ModelKind))}"
         )
     if objective == "full" and autoregressive:
         raise UserError(f"{path}: is a masked diffusion model, not an autoregressive one")

@@ -8,7 +8,7 @@ from mdmscale.data.collate import Collator
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
-from mdmscale.diffusion.objective import Objective
+from mdmscale.diffusion.objective import model_kind
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
@@ -49,7 +49,7 @@ def evaluate(
     """
     num_samples = min(options.samples, source.num_held_out)
     assert num_samples > 0, f"{source.description} has no held-out sample"
-    objective: Objective = "ar" if diffusion.objective == "ar" else "full"
+    objective = model_kind(diffusion.objective)
     plain = Noise(DiffusionSection(objective=objective, eps=diffusion.eps, weights="rate"))
     grid = np.array([0.5]) if objective == "ar" else eval_t(options)  # ar: any single value
     num_draws = num_samples * len(grid)

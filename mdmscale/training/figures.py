@@ -39,22 +39,37 @@ def p_pots_figure(edges: np.ndarray, moment: np.ndarray, density: DensityTable, 
 
 
 def training_figure(records: list[dict[str, Any]]) -> "Figure":
-    """Training loss, its running mean, and evaluation loss over steps."""
+    """The controlled training loss and the held-out loss over steps, with each step's own loss behind them.
+
+    The axis follows the curves. A step's loss depends on the t that it draws, so single ones may lie outside.
+    """
     figure = new_figure()
     axes = figure.subplots()
-    steps = np.array([record["step"] for record in records])
-    losses = np.array([record["loss"] for record in records])
+    steps, losses = _series(records, "loss")
+    axes.plot(steps, losses, color="0.6", alpha=0.35, linewidth=0.5, label="training, each step")
+    is_controlled = any("loss_controlled" in record for record in records)
+    what = "training, controlled" if is_controlled else "training"
+    steps, losses = _series(records, "loss_controlled" if is_controlled else "loss")
     window = max(1, len(losses) // 50)
-    axes.plot(steps, losses, color="C0", alpha=0.3, linewidth=0.8, label="training, each step")
-    if len(losses) >= window:
-        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], smooth, color="C0", label=f"training, mean of {window}")
-    evaluated = [(record["step"], record["eval_loss"]) for record in records if "eval_loss" in record]
-    if evaluated:
-        axes.plot(*zip(*evaluated, strict=True), "o-", color="C1", markersize=3, label="held out")
-    axes.set(xlabel="step", ylabel="loss, nats a token")
+    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+    axes.plot(steps[window - 1 :], smooth, color="C0", label=f"{what}, mean of {window}")
+    shown = [smooth]
+    for name, color, label in (("eval_loss", "C1", "held out"), ("eval_loss_ema", "C2", "held out, average")):
+        steps, losses = _series(records, name)
+        if len(steps):
+            axes.plot(steps, losses, "o-", color=color, markersize=3, label=label)
+            shown.append(losses)
+    low, high = min(values.min() for values in shown), max(values.max() for values in shown)
+    margin = 0.1 * (high - low) or 0.1
+    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=(low - margin, high + margin))
     axes.legend()
     return figure
+
+
+def _series(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps whose records have a value of this name, and the values."""
+    pairs = [(record["step"], record[name]) for record in records if name in record]
+    return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], dtype=float)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,7 +12,7 @@ WINDOW = 100  # steps
 class GradientNorms:
     """The norms of the last 100 steps, before clipping. Norms that are not finite are left out.
 
-    It is a part of the run with a state, so that a resumed run writes the same numbers.
+    They need no place in a checkpoint: metrics.jsonl has them, so a resumed run recalls them from there.
     """
 
     def __init__(self) -> None:
@@ -24,19 +24,15 @@ class GradientNorms:
         clipped: 1 if the step was scaled down to the norm `clipping` (0: no clipping), else 0.
         grad_norm_variation: standard deviation over mean of the norms in the window, from two norms on.
         """
-        is_finite = math.isfinite(norm)
-        if is_finite:
-            self._recent.append(norm)
-        metrics: dict[str, float] = {"clipped": int(is_finite and norm > clipping > 0)}
+        self.recall([norm])
+        metrics: dict[str, float] = {"clipped": int(math.isfinite(norm) and norm > clipping > 0)}
         if len(self._recent) > 1:
             metrics["grad_norm_variation"] = variation(self._recent)
         return metrics
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"recent": list(self._recent)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._recent = deque(state["recent"], maxlen=WINDOW)
+    def recall(self, norms: Iterable[float]) -> None:
+        """Add the norms of earlier steps."""
+        self._recent.extend(norm for norm in norms if math.isfinite(norm))
 
 
 def variation(norms: "deque[float] | list[float]") -> float:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mdmscale.config.loading import load_config
+from mdmscale.config.loading import parse_yaml
 from mdmscale.config.run import RunConfig
 from mdmscale.models.backbone import ARCHITECTURE_KEYS, Backbone
 from mdmscale.models.tokenizer_identity import identity_differences, tokenizer_identity
@@ -86,18 +86,22 @@ def changes_since(
     Keys that the checkpoint's version did not have are left out. A checkpoint that does not hold its config
     was trained with the one of its run folder.
     """
-    before = state.config
+    before = state.config or _config_of_run(checkpoint)
     if before is None:
-        path = RunFolder(checkpoint.parent.parent).config
-        try:
-            before = load_config(str(path), []).model_dump(mode="json")
-        except UserError:  # there is none, or it has keys that this version does not have
-            return []
+        return []
     after = config.model_dump(mode="json")
     changes = [f"{name}: {old} -> {new}" for name, old, new in _differing(before, after)]
+    if "weights" not in before["diffusion"] and config.diffusion.weighs_by_count:
+        changes.append("diffusion.weights: rate, the only choice then -> count; rate continues as before")
     if state.model is not None and state.model["weights"] != identity["weights"]:
         changes.append(f"the weights in {identity['path']}; the run goes on with those of its checkpoint")
     return changes
+
+
+def _config_of_run(checkpoint: Path) -> dict[str, Any] | None:
+    """The values of the config file in a checkpoint's run folder, which may have keys of its version only."""
+    path = RunFolder(checkpoint.parent.parent).config
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -87,20 +87,24 @@ class PPots:
         is_late = self.has_missed_probes and any(probe_step < step for probe_step in steps)
         return self.is_on and (step in steps or is_late)
 
-    def learn_weight(self, step: int, averages: np.ndarray) -> bool:
-        """Renew a learned w(t) if that is due before step `step`. Returns whether it did.
+    def learn_weight(self, step: int, averages: np.ndarray) -> np.ndarray | None:
+        """Renew a learned w(t) if that is due before step `step`.
 
         Args:
             averages: float64 [cells], the average loss at t, weighed by the present w(t).
+
+        Returns:
+            float64 [cells], the factor by which w(t) changed; None if it did not.
         """
         if not self.learns_weight or step == 0 or step % LEARNT_EVERY:
-            return False
-        weights = self.t_sampler.loss_weight.at((self.edges[:-1] + self.edges[1:]) / 2, eps=0.0)
-        losses = averages / weights
-        if not (losses > 0).all():  # a step with few masked tokens can leave a cell at 0
-            return False
-        self.t_sampler = replace(self.t_sampler, loss_weight=LossWeight.against(self.edges, losses))
-        return True
+            return None
+        if not (averages > 0).all():  # masks without a token can leave a cell at 0
+            return None
+        middles = (self.edges[:-1] + self.edges[1:]) / 2
+        old = self.t_sampler.loss_weight.at(middles, eps=0.0)
+        new = LossWeight.against(self.edges, averages / old)
+        self.t_sampler = replace(self.t_sampler, loss_weight=new)
+        return new.values / old
 
     def _fit(self, moment: np.ndarray, ranks: Ranks) -> Renewal:
         """Fit on rank 0. From now on every rank samples t from the result."""
@@ -126,9 +130,12 @@ class PPots:
         cell_sums = np.array(state["cell_sums"])
         if cell_sums.shape == self.cell_sums.shape:  # the checkpoint has the same cells
             self.cell_sums = cell_sums
-        self.has_missed_probes = self.is_on and not state["is_on"]
-        if self.is_on and state["is_on"]:
-            self.t_sampler = replace(self.t_sampler, density=DensityTable.from_state(state["density"]))
+        density = DensityTable.from_state(state["density"])
+        # a density over another range would leave out part of the objective, if the window has changed
+        fits = state["is_on"] and np.array_equal(density.edges[[0, -1]], self.edges[[0, -1]])
+        self.has_missed_probes = self.is_on and not fits
+        if self.is_on and fits:
+            self.t_sampler = replace(self.t_sampler, density=density)
         if self.learns_weight and state.get("loss_weight"):
             loss_weight = LossWeight.from_state(state["loss_weight"])
             self.t_sampler = replace(self.t_sampler, loss_weight=loss_weight)

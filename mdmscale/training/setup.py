@@ -22,6 +22,7 @@ from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.baseline import EmaBaseline
 from mdmscale.diffusion.loss_weight import LossWeight
 from mdmscale.diffusion.noise import Noise
+from mdmscale.diffusion.objective import model_kind
 from mdmscale.diffusion.p_pots import ProbeStatistics
 from mdmscale.engine.engine import Engine, initialise_engine
 from mdmscale.engine.hardware import check_hardware
@@ -99,7 +100,7 @@ class Run:
     @property
     def components(self) -> dict[str, Stateful]:
         """The parts that have a state of their own, by their names in checkpoints."""
-        return {"p_pots": self.p_pots, "baseline": self.baseline, "gradient_norms": self.gradient_norms}
+        return {"p_pots": self.p_pots, "baseline": self.baseline}
 
     def engine_layout(self) -> EngineLayout:
         """How DeepSpeed's files of this job are laid out."""
@@ -140,11 +141,10 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
     on_every_rank(ranks, lambda: check_hardware(config, ranks.device))
     folder = RunFolder(Path(config.run.output_dir) / config.run.name)
     resumed = find_start(config, folder, ranks)
+    kind = model_kind(config.diffusion.objective)
     backbone = on_every_rank(
         ranks,
-        lambda: build_backbone(
-            config.model, config.diffusion.eps, config.run.seed, config.diffusion.objective
-        ),
+        lambda: build_backbone(config.model, config.diffusion.eps, config.run.seed, kind),
     )
     check_fit(config, backbone, ranks)
     questions = on_first_rank(ranks, lambda: prepare_questions(config, backbone))

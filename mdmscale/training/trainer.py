@@ -91,6 +91,8 @@ def run_to_end(run: Run) -> Outcome:
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
         run.loader,
     ):
+        if ranks.is_first:  # which alone writes metrics; those after `first_step` have been dropped
+            run.gradient_norms.recall(record["grad_norm"] for record in read_metrics(folder))
         # Every forward counts as progress, whether of training, a probe or an evaluation.
         run.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:
@@ -132,9 +134,9 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     sums = StepSums(run.baseline, scale, run.ranks)
     for number, batch in enumerate(batches):
         batch = batch.to(run.ranks.device)
-        if run.noise.corruption.loss_clamp is not None:
-            batch = without_large_losses(run, batch, run.noise.corruption.loss_clamp)
-        loss, cross_entropies, squared_norms = run.engine(**batch.model_inputs)
+        clamp = run.noise.corruption.loss_clamp
+        learnt = batch if clamp is None else without_large_losses(run, batch, clamp)
+        loss, cross_entropies, squared_norms = run.engine(**learnt.model_inputs)
         clock.mark("forward")
         run.engine.accumulate(loss, scale, is_last=number == len(batches) - 1)
         clock.mark("backward")
@@ -228,7 +230,8 @@ def loss_scale(run: Run, batches: list[Batch]) -> float | torch.Tensor:
 def without_large_losses(run: Run, batch: Batch, clamp: float) -> Batch:
     """The batch without the gradients of samples whose loss exceeds `clamp`, as torch.clamp drops them.
 
-    It needs a forward of its own, because the gradient is computed together with the losses.
+    It needs a forward of its own, because the gradient is computed together with the losses. The metrics
+    show the losses of all samples.
     """
     with torch.no_grad():
         _, cross_entropies, _ = run.engine(**batch.model_inputs)
@@ -239,10 +242,12 @@ def without_large_losses(run: Run, batch: Batch, clamp: float) -> Batch:
 
 def renew_t_sampler(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
     """Renew p(t) and a learned w(t) if that is due before the next step. Returns what its metrics gain."""
-    learnt = run.p_pots.learn_weight(run.step, run.baseline.averages)
-    return renew_p_pots(run, writer, line) | (
-        {"w_of_t": run.p_pots.t_sampler.loss_weight.to_state()} if learnt else {}
-    )
+    factors = run.p_pots.learn_weight(run.step, run.baseline.averages)
+    learnt = {}
+    if factors is not None:
+        run.baseline.rescale(factors)
+        learnt = {"w_of_t": run.p_pots.t_sampler.loss_weight.to_state()}
+    return learnt | renew_p_pots(run, writer, line)
 
 
 def renew_p_pots(run: Run, writer: MetricsWriter, line: ProgressLine) -> dict[str, Any]:
@@ -266,11 +271,10 @@ def run_evaluation(run: Run) -> dict[str, float]:
     Raises:
         FloatingPointError: if it is not finite. The step's checkpoint and export are not written then.
     """
-    loss = held_out_loss(run)
+    loss, diffusion = held_out_loss(run), run.config.diffusion
     found = {"eval_loss": loss}
-    if (
-        run.baseline.decay and run.config.diffusion.loss_weight == "elbo"
-    ):  # else the baseline has another w(t)
+    of_training = diffusion.objective, diffusion.loss_weight  # which the baseline is of
+    if run.baseline.decay and of_training == ("full", "elbo"):
         mean_value = float(run.baseline.values(eval_t(run.config.eval)).mean())
         found["eval_loss_controlled"] = run.baseline.control(loss, mean_value)
     if run.engine.averages:

@@ -8,6 +8,12 @@ from config.conftest import problems
 from mdmscale.config.loading import load_config
 
 P_POTS = "diffusion.t_sampler=p_pots"
+SCRIPTS = [
+    "diffusion.objective=paper_scripts",
+    "diffusion.p_pots.target=paper",
+    "diffusion.p_pots.fit=epr",
+    P_POTS,
+]
 
 
 REFUSED = {
@@ -25,6 +31,52 @@ REFUSED = {
     "masking is complement but window = [0.3, 0.8] is not symmetric": [
         "diffusion.masking=complement",
         "diffusion.loss_weight=window",
+    ],
+    "bell is set but loss_weight is elbo; only bell uses it": ["diffusion.bell.mean=0.4"],
+    "loss_weight is learned from the average losses that ema_decay keeps": [
+        "diffusion.loss_weight=learned",
+        "diffusion.ema_decay=0",
+    ],
+    "rows is set but masking is bernoulli; choose masking exact": ["diffusion.rows=2"],
+    "rows is set but masking is exact_pair; choose masking exact": [
+        "diffusion.masking=exact_pair",
+        "diffusion.rows=2",
+    ],
+    "pair_forward is sequential but masking is exact, which has one row": [
+        "diffusion.masking=exact",
+        "diffusion.pair_forward=sequential",
+    ],
+    "isad is set but masking is exact, which has no mask rate per position": [
+        "diffusion.masking=exact",
+        "diffusion.isad={tokens: [5]}",
+    ],
+    "weights is count but isad is set: with rates that differ": [
+        "diffusion.weights=count",
+        "diffusion.isad={tokens: [5]}",
+    ],
+    "weights is rate but masking is exact_pair, which has no rate": [
+        "diffusion.weights=rate",
+        "diffusion.masking=exact_pair",
+    ],
+    "diffusion.masking: 'exakt' is unknown; choose one of bernoulli, independent": [
+        "diffusion.masking=exakt",
+    ],
+    "objective is paper_scripts but t_sampler = uniform; the scripts have p_pots": [*SCRIPTS[:-1]],
+    "objective is paper_scripts but masking = exact; the scripts have bernoulli or mirror": [
+        *SCRIPTS,
+        "diffusion.masking=exact",
+    ],
+    "objective is paper_scripts but weights = count; the scripts have none or rate": [
+        *SCRIPTS,
+        "diffusion.weights=count",
+    ],
+    "objective is paper_scripts but normalization = token; the scripts have sample": [
+        *SCRIPTS,
+        "diffusion.normalization=token",
+    ],
+    "objective is paper_scripts but p_pots has target gradient and fit epr": [
+        *SCRIPTS,
+        "diffusion.p_pots.target=gradient",
     ],
     "refit_every is set but target is paper": [
         P_POTS,
@@ -90,6 +142,10 @@ def test_senseless_combinations_are_refused_with_the_reason(config_file: Path, e
     [
         ["diffusion.masking=complement", "diffusion.loss_weight=window", "diffusion.window=[0.1, 0.9]"],
         ["diffusion.masking=complement", P_POTS, "diffusion.strata=1"],
+        ["diffusion.masking=exact", "diffusion.rows=3", "diffusion.pair_forward=sequential", P_POTS],
+        ["diffusion.masking=independent", "diffusion.rows=1", "diffusion.loss_weight=bell"],
+        ["diffusion.masking=complement", "diffusion.weights=count", "diffusion.loss_weight=uniform"],
+        [*SCRIPTS, "diffusion.masking=mirror", "diffusion.weights=rate"],
         ["diffusion.isad={tokens: ['####', 5]}", "diffusion.masking=mirror"],
         [P_POTS, "diffusion.p_pots.probe_steps=[]", "diffusion.p_pots.refit_every=5"],
         ["model.compile=true", "parallel.zero_stage=2", "train.packing=true"],

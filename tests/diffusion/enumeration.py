@@ -38,7 +38,7 @@ def objective(loss_weight: LossWeight, table: CrossEntropies, sample: Sample, ep
     """int w(t) E_m l(x, t, m) dt from its definition."""
     return sum(
         weight * float(loss_weight.at(np.array(t), eps)) * objective_at(t, table, sample, eps)
-        for t, weight in nodes(loss_weight.edges, num=len(sample.eligible))
+        for t, weight in nodes(loss_weight.edges, num=int(sample.eligible.sum()))
     )
 
 
@@ -73,7 +73,7 @@ def expectation(
     half = (0.5 - noise.options.eps) / (1 - noise.options.eps)  # pieces change where r(t) = 1/2
     edges = np.concatenate([density.edges, loss_weight.edges, [half]])
     cuts = density.distribution(np.concatenate([edges, 1 - edges]))
-    num = num_nodes or len(sample.eligible) // 2 + 1
+    num = num_nodes or int(sample.eligible.sum()) // 2 + 1
     return sum(
         weight * expectation_at(u, noise, table, sample, density, loss_weight, moment)
         for u, weight in nodes(cuts, num)
@@ -98,7 +98,7 @@ def expectation_at(
         levels = Levels(np.full(num_rows, 0.5), density, loss_weight)
         levels.u[row] = u
         for uniforms, probability in _masks_at(noise, levels.part(row), sample):
-            rows = np.full((num_rows, len(uniforms)), 0.5)
+            rows = np.full((num_rows, len(uniforms)), 0.9)  # other rows mask nothing
             rows[row] = uniforms
             noised = noise_sample(sample, levels, rows, noise)
             value = loss(noised.row(row) if num_rows > 1 else noised, table)

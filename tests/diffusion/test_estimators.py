@@ -1,5 +1,7 @@
 """Every estimator has the objective as its exact expectation, whatever draws t and whatever weighs it."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from diffusion.enumeration import (
@@ -38,9 +40,15 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("loss_weight", LOSS_WEIGHTS)
-@pytest.mark.parametrize("density", DENSITIES)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+# A bell has 64 pieces, each integrated by itself. Once for every kind of weight is enough.
+CASES = [
+    case
+    for case in product(ESTIMATORS, DENSITIES, LOSS_WEIGHTS)
+    if case[2] != "bell" or (case[1] == "skewed" and "independent" not in case[0])
+]
+
+
+@pytest.mark.parametrize(("estimator", "density", "loss_weight"), CASES)
 def test_the_expectation_is_the_objective(estimator: str, density: str, loss_weight: str) -> None:
     noise, w = make_noise(**ESTIMATORS[estimator]), LOSS_WEIGHTS[loss_weight]
     expected = objective(w, TABLE, SAMPLE)

@@ -19,12 +19,12 @@ from mdmscale.training.metrics import read_metrics
 
 pytestmark = pytest.mark.distributed
 
-SAVED, STEPS = 4, 14
+SAVED, STEPS = 4, 10
 DECAY = 0.5  # of the average; its warm-up reaches it after 8 updates
 STAGES = range(4)
 SOURCES = [("fp32", stage) for stage in STAGES] + [("bf16", 0), ("bf16", 1), ("bf16", 3)]
 EVALUATED = [("fp32", 2), ("bf16", 1), ("bf16", 3)]  # on 2 ranks
-EVERY_STEP = [("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 3)]  # saved at each, on 2 ranks
+EVERY_STEP = [("fp32", 2), ("bf16", 1), ("bf16", 3)]  # saved at each, on 2 ranks
 # (dtype, ranks and stage that saved, ranks and stage that go on)
 SAME_STAGE = [("fp32", 1, stage, 2, stage) for stage in STAGES] + [
     ("fp32", 2, stage, 1, stage) for stage in STAGES
@@ -113,7 +113,7 @@ def test_losses_are_those_of_the_uninterrupted_run(
 ) -> None:
     dtype = change[0]
     whole, resumed = runs / source_name(*change[:3]), runs / target_name(*change)
-    assert len(series(resumed, "loss")) == STEPS - SAVED == 10
+    assert len(series(resumed, "loss")) == STEPS - SAVED == 6
     tolerance = 1e-5 if dtype == "fp32" else 2e-2
     np.testing.assert_allclose(series(resumed, "loss"), series(whole, "loss"), rtol=tolerance)
     for key in ("masked_tokens", "tokens", "consumed_samples", "lr"):

@@ -22,6 +22,7 @@ from mdmscale.training.metrics import read_metrics
 from mdmscale.training.trainer import train as train_run
 
 swaps = pytest.mark.skipif(not private.can_swap(), reason="libaio's headers are not installed")
+STEPS = 10
 COMPILING = 1500  # seconds for the first job: DeepSpeed may compile its asynchronous I/O in it
 LAYOUTS: dict[str, dict[str, Any]] = {
     "memory": {"zero_stage": 3, "offload_optimizer": "cpu"},
@@ -36,7 +37,8 @@ def values_of(corpus: Path, folder: Path, name: str, dtype: str, layout: str) ->
     values["run"]["name"] = name
     # Embeddings and head are 4 MiB each; each rank's halves are swapped, what is smaller stays in memory.
     values["model"] |= {"hidden_size": 128, "vocab_size": 8192, "tie_word_embeddings": False, "dtype": dtype}
-    values["checkpoint"] = {"every": 10, "keep": 0}
+    values["train"]["steps"] = STEPS
+    values["checkpoint"] = {"every": STEPS // 2, "keep": 0}
     values["parallel"] = dict(LAYOUTS[layout])
     if layout != "memory":
         values["parallel"]["nvme_path"] = str(folder / "disk")
@@ -75,14 +77,14 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for dtype, first, second in RESUMED:
         name = f"{dtype}-{first}-{second}"
         shutil.copytree(folder / f"{dtype}-{first}", folder / name)
-        shutil.rmtree(folder / name / "checkpoints" / "step-00000020")
+        shutil.rmtree(folder / name / "checkpoints" / f"step-{STEPS:08d}")
         second_halves.append(values_of(corpus, folder, name, dtype, second))
     train_all(2, second_halves)
     return folder
 
 
 def assert_same(run: Path, reference: Path, exactly: bool) -> None:
-    assert len(losses(run)) == 20
+    assert len(losses(run)) == STEPS
     tolerance = 0.0 if exactly else 1e-5 if "fp32" in run.name else 1e-3
     np.testing.assert_allclose(losses(run), losses(reference), rtol=tolerance)
     weights, expected = (load_file(each / "hf" / "model.safetensors") for each in (run, reference))

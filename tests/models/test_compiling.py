@@ -104,13 +104,13 @@ def run_values(tiny: dict, name: str, stage: int, compiled: bool) -> dict:
 def test_runs_are_as_uncompiled_ones(
     tiny: dict, tmp_path: Path, ranks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training, probes and evaluations, then an export and adapters on it, in each stage that compiles."""
+    """Training, probes and evaluations in each stage that compiles, then adapters on an export."""
     monkeypatch.setattr(run, "compile_layers", partial(compile_layers, backend="aot_eager"))
-    for kind in ("whole", "adapters"):
+    for kind, stages in (("whole", (0, 1, 2)), ("adapters", (1,))):
         results = []
         for name, stage, compiled in [
             ("plain", 0, False),
-            *((f"zero-{stage}", stage, True) for stage in range(3)),
+            *((f"zero-{stage}", stage, True) for stage in stages),
         ]:
             values = run_values(tiny, f"{kind}-{name}", stage, compiled)
             if kind == "adapters":

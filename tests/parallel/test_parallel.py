@@ -18,14 +18,23 @@ from mdmscale.training.metrics import read_metrics
 
 pytestmark = pytest.mark.distributed
 
+STEPS = 10
 KINDS: dict[str, dict[str, Any]] = {
     # MIRROR and P-POTS with strata, rows cut at random and so padded
     "plain": {"diffusion": {"strata": 4}},
     # norms of single heads
     "qwen3": {"model": {"architecture": "qwen3", "activation_checkpointing": "selective"}},
     "qwen2": {"model": {"architecture": "qwen2", "tie_word_embeddings": False, "logit_shift": True}},
-    "annealed": {"model": {"attention_annealing_steps": 12, "activation_checkpointing": True}},
+    "annealed": {"model": {"attention_annealing_steps": 6, "activation_checkpointing": True}},
     "packed": {"diffusion": {"strata": 4}, "train": {"packing": True}},  # plain without its padding
+    "counts": {"diffusion": {"masking": "exact", "rows": 3, "strata": 4, "loss_weight": "uniform"}},
+    # some steps drop samples, whose loss is a sum over ranks that share them
+    "scripts": {
+        "diffusion": {
+            "objective": "paper_scripts",
+            "p_pots": {"target": "paper", "fit": "epr", "num_x0": 2, "num_t": 9, "num_masks": 2},
+        },
+    },
     "turns": {
         "diffusion": {"t_sampler": "stratified", "normalization": "token", "pair_forward": "sequential"}
     },
@@ -39,6 +48,8 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"zero_stage": 0, **TENSOR}),
     ("qwen2", {"zero_stage": 1, **SEQUENCE}),
     ("packed", {"zero_stage": 2, **SEQUENCE}),
+    ("counts", {"zero_stage": 3, **TENSOR}),
+    ("scripts", {"zero_stage": 1, **SEQUENCE}),
 ]
 SLOW: dict[int, list[tuple[str, dict[str, Any]]]] = {
     2: [
@@ -67,8 +78,8 @@ def name_of(kind: str, ranks: int, parallel: dict[str, Any]) -> str:
 def run_values(corpus: Path, folder: Path, kind: str, ranks: int, parallel: dict[str, Any]) -> dict[str, Any]:
     values = tiny_values(corpus, folder)
     values["run"]["name"] = name_of(kind, ranks, parallel)
-    values["train"] |= {"micro_batch_size": 2, "ema_decay": 0.8}
-    values["eval"] = {"every": 10, "samples": 4, "num_t": 4}
+    values["train"] |= {"steps": STEPS, "micro_batch_size": 2, "ema_decay": 0.8}
+    values["eval"] = {"every": STEPS // 2, "samples": 4, "num_t": 4}
     values["parallel"] = parallel
     if kind == "qwen3" and ranks > 1:  # against the chunked one of a rank by itself
         values["model"]["head"] = "fused"
@@ -104,7 +115,7 @@ def series(run: Path, key: str) -> np.ndarray:
 
 
 def assert_same_run(run: Path, reference: Path) -> None:
-    assert len(series(run, "loss")) == 20
+    assert len(series(run, "loss")) == STEPS
     for key in ("loss", "loss_controlled", "eval_loss", "eval_loss_ema"):
         np.testing.assert_allclose(series(run, key), series(reference, key), rtol=1e-5)
     np.testing.assert_allclose(series(run, "grad_norm"), series(reference, "grad_norm"), rtol=1e-4)
@@ -142,7 +153,7 @@ def test_a_checkpoint_of_tensor_ranks_reads_as_whole(runs: Path) -> None:
     """The checkpoint has the exported weights, and the optimizer state of one rank."""
     run = runs / name_of("plain", 2, QUICK[0][1])
     whole, alone = (
-        DeepSpeedCheckpoint(each / "checkpoints" / "step-00000020")
+        DeepSpeedCheckpoint(each / "checkpoints" / f"step-{STEPS:08d}")
         for each in (run, runs / name_of("plain", 1, {"zero_stage": 0}))
     )
     for folder, stored in (("hf", whole), ("hf_ema", DeepSpeedCheckpoint(whole.folder, averaged=True))):
@@ -167,14 +178,14 @@ RESUMED: list[tuple[int, dict[str, Any], int, dict[str, Any]]] = [
 
 @pytest.mark.slow
 def test_runs_go_on_with_other_sharing(runs: Path, corpus: Path, tmp_path: Path) -> None:
-    """10 steps in one layout and 10 in another equal 20 steps of an uninterrupted run."""
+    """Half of the steps in one layout and half in another equal an uninterrupted run."""
     expected = series(runs / name_of("plain", 1, {"zero_stage": 0}), "loss")
     for number, (ranks, parallel, other_ranks, other) in enumerate(RESUMED):
         values = run_values(corpus, tmp_path, "plain", ranks, parallel)
         values["run"]["name"] = f"resumed-{number}"
-        values["checkpoint"] = {"every": 10, "keep": 0}
+        values["checkpoint"] = {"every": STEPS // 2, "keep": 0}
         train_all(ranks, [values])
-        shutil.rmtree(tmp_path / f"resumed-{number}" / "checkpoints" / "step-00000020")
+        shutil.rmtree(tmp_path / f"resumed-{number}" / "checkpoints" / f"step-{STEPS:08d}")
         train_all(other_ranks, [{**values, "parallel": other}])
         np.testing.assert_allclose(series(tmp_path / f"resumed-{number}", "loss"), expected, rtol=1e-5)
 

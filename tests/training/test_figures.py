@@ -4,13 +4,41 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mdmscale.training.figures import save_figure, training_figure
+import numpy as np
+import pytest
+
+from mdmscale.diffusion.density import DensityTable
+from mdmscale.training.figures import p_pots_figure, save_figure, training_figure
 
 
 def test_losses_are_drawn(tmp_path: Path) -> None:
     records = [{"step": step, "loss": 1 / step, "eval_loss": 2 / step} for step in range(1, 9)]
     save_figure(training_figure(records), tmp_path / "figures" / "loss.png")
     assert (tmp_path / "figures" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_steady_curve_decides_what_is_shown() -> None:
+    """A step's own loss is noisy: it lies behind the controlled one, and does not stretch the axis."""
+    rng = np.random.default_rng(0)
+    records = [
+        {"step": step, "loss": 4 + 3 * rng.normal(), "loss_controlled": 4.0, "eval_loss": 4.2}
+        for step in range(9)
+    ]
+    (axes,) = training_figure(records).axes
+    raw, controlled, held_out = axes.get_lines()
+    assert raw.get_zorder() <= controlled.get_zorder() and len(raw.get_ydata()) == 9
+    assert set(controlled.get_ydata()) == {4.0} and set(held_out.get_ydata()) == {4.2}
+    assert axes.get_ylim() == pytest.approx((3.98, 4.22))
+
+
+def test_a_fit_is_drawn_beside_what_was_measured(tmp_path: Path) -> None:
+    edges = np.linspace(0, 1, 5)
+    density = DensityTable(edges, np.array([0.4, 0.8, 1.2, 1.6]))
+    figure = p_pots_figure(edges, np.array([np.nan, 1.0, 0.0, 4.0]), density, "loss")
+    save_figure(figure, tmp_path / "p_pots.png")
+    assert (tmp_path / "p_pots.png").read_bytes().startswith(b"\x89PNG")
+    (points, _) = figure.axes[0].get_lines()
+    assert list(points.get_xdata()) == [0.375, 0.875], "cells without a measurement have no point"
 
 
 def test_matplotlib_is_imported_only_to_draw() -> None:

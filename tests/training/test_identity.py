@@ -142,7 +142,8 @@ def test_what_may_change_is_told_key_by_key(
 def test_a_checkpoint_of_an_older_format_is_compared_with_its_files(trained: Values, tmp_path: Path) -> None:
     checkpoint = RunFolder(tmp_path / "old").checkpoint(2)
     shutil.copytree(RunFolder(Path(trained["run"]["output_dir"], "tiny")).checkpoint(2), checkpoint)
-    (tmp_path / "old" / "config.yaml").write_text(dump_config(RunConfig.model_validate(trained)))
+    text = dump_config(RunConfig.model_validate(trained)).replace("  window:", "  clip: null\n  window:")
+    (tmp_path / "old" / "config.yaml").write_text(text)  # with a key that this version no longer has
     old = replace(TrainingState.read(checkpoint), model=None, config=None)
     config = RunConfig.model_validate(with_keys(trained, optimizer={"lr": 1e-4}))
     backbone = build_backbone(config.model, 1e-3, 0)
@@ -155,6 +156,18 @@ def test_a_checkpoint_of_an_older_format_is_compared_with_its_files(trained: Val
     with pytest.raises(UserError, match="hidden_size = 33"):
         other = {**identity, "config": {**identity["config"], "hidden_size": 33}}
         check_model(old, checkpoint, other, backbone)
+
+
+def test_a_run_that_weighed_by_rate_when_there_was_no_choice_is_told_of_counts(trained: Values) -> None:
+    checkpoint = RunFolder(Path(trained["run"]["output_dir"], "tiny")).checkpoint(2)
+    state = TrainingState.read(checkpoint)
+    assert state.config is not None and state.model is not None
+    diffusion = {name: value for name, value in state.config["diffusion"].items() if name != "weights"}
+    old = replace(state, config={**state.config, "diffusion": diffusion})
+    for weights, expected in ((None, ["diffusion.weights: rate, the only"]), ("rate", [])):
+        config = RunConfig.model_validate(with_keys(trained, diffusion={"weights": weights}))
+        changes = changes_since(old, checkpoint, config, state.model)
+        assert [change[: len("diffusion.weights: rate, the only")] for change in changes] == expected
 
 
 def test_weights_that_were_replaced_in_place_are_told(trained: Values) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from mdmscale.config.diffusion import DiffusionSection
+from mdmscale.diffusion.baseline import EmaBaseline
+from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.loss_weight import LossWeight
 from mdmscale.diffusion.p_pots import FADING, CellSums, ProbeStatistics, fit_density
 from mdmscale.diffusion.t_samplers import TSampler
@@ -98,6 +100,79 @@ def test_sums_over_other_cells_are_left_alone() -> None:
     table.observe(cells(table))
     epr.load_state_dict(table.state_dict())
     assert not epr.cell_sums.any()
+
+
+def test_a_density_over_another_range_is_measured_anew(ranks: Ranks) -> None:
+    """One of a window would never draw what the whole objective also weighs."""
+    narrow = PPots(
+        DiffusionSection(t_sampler="p_pots", loss_weight="window", p_pots={"probe_steps": [0]}),
+        TSampler(seed=0, global_batch_size=8, density=DensityTable.uniform(0.3, 0.8)),
+        statistics,
+    )
+    whole = make(probe_steps=[0])
+    renew(narrow, 0, ranks, probes=True)
+    whole.load_state_dict(narrow.state_dict())
+    assert whole.t_sampler.density.edges.tolist() == [0, 1]
+    assert renew(whole, 7, ranks, probes=True) is not None
+
+
+def learning() -> tuple[PPots, EmaBaseline]:
+    p_pots = PPots(DiffusionSection(loss_weight="learned"), TSampler(seed=0, global_batch_size=8), statistics)
+    return p_pots, EmaBaseline(p_pots.edges, decay=0.99)
+
+
+def train_on(p_pots: PPots, baseline: EmaBaseline, first_step: int, last_step: int) -> None:
+    """Steps of a model with the loss 1 + 3 t^2 at t, which learns nothing, as the trainer takes them."""
+    for step in range(first_step, last_step):
+        factors = p_pots.learn_weight(step, baseline.averages)
+        if factors is not None:
+            baseline.rescale(factors)
+        draws = [p_pots.t_sampler.draw(8 * step + slot) for slot in range(8)]
+        t = np.array([levels.t[0] for levels in draws])
+        losses = p_pots.t_sampler.loss_weight.at(t, 0.0) * (1 + 3 * t**2)
+        cells = np.clip(np.searchsorted(baseline.edges, t, side="right") - 1, 0, None)
+        counts, sums = (np.bincount(cells, each, len(baseline.edges) - 1) for each in (np.ones(8), losses))
+        baseline.observe(float(losses.mean()), float(baseline.values(t).mean()), counts, sums)
+
+
+def test_a_learned_weight_becomes_inverse_to_the_loss() -> None:
+    p_pots, baseline = learning()
+    train_on(p_pots, baseline, 0, 100)
+    assert np.array_equal(p_pots.t_sampler.loss_weight.values, [1.0]), "not before its first renewal"
+    train_on(p_pots, baseline, 100, 501)
+    middles = (p_pots.edges[:-1] + p_pots.edges[1:]) / 2
+    expected = 1 / (1 + 3 * middles**2)
+    expected /= np.sum(expected * np.diff(p_pots.edges))
+    loss_weight = p_pots.t_sampler.loss_weight
+    assert loss_weight.values == pytest.approx(expected, rel=0.05)
+    assert np.sum(loss_weight.values * np.diff(loss_weight.edges)) == pytest.approx(1)
+
+
+def test_averages_of_losses_under_the_old_weight_do_not_weigh_twice() -> None:
+    """A renewal scales them. Without many new samples the next one changes little."""
+    p_pots, baseline = learning()
+    train_on(p_pots, baseline, 0, 101)
+    factors = p_pots.learn_weight(200, baseline.averages)
+    assert factors == pytest.approx(np.ones(len(p_pots.edges) - 1), abs=0.01)  # there was one step since then
+    assert np.ptp(p_pots.t_sampler.loss_weight.values) > 1
+
+
+def test_a_cell_without_any_loss_leaves_the_weight_as_it_is() -> None:
+    p_pots, _ = learning()
+    assert p_pots.learn_weight(100, np.linspace(0, 1, len(p_pots.edges) - 1)) is None
+    off = make("uniform")
+    assert off.learn_weight(100, np.ones(len(off.edges) - 1)) is None
+
+
+def test_a_learned_weight_is_part_of_the_state() -> None:
+    (p_pots, baseline), (other, _) = learning(), learning()
+    train_on(p_pots, baseline, 0, 101)
+    other.load_state_dict(json.loads(json.dumps(p_pots.state_dict())))
+    assert other.state_dict() == p_pots.state_dict()
+    assert np.array_equal(other.t_sampler.loss_weight.values, p_pots.t_sampler.loss_weight.values)
+    off = make("uniform")
+    off.load_state_dict(p_pots.state_dict())
+    assert off.t_sampler.loss_weight.values.tolist() == [1.0], "another loss_weight was chosen"
 
 
 @pytest.mark.parametrize("t_sampler", ["uniform", "stratified"])

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from without_figures import draw_nothing
+
 SECONDS_FOR_OTHERS = 1.0  # that the other ranks have after one has failed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -132,6 +134,7 @@ def run(job: Rank) -> None:
     os.environ.update(request["environment"])
     if request["num_ranks"]:
         os.environ.update(launcher_environment(job))
+        draw_nothing()
     script = Path(request["command"][0])
     sys.argv[:] = request["command"]
     sys.path[0] = str(script.resolve().parent)

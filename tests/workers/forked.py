@@ -46,7 +46,10 @@ def server_address() -> str:
 
 
 class Job:
-    """Start a script on `num_ranks` forked ranks, or as one process without a launcher if that is 0."""
+    """Start a script on `num_ranks` forked ranks, or as one process without a launcher if that is 0.
+
+    `address` is the server's socket; by default this process has a server of its own.
+    """
 
     def __init__(
         self,
@@ -55,15 +58,17 @@ class Job:
         folder: Path,
         environment: dict[str, str],
         join_output: bool = True,
+        address: str | None = None,
     ) -> None:
+        address = address or server_address()
         self._command = " ".join(command)
-        files = Path(tempfile.mkdtemp(prefix="job-", dir=Path(server_address()).parent))
+        files = Path(tempfile.mkdtemp(prefix="job-", dir=Path(address).parent))
         self._stdout = files / "stdout"
         self._stderr = self._stdout if join_output else files / "stderr"
         for file in (self._stdout, self._stderr):
             file.touch()
         self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(server_address())
+        self._connection.connect(address)
         request = {
             "command": command,
             "num_ranks": num_ranks,

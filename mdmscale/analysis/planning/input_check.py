@@ -17,6 +17,7 @@ from mdmscale.data.preparation.sft import fitted_length, read_samples
 from mdmscale.data.preparation.sft_files import is_encoded_by_run, matching_files
 from mdmscale.data.source import path_list
 from mdmscale.data.tokenizer_record import check_tokenizer
+from mdmscale.diffusion.objective import model_kind
 from mdmscale.models.hub import UnreachableError
 from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import RunFolder
@@ -121,7 +122,8 @@ def _open_model(config: RunConfig, opened: _Opened) -> str:
     options = config.model
     model = model_config(options, num_scratch_tokens(opened.tokenizer))
     mask_token_id, is_new = settle_mask_token(options, model, opened.tokenizer)
-    settle_logit_shift(options, getattr(model, "mdm", None) or {}, config.diffusion.objective)
+    kind = model_kind(config.diffusion.objective)
+    settle_logit_shift(options, getattr(model, "mdm", None) or {}, kind)
     if problems := length_problems(config.data, model.max_position_embeddings):
         raise UserError(*problems)
     opened.model, opened.mask_token_id = model, mask_token_id

@@ -265,7 +265,7 @@ def probe_bytes(workload: Workload) -> float:
     if workload.config.diffusion.t_sampler != "p_pots":
         return 0.0
     shape, width, tensor = workload.shape, workload.width, workload.parallel.tensor
-    tokens = workload.probe_rows * workload.length / workload.parallel.sequence
+    tokens = workload.rows_per_probe * workload.length / workload.parallel.sequence
     layer = width * (4 * shape.hidden + 3 * shape.inner / tensor)
     head = head_bytes(workload, tokens, with_gradients=False) + tokens * width * shape.hidden
     gathered = buffer_bytes(workload) if workload.parallel.zero_stage == 3 else 0.0

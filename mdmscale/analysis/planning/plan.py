@@ -74,7 +74,7 @@ class Plan:
     def probe_seconds(self) -> float:
         """One probe, whose forwards are distributed over the data ranks."""
         workload = self.workload
-        tokens = workload.probe_rows * workload.length / workload.parallel.sequence
+        tokens = workload.rows_per_probe * workload.length / workload.parallel.sequence
         turns = -(-self.probe_forwards // workload.batch_layout.dp_size)
         return turns * forward_seconds(workload, self.cluster.gpu, tokens)
 

@@ -76,7 +76,7 @@ def host_line(plan: Plan) -> str:
 def probe_line(plan: Plan) -> str:
     return (
         f"P-POTS: {plan.num_probes} probe{'s' if plan.num_probes > 1 else ''} of {plan.probe_forwards:,} "
-        f"forwards of {plan.workload.probe_rows} rows, {plan.probe_seconds:,.1f} s each, "
+        f"forwards of {plan.workload.rows_per_probe} rows, {plan.probe_seconds:,.1f} s each, "
         f"{plan.probe_share:.2%} of the run"
     )
 

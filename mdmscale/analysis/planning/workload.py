@@ -47,14 +47,14 @@ class Workload:
         return self.batch_layout.rows_per_forward * self.length / self.parallel.sequence
 
     @property
-    def probe_rows(self) -> int:
-        """Rows of a P-POTS probe's forward: all the masks of one sample at one t."""
-        diffusion = self.config.diffusion
-        return diffusion.p_pots.num_masks * diffusion.corruption.probed.num_rows
-
-    @property
     def rows_per_sample(self) -> int:
         return self.config.diffusion.rows_per_sample
+
+    @property
+    def rows_per_probe(self) -> int:
+        """Rows of a forward of a P-POTS probe: all the masks of one sample at one t."""
+        diffusion = self.config.diffusion
+        return diffusion.p_pots.num_masks * diffusion.corruption.probed.num_rows
 
     @property
     def forwards(self) -> int:

@@ -1,29 +1,34 @@
-"""Collect the statistics of the report: samples in rounds, distributed over the ranks, within a budget."""
+"""Collect the statistics of the report: waves of samples, distributed over the ranks, within a budget.
+
+Legend: V = vectors whose means are kept apart; 3 = the measures (sums.MEASURES).
+"""
 
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from mdmscale.analysis.variance.draws import PLAIN, SINGLES, Drawer, SampleDraws
-from mdmscale.analysis.variance.maskings import PAIRED
-from mdmscale.analysis.variance.moments import GroupSums, SampleStatistics, sample_statistics
+from mdmscale.analysis.variance.draws import Estimator, Gauge
+from mdmscale.analysis.variance.methods import WAVE
+from mdmscale.analysis.variance.sums import GroupSums, Metric, adam_metric
+from mdmscale.analysis.variance.waves import Measurer, WaveStatistics, measure_wave, vector_places
 from mdmscale.data.source import SampleSource
-from mdmscale.diffusion.uniforms import Stream, generator
-from mdmscale.parallel.collectives import on_first_rank
+from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 
 MIN_GROUPS = 12
-# More would need more memory than most machines have: a rank sums groups x cells x parameters.
+# More would need more memory than most machines have: a rank sums groups x vectors x parameters.
 MAX_PARAMETERS = 4_000_000
 # Norm weights are few, exist at every depth, and their gradients depend on all activations of a layer.
 LARGE_MODEL_PATTERN = r"norm\.weight$"
+FIRST_PILOT = 1 << 41  # index of the pilot's first sample, far from those that are measured
+PILOT_WAVES = 12
 
 
 @dataclass(frozen=True)
@@ -42,31 +47,26 @@ class Budget:
 
 
 @dataclass(frozen=True, eq=False)
-class CollectedStatistics:
-    """The collected statistics, the same on every rank.
+class Collected:
+    """The statistics of all waves, the same on every rank.
 
-    plain: float64 [samples, PLAIN]. mean_losses, proxy (squared logit-gradient norms): float64 [samples, K].
-    loss_products, gradient_products: float64 [groups, K, groups, K].
+    waves: as of one wave, with the waves as a further axis in front. groups: int64 [waves]. products: float64
+    [V, groups, groups, 3], inner products of the groups' sums of mean vectors.
     """
 
-    loss: list[SampleStatistics]
-    gradient: list[SampleStatistics]
+    estimators: list[Estimator]
     groups: np.ndarray
-    plain: np.ndarray
-    mean_losses: np.ndarray
-    proxy: np.ndarray
-    loss_products: np.ndarray
-    gradient_products: np.ndarray
+    waves: WaveStatistics
+    products: np.ndarray
 
     @property
     def num_samples(self) -> int:
-        return len(self.groups)
+        return len(self.groups) * WAVE
 
     @property
     def num_rows(self) -> int:
-        """Forward rows that were computed: single draws, pairs of two rows, and plain draws."""
-        cells = self.proxy.shape[1]
-        return self.num_samples * (cells * (SINGLES + 2 * len(PAIRED)) + PLAIN)
+        """Forward rows that were drawn. Those of A, B and C are two more of standard for each sample."""
+        return self.num_samples * (sum(each.rows for each in self.estimators) + 2)
 
 
 def choose_parameters(model: torch.nn.Module, pattern: str | None) -> tuple[str, list[torch.nn.Parameter]]:
@@ -98,60 +98,54 @@ def choose_parameters(model: torch.nn.Module, pattern: str | None) -> tuple[str,
     return pattern, list(chosen.values())
 
 
-def collect_statistics(
-    drawer: Drawer,
+def measure_metric(
+    gauge: Gauge, standard: Estimator, source: SampleSource, batch_size: int, seed: int, ranks: Ranks
+) -> Metric:
+    """Adam's metric from draws of standard on samples of their own, for batches of `batch_size` samples."""
+    squares, total = gauge.zeros(), gauge.zeros()
+    for wave in range(ranks.rank, PILOT_WAVES, ranks.world_size):
+        for index in range(FIRST_PILOT + wave * WAVE, FIRST_PILOT + (wave + 1) * WAVE):
+            noised, weight = standard.draw(source.train_sample(index), seed, index)
+            vector = gauge.measure(noised).vector
+            squares += weight * vector.square()
+            total += weight * vector
+    num = PILOT_WAVES * WAVE
+    squares, mean = all_reduce_sum(squares) / num, all_reduce_sum(total) / num
+    return adam_metric(squares, mean, num, batch_size, gauge.sizes)
+
+
+def collect(
+    measurer: Measurer,
+    estimators: list[Estimator],
     source: SampleSource,
-    seed: int,
     budget: Budget,
     ranks: Ranks,
     progress: Callable[[float, int], None],
-) -> CollectedStatistics:
-    """Draw samples, in rounds of one for each group, until the budget is spent.
+) -> Collected:
+    """Measure waves until the budget is spent. Standard is the first of `estimators`.
 
     progress: called with the share of the budget that is used and the number of samples so far.
     """
-    num_groups = -(-max(MIN_GROUPS, ranks.world_size) // ranks.world_size) * ranks.world_size
-    cells = len(drawer.edges) - 1
-    params = sum(parameter.numel() for parameter in drawer.parameters)
-    gradient_sums = GroupSums(num_groups, cells, params, ranks)
-    loss_sums = GroupSums(num_groups, cells, 1, ranks)
-    mine: list[tuple[int, SampleStatistics, SampleStatistics, np.ndarray, np.ndarray, np.ndarray]] = []
-    started, spent, rounds = time.monotonic(), 0.0, 0
-    while spent < 1 or rounds < 2:  # leaving out a group must leave two samples for U-statistics
-        for group in gradient_sums.mine:
-            index = rounds * num_groups + group
-            draws = drawer.draw(source.train_sample(index), generator(seed, Stream.VARIANCE, index))
-            gradient_sums.add(group, draws.gradient)
-            loss_sums.add(group, draws.loss)
-            mine.append((index, *_statistics(draws)))
-        rounds += 1
-        share = budget.share_spent(rounds * num_groups, time.monotonic() - started)
+    num_groups = -(-MIN_GROUPS // ranks.world_size) * ranks.world_size
+    sums = GroupSums(num_groups, max(vector_places(estimators)) + 1, measurer.gauge.width, ranks)
+    mine: list[tuple[int, WaveStatistics]] = []
+    started, spent, num_waves = time.monotonic(), 0.0, 0
+    while spent < 1 or num_waves < num_groups:
+        wave = num_waves + ranks.rank
+        samples = [(index, source.train_sample(index)) for index in range(wave * WAVE, (wave + 1) * WAVE)]
+        statistics, means = measure_wave(measurer, estimators, samples)
+        sums.add(wave % num_groups, means)
+        mine.append((wave, statistics))
+        num_waves += ranks.world_size
+        share = budget.share_spent(num_waves * WAVE, time.monotonic() - started)
         spent = on_first_rank(ranks, partial(float, share))  # rank 0's clock decides for all
-        progress(spent, rounds * num_groups)
+        progress(spent, num_waves * WAVE)
     parts: list[list] = [[] for _ in range(ranks.world_size)]
     dist.all_gather_object(parts, mine)
-    rows = sorted((row for part in parts for row in part), key=lambda row: row[0])
-    indices, loss, gradient, plain, mean_losses, proxy = zip(*rows, strict=True)
-    return CollectedStatistics(
-        list(loss),
-        list(gradient),
-        np.array(indices) % num_groups,
-        np.array(plain),
-        np.array(mean_losses),
-        np.array(proxy),
-        loss_sums.products(),
-        gradient_sums.products(),
-    )
-
-
-def _statistics(
-    draws: SampleDraws,
-) -> tuple[SampleStatistics, SampleStatistics, np.ndarray, np.ndarray, np.ndarray]:
-    mean_losses = draws.loss.single.reshape(-1, SINGLES).mean(dim=1).numpy()
-    return (
-        sample_statistics(draws.loss),
-        sample_statistics(draws.gradient),
-        draws.plain,
-        mean_losses,
-        draws.proxy,
-    )
+    waves = [each for _, each in sorted((one for part in parts for one in part), key=lambda one: one[0])]
+    stacked = {
+        field.name: np.stack([getattr(each, field.name) for each in waves])
+        for field in fields(WaveStatistics)
+    }
+    groups = np.arange(len(waves)) % num_groups
+    return Collected(estimators, groups, WaveStatistics(**stacked), sums.products(measurer.metric))

@@ -1,118 +1,127 @@
-"""One sample's draws of every estimator in each cell of t, with their losses and exact gradients.
+"""Draws of an estimator, as training makes them, with their losses and exact gradients.
 
-Legend: cells = K cells of t; params = number of chosen parameters. In each cell a sample is drawn
-    three times as a single row: at t1, at t1 again with another mask, and at t2 in the same cell;
-    once with each paired masking.
-Draws 1 and 2 share t, and draws 1 and 3 share only the cell, so products of them give unbiased estimates.
+Legend: params = number of chosen parameters. A draw's vector is its gradient [params], then its loss.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from mdmscale.analysis.variance.maskings import MASKINGS, PAIRED, SINGLE, noise_of
-from mdmscale.config.diffusion import DiffusionSection
-from mdmscale.data.batch import Batch
+from mdmscale.analysis.variance.methods import WAVE, Method
+from mdmscale.analysis.variance.tails import mask_rates, tail_levels, tail_uniforms
 from mdmscale.data.collate import Collator
+from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.levels import Levels
-from mdmscale.diffusion.noise import NoisedSample, noise_sample
+from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
 from mdmscale.diffusion.sample import Sample
+from mdmscale.diffusion.t_samplers import TSampler
+from mdmscale.diffusion.uniforms import Stream, generator
 from mdmscale.models.mdm import MaskedDiffusionModel
 
-SINGLES = 3
-PLAIN = 16  # draws at t in all of [0, 1], without gradients; their variance must equal A + B + C
+
+@dataclass(frozen=True, eq=False)
+class Estimator:
+    """A method with its noise and its t-sampler, as a run with it has them."""
+
+    method: Method
+    noise: Noise
+    t_sampler: TSampler
+
+    @property
+    def rows(self) -> int:
+        return self.noise.corruption.num_rows
+
+    @property
+    def has_tails(self) -> bool:
+        """Whether it is measured with more draws in the tails than training has, see tails.py.
+
+        Spread samples are drawn as they are, because their t depend on each other.
+        """
+        return self.method.together == 1 and not self.noise.options.weighs_by_count
+
+    @cached_property
+    def proposal(self) -> DensityTable:
+        """The density over u of the measurement."""
+        if not self.has_tails:
+            return DensityTable.uniform()
+        return tail_levels(self.t_sampler.density, self.noise.options.eps, self.noise.corruption)
+
+    @cached_property
+    def measured_sampler(self) -> TSampler:
+        """The sampler of the measurement. Independent samples take one u from each stratum of a wave."""
+        if self.method.together > 1:
+            return self.t_sampler
+        return replace(self.t_sampler, global_batch_size=WAVE, strata=WAVE, low_discrepancy=False)
+
+    def levels(self, index: int, length: int, num_t: int | None = None) -> tuple[Levels, np.ndarray]:
+        """The noise levels of sample `index`, and their weights in a mean over draws, float64 [num_t]."""
+        num = self.noise.corruption.num_t(length) if num_t is None else num_t
+        levels = self.measured_sampler.draw(index, num)
+        u, weights = self.proposal.draw(levels.u)
+        return replace(levels, u=np.minimum(u, np.nextafter(1, 0))), weights
+
+    def noised(
+        self, sample: Sample, levels: Levels, seed: int, index: int, replicate: int = 0
+    ) -> tuple[NoisedSample, float]:
+        """Sample `index` masked at `levels`, and the mask's weight in a mean over draws.
+
+        Every method has the same uniforms, apart from those moved to the tails.
+        """
+        noise, random = self.noise, generator(seed, Stream.VARIANCE, index, replicate)
+        uniforms, weight = random.random((noise.corruption.num_uniforms, len(sample.token_ids))), 1.0
+        if self.has_tails:
+            rates = mask_rates(noise.corruption, levels.t, noise.options.eps)
+            uniforms, weight = tail_uniforms(uniforms, sample.eligible, rates, random)
+        return noise_sample(sample, levels, uniforms, noise), weight
+
+    def draw(self, sample: Sample, seed: int, index: int) -> tuple[NoisedSample, float]:
+        """Sample `index` noised, and its weight in a mean over draws."""
+        levels, weights = self.levels(index, len(sample.token_ids))
+        noised, weight = self.noised(sample, levels, seed, index)
+        return noised, weight * float(weights.prod())
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
-    """The values of one sample's draws: gradients, or losses as gradients with one element.
+class Draw:
+    """vector: float32 [params + 1]. proxy: the squared norm of the logit gradient."""
 
-    single: [3 K, params], cell by cell. paired: by masking the squared norms, float64 [K].
-    """
+    vector: torch.Tensor
+    proxy: float
 
-    single: torch.Tensor
-    paired: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class SampleDraws:
-    """The draws of one sample, as losses and as gradients.
-
-    plain: float64 [PLAIN], losses at t uniform in [0, 1]. proxy: squared logit-gradient norms, float64 [K].
-    """
-
-    loss: Draws
-    gradient: Draws
-    plain: np.ndarray
-    proxy: np.ndarray
+    @property
+    def loss(self) -> float:
+        return float(self.vector[-1])
 
 
-class Drawer:
-    """Draws the estimators of samples under `model`, with gradients for `parameters`."""
+class Gauge:
+    """Measures draws under `model`, with gradients for `parameters`."""
 
     def __init__(
         self,
         model: MaskedDiffusionModel,
         parameters: list[torch.nn.Parameter],
-        options: DiffusionSection,
-        edges: np.ndarray,
         collate: Collator,
         device: torch.device,
     ) -> None:
-        self.model, self.parameters = model, parameters
-        self.edges, self.collate, self.device = edges, collate, device
-        self.noises = {masking: noise_of(masking, options) for masking in MASKINGS}
+        self.model, self.parameters, self.collate, self.device = model, parameters, collate, device
+        self.sizes = [parameter.numel() for parameter in parameters]
 
-    def draw(self, sample: Sample, random: np.random.Generator) -> SampleDraws:
-        """All draws of a sample. `random` belongs to this sample."""
-        cells = len(self.edges) - 1
-        losses: dict[str, list[float]] = {masking: [] for masking in MASKINGS}
-        gradients: dict[str, list[torch.Tensor]] = {masking: [] for masking in MASKINGS}
-        proxies = []
-        for masking, noised in self._noised(sample, random):
-            loss, gradient, proxy = self._measure(noised)
-            losses[masking].append(loss)
-            if masking == SINGLE:
-                gradients[masking].append(gradient)
-                proxies.append(proxy)
-            else:  # of a pair only the squared norm is needed
-                gradients[masking].append(gradient.double().square().sum().cpu())
-        single_losses = torch.tensor(losses[SINGLE], dtype=torch.float64)[:, None]
-        return SampleDraws(
-            Draws(single_losses, {masking: np.square(losses[masking]) for masking in PAIRED}),
-            Draws(
-                torch.stack(gradients[SINGLE]),
-                {masking: torch.stack(gradients[masking]).numpy() for masking in PAIRED},
-            ),
-            self._plain_losses(sample, random),
-            np.array(proxies).reshape(cells, SINGLES).mean(axis=1),
-        )
+    @property
+    def width(self) -> int:
+        """The length of a draw's vector."""
+        return sum(self.sizes) + 1
 
-    def _noised(self, sample: Sample, random: np.random.Generator) -> Iterator[tuple[str, NoisedSample]]:
-        length = len(sample.token_ids)
-        for low, high in zip(self.edges[:-1], self.edges[1:], strict=True):
-            first, other, *of_pairs = low + (high - low) * random.random(2 + len(PAIRED))
-            singles = ((SINGLE, first), (SINGLE, first), (SINGLE, other))
-            for masking, t in (*singles, *zip(PAIRED, of_pairs, strict=True)):
-                yield masking, noise_sample(sample, Levels.at(t), random.random(length), self.noises[masking])
+    def zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(*shape, self.width, device=self.device)
 
-    def _measure(self, noised: NoisedSample) -> tuple[float, torch.Tensor, float]:
-        """The loss of one draw, its gradient [params] and its squared logit-gradient norm."""
+    def measure(self, noised: NoisedSample) -> Draw:
+        """The loss and the gradient of a draw. One without a masked token needs no forward."""
+        if not noised.masks.any():
+            return Draw(self.zeros(), 0.0)
         batch = self.collate([noised]).to(self.device)
         loss, _, squared_norms = self.model(**batch.model_inputs)
         gradients = torch.autograd.grad(loss, self.parameters)
-        flat = torch.cat([gradient.float().flatten() for gradient in gradients])
-        proxy = (batch.weights.square() * squared_norms).double().sum()
-        return float(loss.detach()), flat, float(proxy)
-
-    @torch.no_grad()
-    def _plain_losses(self, sample: Sample, random: np.random.Generator) -> np.ndarray:
-        draws = [
-            noise_sample(sample, Levels.at(t), random.random(len(sample.token_ids)), self.noises[SINGLE])
-            for t in random.random(PLAIN)
-        ]
-        batch: Batch = self.collate(draws).to(self.device)
-        _, losses, _ = self.model(**batch.model_inputs)
-        return batch.sum_by_draw((batch.weights * losses).double()).cpu().numpy()
+        parts = [*(gradient.float().flatten() for gradient in gradients), loss.detach().float().reshape(1)]
+        return Draw(torch.cat(parts), float((batch.weights.square() * squared_norms).double().sum()))

@@ -1,220 +1,185 @@
-"""The report: the variance of every method relative to standard, its sources, and figures."""
+"""The report: the variance of every method relative to standard, its sources, and what to do."""
 
 import json
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from mdmscale.analysis.variance.collect import CollectedStatistics
-from mdmscale.analysis.variance.decomposition import Estimate, decompose, loss_decomposition
-from mdmscale.analysis.variance.methods import Coefficients, Method
-from mdmscale.analysis.variance.moments import Moments, SampleStatistics, compute_moments
+from mdmscale.analysis.variance.collect import Collected
+from mdmscale.analysis.variance.estimates import (
+    Estimate,
+    Ratio,
+    compute_variances,
+    curves,
+    interval,
+    noise_scale,
+    ratios,
+)
+from mdmscale.analysis.variance.figures import curve_figure, ratio_figure
+from mdmscale.analysis.variance.recommendation import MethodResult, recommend
+from mdmscale.analysis.variance.sums import MEASURES
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.training.figures import new_figure, save_figure
+from mdmscale.diffusion.p_pots import TABLE_EDGES
+from mdmscale.system.console import plain_table
+from mdmscale.training.figures import save_figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class MethodResult:
-    """A method's variance, B times that of its batch mean, and standard's over it. Above 1 is better."""
-
-    loss_variance: float
-    grad_variance: float
-    loss_ratio: float
-    grad_ratio: float
-    loss_interval: tuple[float, float]
-    grad_interval: tuple[float, float]
-    unbiased: bool
+EXPLANATION = (
+    "Variance of standard over the method's, at equal forward rows; above 1 is better. Standard is one "
+    "Bernoulli mask for each of as many different samples, uniform t, weights 1 / r. adam: the gradient "
+    "divided by the root of its diagonal second moment (of standard, at the configured batch, from a pilot)."
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Everything that is written. provenance: config, checkpoint, data, samples and settings."""
+    """Everything that is written. provenance: config, checkpoint, data, samples and settings.
+
+    parts: A, B, C and their sum, standard's variance, by measure. noise_scale: see estimates.noise_scale.
+    """
 
     provenance: dict[str, Any]
-    edges: np.ndarray
-    decomposition: dict[str, Estimate]
-    gradient_decomposition: dict[str, float]
-    curves: dict[str, list[float]]
-    densities: dict[str, DensityTable]
     methods: dict[str, MethodResult]
+    parts: dict[str, dict[str, Estimate]]
+    noise_scale: Estimate | None
+    curves: dict[str, list[float | None]]
+    densities: dict[str, DensityTable]
+
+    @property
+    def recommendation(self) -> str:
+        return recommend(self.methods, self.provenance["batch_rows"], self.noise_scale)
 
 
-def make_report(
-    provenance: dict[str, Any],
-    measured: CollectedStatistics,
-    edges: np.ndarray,
-    chosen: dict[str, tuple[Method, Coefficients]],
-    densities: dict[str, DensityTable],
-) -> Report:
-    """Compute the report from the collected statistics."""
-    widths = np.diff(edges)
-    whole = compute_moments(measured.gradient, measured.groups, measured.gradient_products)
-    return Report(
-        provenance,
-        edges,
-        loss_decomposition(measured.loss, measured.mean_losses, measured.plain, widths),
-        decompose(whole, widths),
-        curves(measured, edges),
-        densities,
-        compare(measured, chosen),
-    )
-
-
-def compare(
-    measured: CollectedStatistics, chosen: dict[str, tuple[Method, Coefficients]]
-) -> dict[str, MethodResult]:
-    """Compare every method with the first."""
-    loss = _replicated(measured.loss, measured.groups, measured.loss_products)
-    gradient = _replicated(measured.gradient, measured.groups, measured.gradient_products)
-    baseline = next(iter(chosen.values()))[1]
-    results = {}
-    for name, (method, coefficients) in chosen.items():
-        loss_ratio, loss_interval = _ratio(baseline, coefficients, loss)
-        grad_ratio, grad_interval = _ratio(baseline, coefficients, gradient)
-        results[name] = MethodResult(
-            coefficients.variance(loss[0]),
-            coefficients.variance(gradient[0]),
-            loss_ratio,
-            grad_ratio,
-            loss_interval,
-            grad_interval,
-            method.is_unbiased,
+def make_report(provenance: dict[str, Any], collected: Collected) -> Report:
+    """Compute the report. `provenance` holds batch_rows, the forward rows of the configured batch."""
+    variances = compute_variances(collected)
+    estimators = collected.estimators
+    by_measure = {measure: ratios(variances.variance[:, :, place]) for place, measure in enumerate(MEASURES)}
+    methods = {
+        estimator.method.name: MethodResult(
+            estimator.method.keys,
+            estimator.rows,
+            estimator.method.is_unbiased,
+            dict(zip(MEASURES, variances.variance[0, number].tolist(), strict=True)),
+            {measure: by_measure[measure][number] for measure in MEASURES},
+            provenance["batch_rows"] * by_measure["gradient"][number].value,
         )
-    return results
-
-
-def curves(measured: CollectedStatistics, edges: np.ndarray) -> dict[str, list[float]]:
-    """g, v, E l^2, E||grad||^2 and the head's proxy for it in each cell of t, with their standard errors."""
-    count = math.sqrt(measured.num_samples)
-    second = np.array([sample.single for sample in measured.loss])
-    same_t = np.array([sample.same_t for sample in measured.loss])
-    values = {
-        "g": measured.mean_losses,
-        "v": second - same_t,
-        "second_moment": second,
-        "grad_second_moment": np.array([sample.single for sample in measured.gradient]),
-        "grad_proxy": measured.proxy,
+        for number, estimator in enumerate(estimators)
     }
-    found: dict[str, list[float]] = {"t": ((edges[:-1] + edges[1:]) / 2).tolist()}
-    for name, each in values.items():
-        found[name] = each.mean(axis=0).tolist()
-        found[f"{name}_error"] = (each.std(axis=0, ddof=1) / count).tolist()
-    return found
-
-
-def _replicated(samples: list[SampleStatistics], groups: np.ndarray, products: np.ndarray) -> list[Moments]:
-    """The moments of all samples, and then of those without each group."""
-    return [
-        compute_moments(samples, groups, products, left_out) for left_out in (None, *range(len(products)))
-    ]
-
-
-def _ratio(
-    baseline: Coefficients, method: Coefficients, replicates: list[Moments]
-) -> tuple[float, tuple[float, float]]:
-    """baseline / method and its 95% interval, by a delete-a-group jackknife of the logarithm."""
-    if baseline is method:
-        return 1.0, (1.0, 1.0)
-    values = [baseline.variance(each) / method.variance(each) for each in replicates]
-    logs = np.log(np.maximum(values, 1e-12))
-    count = len(logs) - 1
-    error = math.sqrt((count - 1) / count * float(np.sum((logs[1:] - logs[1:].mean()) ** 2)))
-    half = _student_quantile(0.975, count - 1) * error
-    return values[0], (math.exp(logs[0] - half), math.exp(logs[0] + half))
-
-
-def _student_quantile(probability: float, degrees: int) -> float:
-    from scipy.stats import t as student_t
-
-    return float(student_t.ppf(probability, degrees))
+    parts = {}
+    for place, measure in enumerate(MEASURES):
+        of_measure = variances.parts[:, :, place]  # [replicates, 3]
+        parts[measure] = {name: interval(of_measure[:, part]) for part, name in enumerate("ABC")}
+        parts[measure]["sum"] = interval(of_measure.sum(axis=1))
+    densities = {
+        each.method.name: each.t_sampler.density for each in estimators if "p_pots" in each.method.keys
+    }
+    draws = collected.waves.draws.reshape(-1, 5)
+    scale = noise_scale(variances, MEASURES.index("gradient"))
+    return Report(provenance, methods, parts, scale, curves(draws, TABLE_EDGES), densities)
 
 
 def write(report: Report, folder: Path) -> None:
     """Write report.json, report.md and the figures into a folder that is not published yet."""
-    values = {
-        **report.provenance,
-        "decomposition": {
-            **{name: each.value for name, each in report.decomposition.items()},
-            "intervals": {name: [each.low, each.high] for name, each in report.decomposition.items()},
-        },
-        "gradient_decomposition": report.gradient_decomposition,
-        "curves": report.curves,
-        "densities": {name: density.to_state() for name, density in report.densities.items()},
-        "methods": {name: asdict(result) for name, result in report.methods.items()},
-    }
-    (folder / "report.json").write_text(json.dumps(values, indent=1))
+    (folder / "report.json").write_text(json.dumps(as_values(report), indent=1))
     (folder / "report.md").write_text(markdown(report))
-    save_figure(ratio_figure(report), folder / "ratios.png")
-    save_figure(curve_figure(report), folder / "curves.png")
+    ratio = {name: result.ratio for name, result in report.methods.items()}
+    save_figure(ratio_figure(ratio), folder / "ratios.png")
+    save_figure(curve_figure(report.curves, TABLE_EDGES, report.densities), folder / "curves.png")
 
 
-HEADINGS = ("method", "loss", "interval", "gradient", "interval")
+def as_values(report: Report) -> dict[str, Any]:
+    """The content of report.json."""
+
+    def spread(estimate: Estimate) -> dict[str, float]:
+        return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+    methods = {
+        name: {
+            "keys": result.keys,
+            "rows": result.rows,
+            "unbiased": result.is_unbiased,
+            "variance": result.variance,
+            "ratio": {measure: spread(ratio) for measure, ratio in result.ratio.items()},
+            "effective_batch": result.effective_batch,
+        }
+        for name, result in report.methods.items()
+    }
+    return {
+        **report.provenance,
+        "recommendation": report.recommendation,
+        "methods": methods,
+        "decomposition": {
+            measure: {name: spread(part) for name, part in parts.items()}
+            for measure, parts in report.parts.items()
+        },
+        "noise_scale": None if report.noise_scale is None else spread(report.noise_scale),
+        "curves": report.curves,
+        "edges": np.asarray(TABLE_EDGES).tolist(),
+        "densities": {name: density.to_state() for name, density in report.densities.items()},
+    }
 
 
-def _cells(name: str, result: MethodResult) -> tuple[str, ...]:
-    def span(interval: tuple[float, float]) -> str:
-        return f"{interval[0]:.2f} to {interval[1]:.2f}"
+HEADINGS = ["method", "rows", "loss", "", "gradient", "", "adam", "", "effective batch"]
 
-    mark = "" if result.unbiased else " (another objective)"
-    return (
-        name + mark,
-        f"{result.loss_ratio:.2f}",
-        span(result.loss_interval),
-        f"{result.grad_ratio:.2f}",
-        span(result.grad_interval),
-    )
+
+def _cells(name: str, result: MethodResult) -> Sequence[str]:
+    def number(value: float) -> str:
+        return f"{value:.2f}" if value < 100 else ">99"
+
+    def span(ratio: Ratio) -> tuple[str, str]:
+        return number(ratio.value), f"{number(ratio.low)}-{number(ratio.high)}"
+
+    mark = "" if result.is_unbiased else " (another objective)"
+    spans = [cell for measure in MEASURES for cell in span(result.ratio[measure])]
+    return (name + mark, str(result.rows), *spans, f"{result.effective_batch:.0f}")
 
 
 def ratio_table(report: Report) -> Table:
     """The terminal's table: standard's variance over each method's, at equal rows."""
-    shown = Table(title="variance of standard over the method's, at equal rows", title_justify="left")
-    for place, heading in enumerate(HEADINGS):
-        shown.add_column(heading, justify="right" if place else "left")
+    shown = plain_table("variance of standard over the method's, at equal rows", HEADINGS)
+    shown.columns[0].justify = "left"
     for name, result in report.methods.items():
         shown.add_row(*_cells(name, result))
     return shown
 
 
-def decomposition_line(report: Report) -> str:
-    """A, B and C in one line."""
-    found = report.decomposition
-    shares = ", ".join(
-        f"{name} ({what}) {found[name].value:.4g} [{found[name].low:.4g}, {found[name].high:.4g}]"
-        for name, what in (("A", "mask"), ("B", "t"), ("C", "data"))
-    )
-    total = found["total"]
-    return (
-        f"variance of one draw's loss: {shares}; sum {found['sum'].value:.4g}, "
-        f"measured {total.value:.4g} [{total.low:.4g}, {total.high:.4g}]"
-    )
+def decomposition_lines(report: Report) -> list[str]:
+    """A, B and C of the loss and of the gradient, a line each."""
+    lines = []
+    for measure, what in (
+        ("loss", "variance of one row's loss"),
+        ("gradient", "trace of one row's gradient"),
+    ):
+        found = report.parts[measure]
+        shares = ", ".join(
+            f"{name} ({source}) {found[name].value / found['sum'].value:.0%} "
+            f"[{found[name].low / found['sum'].value:.0%}, {found[name].high / found['sum'].value:.0%}]"
+            for name, source in (("A", "mask"), ("B", "t"), ("C", "data"))
+        )
+        total = found["sum"]
+        lines.append(f"{what}: {total.value:.4g} [{total.low:.4g}, {total.high:.4g}]; {shares}")
+    return lines
 
 
 def markdown(report: Report) -> str:
     """report.md."""
     provenance = report.provenance
-    gradient_total = sum(report.gradient_decomposition.values())
-    shares = ", ".join(
-        f"{name} {value / gradient_total:.0%}" for name, value in report.gradient_decomposition.items()
-    )
     lines = [
         f"# Variance of {provenance['checkpoint']} on {provenance['data']}",
         "",
         f"{provenance['samples']:,} samples, {provenance['rows']:,} forward rows, "
         f"{provenance['seconds']:.0f} s on {provenance['ranks']} ranks. Gradients of "
         f"{provenance['num_parameters']:,} parameters ({provenance['parameters'] or 'all'}). Batches of "
-        f"{provenance['batch_size']} samples, two rows each.",
+        f"{provenance['batch_rows']} rows.",
         "",
-        decomposition_line(report) + ".",
-        f"Of the trace of the gradient's covariance: {shares}.",
+        *(f"- {line}" for line in decomposition_lines(report)),
         "",
-        "Variance of standard (two independent draws a sample) over the method's; above 1 is better:",
+        EXPLANATION,
+        "Effective batch: the rows of standard with the gradient variance of the configured batch.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|---|" + "---:|" * (len(HEADINGS) - 1),
@@ -222,51 +187,9 @@ def markdown(report: Report) -> str:
         "",
         "![ratios](ratios.png)",
         "![curves](curves.png)",
+        "",
+        "## Recommendation",
+        "",
+        report.recommendation,
     ]
     return "\n".join(lines) + "\n"
-
-
-def ratio_figure(report: Report) -> "Figure":
-    """Ratios for loss and gradient, with their intervals."""
-    figure = new_figure(7, 0.32 * len(report.methods) + 1.2)
-    axes = figure.subplots()
-    places = np.arange(len(report.methods))[::-1]
-    for offset, (kind, color) in enumerate((("loss", "C0"), ("grad", "C1"))):
-        centres = np.array([getattr(result, f"{kind}_ratio") for result in report.methods.values()])
-        spans = np.array([getattr(result, f"{kind}_interval") for result in report.methods.values()])
-        errors = np.abs(spans.T - centres)
-        axes.errorbar(
-            centres,
-            places + 0.12 - 0.24 * offset,
-            xerr=errors,
-            fmt="o",
-            color=color,
-            markersize=4,
-            label=kind,
-        )
-    axes.axvline(1, color="0.6", linestyle=":")
-    axes.set_yticks(places, list(report.methods))
-    axes.set_xlabel("variance of standard over the method's")
-    axes.legend()
-    return figure
-
-
-def curve_figure(report: Report) -> "Figure":
-    """Square roots of the second moments of loss and gradient over t, and every p(t), as densities."""
-    figure = new_figure(9)
-    left, right = figure.subplots(1, 2)
-    widths = np.diff(report.edges)
-    for name, label in (
-        ("second_moment", "loss"),
-        ("grad_second_moment", "gradient"),
-        ("grad_proxy", "logit gradient"),
-    ):
-        root = np.sqrt(report.curves[name])
-        left.stairs(root / np.sum(root * widths), report.edges, baseline=None, label=label)
-    left.set(xlabel="t", title="sqrt of the second moment, scaled", xlim=(0, 1), yscale="log")
-    for name, density in report.densities.items():
-        right.stairs(density.density, density.edges, baseline=None, label=name)
-    right.set(xlabel="t", title="p(t) that a probe fits", xlim=(0, 1), yscale="log")
-    for axes in (left, right):
-        axes.legend(fontsize=8)
-    return figure

@@ -6,11 +6,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.loading import load_config
 from mdmscale.config.run import RunConfig
 from mdmscale.models.opening import find_model_folder
@@ -21,11 +19,9 @@ from mdmscale.training.paths import check_data_paths
 
 if TYPE_CHECKING:
     from mdmscale.analysis.variance.collect import Budget
-    from mdmscale.analysis.variance.methods import Method
     from mdmscale.analysis.variance.report import Report
     from mdmscale.data.collate import Collator
     from mdmscale.data.source import SampleSource
-    from mdmscale.diffusion.density import DensityTable
     from mdmscale.models.mdm import MaskedDiffusionModel
     from mdmscale.parallel.ranks import Ranks
 
@@ -36,7 +32,6 @@ EPILOG = """examples:
     --checkpoint runs/quickstart --output runs/variance --samples 240
 """
 FILES = {"report.json", "report.md", "ratios.png", "curves.png"}
-FIRST_PROBED = 1 << 40  # index of the first probed sample, far from those that are measured
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="YAML file of a run, for its data, p_pots and clip"
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="YAML file of a run, for its data, batch, eps, normalization, window and p_pots",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="values that override those of the file"
@@ -71,11 +69,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="parameters whose gradients are measured (default: all of a small model, norms of a large one)",
     )
     parser.add_argument(
+        "--methods",
+        type=names,
+        metavar="NAMES",
+        help="methods to compare with standard, separated by commas (default: all)",
+    )
+    parser.add_argument(
         "--batch-size", type=int, metavar="B", help="samples in a batch (default: train.global_batch_size)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of t and masks (default: 0)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser
+
+
+def names(text: str) -> list[str]:
+    """The names in a list separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,54 +148,58 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 def run_report(arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks") -> None:
     """Collect statistics on this rank. Rank 0 writes and prints the report."""
-    from rich.console import Console
-
-    from mdmscale.analysis.variance import report as reporting
-    from mdmscale.analysis.variance.collect import choose_parameters, collect_statistics
-    from mdmscale.analysis.variance.draws import Drawer
-    from mdmscale.analysis.variance.methods import coefficients, compared_methods
-    from mdmscale.diffusion.p_pots import TABLE_EDGES
+    from mdmscale.analysis.variance.collect import choose_parameters, collect, measure_metric
+    from mdmscale.analysis.variance.draws import Gauge
+    from mdmscale.analysis.variance.estimators import Probes, make_estimators
+    from mdmscale.analysis.variance.methods import chosen_methods
+    from mdmscale.analysis.variance.report import make_report
+    from mdmscale.analysis.variance.waves import Measurer
     from mdmscale.parallel.collectives import on_every_rank, on_first_rank
 
-    started = time.monotonic()
-    model, collate, source = open_parts(arguments, config, ranks)
-    options = config.diffusion
-    # Densities come first, because collecting gradients freezes parameters.
-    densities = probe_densities(model, source, options, collate, config.run.seed, ranks)
-    pattern, parameters = on_every_rank(ranks, lambda: choose_parameters(model, arguments.parameters))
-    drawer = Drawer(model, parameters, options, TABLE_EDGES, collate, ranks.device)
-    with bar(ranks) as progress:
-        measured = collect_statistics(drawer, source, arguments.seed, budget(arguments), ranks, progress)
-
+    started, seed = time.monotonic(), arguments.seed
     batch_size = arguments.batch_size or config.train.global_batch_size
-    low, high = options.window or (0.3, 0.8)
-    chosen = {}
-    for method in compared_methods((low, high)):
-        density = density_of(method, densities)
-        chosen[method.name] = method, coefficients(method, density, TABLE_EDGES, batch_size)
+    batch_rows = batch_size * config.diffusion.rows_per_sample
+    methods = chosen_methods(arguments.methods, batch_rows)
+    model, collate, source = open_parts(arguments, config, ranks)
+    # Probes come first, because choosing parameters freezes the others.
+    probes = Probes(model, source, collate, config.run.seed, ranks)
+    estimators = make_estimators(methods, config, seed, probes, ranks)
+    pattern, parameters = on_every_rank(ranks, lambda: choose_parameters(model, arguments.parameters))
+    gauge = Gauge(model, parameters, collate, ranks.device)
+    metric = measure_metric(gauge, estimators[0], source, batch_rows, seed, ranks)
+    with bar(ranks) as progress:
+        measurer = Measurer(gauge, metric, seed)
+        collected = collect(measurer, estimators, source, budget(arguments), ranks, progress)
     provenance = {
         "config": str(arguments.config),
         "checkpoint": str(arguments.checkpoint),
         "data": source.description,
-        "samples": measured.num_samples,
-        "rows": measured.num_rows,
+        "samples": collected.num_samples,
+        "rows": collected.num_rows,
         "ranks": ranks.world_size,
         "seconds": time.monotonic() - started,
         "parameters": pattern,
-        "num_parameters": sum(parameter.numel() for parameter in parameters),
-        "batch_size": batch_size,
+        "num_parameters": gauge.width - 1,
+        "batch_rows": batch_rows,
     }
-    report = reporting.make_report(provenance, measured, TABLE_EDGES, chosen, densities)
+    report = make_report(provenance, collected)
     on_first_rank(ranks, lambda: publish(report, arguments.output))
     if ranks.is_first:
-        console = Console()
-        console.print(reporting.decomposition_line(report), highlight=False)
-        console.print(reporting.ratio_table(report))
-        console.print(
-            f"{measured.num_samples:,} samples in {report.provenance['seconds']:.0f} s; "
-            f"{arguments.output}/report.md",
-            highlight=False,
-        )
+        show(report, arguments.output)
+
+
+def show(report: "Report", output: Path) -> None:
+    """Print what matters of the report."""
+    from mdmscale.analysis.variance.report import decomposition_lines, ratio_table
+    from mdmscale.system.console import make_console
+
+    console = make_console()
+    for line in decomposition_lines(report):
+        console.print(line, soft_wrap=True)
+    console.print(ratio_table(report))
+    console.print(report.recommendation, markup=False)
+    provenance = report.provenance
+    console.print(f"{provenance['samples']:,} samples in {provenance['seconds']:.0f} s; {output}/report.md")
 
 
 def open_parts(
@@ -213,46 +226,6 @@ def open_parts(
     model = MaskedDiffusionModel(backbone.model, config.model.head_chunk_size, config.model.head)
     collate = Collator(backbone.mask_token_id, backbone.logit_shift)
     return model.to(ranks.device).eval(), collate, source
-
-
-def probe_densities(
-    model: "MaskedDiffusionModel",
-    source: "SampleSource",
-    options: DiffusionSection,
-    collate: "Collator",
-    seed: int,
-    ranks: "Ranks",
-) -> "dict[str, DensityTable]":
-    """p(t) by masking and target, as the probe of a training run would fit it."""
-    from mdmscale.analysis.variance.maskings import MASKINGS, noise_of
-    from mdmscale.diffusion.density import DensityTable
-    from mdmscale.diffusion.loss_weight import ELBO
-    from mdmscale.diffusion.p_pots import fit_density, probe_edges
-    from mdmscale.parallel.collectives import on_first_rank
-    from mdmscale.training.p_pots_probe import measure_p_pots
-
-    densities = {}
-    for masking in MASKINGS:
-        noise = noise_of(masking, options)
-        edges = probe_edges(options.p_pots)
-        statistics = measure_p_pots(
-            model, source, noise, options.p_pots, edges, collate, FIRST_PROBED, ELBO, seed, ranks
-        )
-        for target in ("paper", "loss", "gradient"):
-            moment = statistics.second_moment(target)
-            fit = partial(fit_density, moment, edges, options.p_pots)
-            state = on_first_rank(ranks, lambda fit=fit: fit().to_state())  # type: ignore[misc]
-            densities[f"{masking}, {target}"] = DensityTable.from_state(state)
-    return densities
-
-
-def density_of(method: "Method", densities: "dict[str, DensityTable]") -> "DensityTable":
-    """The density from which a method draws t."""
-    from mdmscale.diffusion.density import DensityTable
-
-    if method.target is None:
-        return DensityTable.uniform()
-    return densities[f"{method.masking}, {method.target}"]
 
 
 def budget(arguments: argparse.Namespace) -> "Budget":

@@ -1,6 +1,7 @@
 """The suggested layout fits and divides, and no layout that fits is faster by more than 2%."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -97,6 +98,24 @@ def test_probes_are_a_share_of_the_run(small_config: Configs, masking: str) -> N
     assert plan.probe_forwards == 10 * 16
     assert plan.run_seconds == pytest.approx(10 * plan.step_seconds + 2 * plan.probe_seconds)
     assert plan.probe_share == pytest.approx(2 * plan.probe_seconds / plan.run_seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "cells"),
+    [
+        ({"masking": "mirror"}, 20, 16),
+        ({"masking": "exact", "rows": 4}, 10, 16),
+        ({"loss_weight": "window", "masking": "independent"}, 10, 5),
+        ({"loss_weight": "window", "masking": "exact"}, 10, 16),
+    ],
+)
+def test_a_probe_takes_whole_pairs_but_one_of_rows_with_a_t_each(
+    small_config: Configs, options: dict[str, Any], rows: int, cells: int
+) -> None:
+    """In the cells of t that training draws from."""
+    config = small_config(diffusion={"t_sampler": "p_pots", **options})
+    plan = make_plan(config, planned_shape(config.model)[0], make_cluster("h100-80g", "ndr400", 1, None))
+    assert (plan.workload.rows_per_probe, plan.probe_forwards) == (rows, 10 * cells)
 
 
 def test_what_is_printed_is_what_was_planned() -> None:

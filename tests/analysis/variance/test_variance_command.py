@@ -1,83 +1,100 @@
-"""The variance command on a tiny trained model, on 1 and 2 ranks, and the input that it refuses."""
+"""The variance command on a tiny model, on 1 and 2 ranks, and the input that it refuses."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_ranks, run_script, tiny_values
+from conftest import ROOT, kept_environment, run_ranks, tiny_values
 
-pytestmark = pytest.mark.distributed
+from mdmscale.analysis.variance.variance_command import main
+from mdmscale.system.errors import UserError
 
 TOOL = ROOT / "tools" / "variance_report.py"
+METHODS = "mirror,exact_pair+p_pots,stratified,window"
 
 
 @pytest.fixture(scope="module")
-def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """--config and --checkpoint of a short run, and the folder that contains it."""
+def untrained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """--config and --checkpoint of a tiny model, and the folder that contains them."""
+    from mdmscale.config.model import ModelSection
+    from mdmscale.models.backbone import build_backbone
+
     folder = tmp_path_factory.mktemp("variance")
     values = tiny_values(corpus, folder)
-    values["train"]["steps"] = 10
-    values["diffusion"]["p_pots"] = {"num_x0": 2, "num_masks": 2}
+    values["data"]["sequence_length"] = 16
+    values["diffusion"] = {"p_pots": {"num_x0": 2, "num_masks": 2}}
     (folder / "config.yaml").write_text(json.dumps(values))
-    run_ranks(1, ROOT / "launchers" / "train.py", "--config", str(folder / "config.yaml"))
-    return ["--config", str(folder / "config.yaml"), "--checkpoint", str(folder / "tiny")], folder
+    options = ModelSection(**{**values["model"], "num_hidden_layers": 1})
+    backbone = build_backbone(options, 1e-3, seed=0)
+    backbone.model.save_pretrained(folder / "model")
+    backbone.tokenizer.save_pretrained(folder / "model")
+    arguments = ["--config", str(folder / "config.yaml"), "--checkpoint", str(folder / "model")]
+    return [*arguments, "model.num_hidden_layers=1"], folder
 
 
 @pytest.fixture(scope="module")
-def reports(trained: tuple[list[str], Path]) -> dict[int, dict[str, Any]]:
-    """The content of report.json, by number of ranks."""
-    arguments, folder = trained
-    found = {}
-    for ranks in (1, 2):
-        output = folder / f"report-{ranks}"
-        run_ranks(ranks, TOOL, *arguments, "--output", str(output), "--samples", "24")
-        found[ranks] = json.loads((output / "report.json").read_text())
-        assert {path.name for path in output.iterdir()} == {
-            "report.json",
-            "report.md",
-            "ratios.png",
-            "curves.png",
-        }
-    return found
+def alone(process_group: None) -> Iterator[None]:
+    """The test process as the only rank, which stays in its process group."""
+    with kept_environment(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mdmscale.parallel.ranks.finalise", lambda: None)
+        yield
 
 
-def test_the_report_is_complete_and_finite(reports: dict[int, dict[str, Any]]) -> None:
-    report = reports[1]
-    assert report["samples"] == 24 and report["rows"] == 24 * (16 * 7 + 16)
-    parts = report["decomposition"]
-    assert {"A", "B", "C", "sum", "total", "intervals"} == set(parts)
-    assert parts["sum"] == pytest.approx(parts["A"] + parts["B"] + parts["C"])
-    low, high = parts["intervals"]["sum"]
-    total_low, total_high = parts["intervals"]["total"]
-    assert low < total_high and total_low < high
-    for name in ("standard", "clipped", "stratified", "low_discrepancy", "mirror", "complement"):
-        method = report["methods"][name]
-        assert method["unbiased"] == (name != "clipped")
-        for key in ("loss_variance", "grad_variance", "loss_ratio", "grad_ratio"):
-            assert np.isfinite(method[key]) and method[key] > 0
-        assert method["grad_interval"][0] <= method["grad_ratio"] <= method["grad_interval"][1]
-    assert report["methods"]["standard"]["grad_ratio"] == 1
-    assert {f"p_pots_{target}" for target in ("paper", "loss", "gradient")} <= set(report["methods"])
-    assert len(report["densities"]) == 9
-    assert all(len(values) == 16 for values in report["curves"].values())
+@pytest.fixture(scope="module")
+def output(untrained: tuple[list[str], Path], alone: None) -> Path:
+    """The report of one rank."""
+    arguments, folder = untrained
+    options = ["--output", str(folder / "report"), "--samples", "1", "--methods", METHODS]
+    assert main([*arguments, *options]) == 0
+    return folder / "report"
 
 
-def test_the_proxy_follows_the_gradient(reports: dict[int, dict[str, Any]]) -> None:
-    curves = reports[1]["curves"]
-    logs = [np.log(curves[name]) for name in ("grad_second_moment", "grad_proxy")]
+def test_the_report_is_complete_and_finite(output: Path) -> None:
+    report = json.loads((output / "report.json").read_text())
+    assert {path.name for path in output.iterdir()} == {
+        "report.json",
+        "report.md",
+        "ratios.png",
+        "curves.png",
+    }
+    assert report["samples"] == 96, "one wave of 8 for each of 12 groups at least"
+    assert report["rows"] == 96 * (1 + 2 + 2 + 1 + 1 + 2)
+    assert list(report["methods"]) == ["standard", *METHODS.split(",")]
+    for name, method in report["methods"].items():
+        assert method["unbiased"] == (name != "window")
+        assert method["effective_batch"] == pytest.approx(8 * method["ratio"]["gradient"]["value"])
+        for measure, ratio in method["ratio"].items():
+            assert np.isfinite(method["variance"][measure]) and method["variance"][measure] > 0
+            assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"]
+    for parts in report["decomposition"].values():
+        assert parts["sum"]["value"] == pytest.approx(sum(parts[name]["value"] for name in "ABC"))
+    standard = report["methods"]["standard"]
+    assert standard["variance"]["loss"] == pytest.approx(report["decomposition"]["loss"]["sum"]["value"])
+    assert list(report["densities"]) == ["exact_pair+p_pots"]
+    logs = [np.log(np.array(report["curves"][name])) for name in ("grad_second_moment", "grad_proxy")]
     assert np.corrcoef(*logs)[0, 1] > 0.95
+    text = (output / "report.md").read_text()
+    assert text.endswith(report["recommendation"] + "\n") and "## Recommendation" in text
 
 
-def test_two_ranks_measure_what_one_does(reports: dict[int, dict[str, Any]]) -> None:
-    one, two = reports[1], reports[2]
+@pytest.mark.distributed
+def test_two_ranks_measure_what_one_does(untrained: tuple[list[str], Path], output: Path) -> None:
+    arguments, folder = untrained
+    options = ["--output", str(folder / "report-2"), "--samples", "1", "--methods", METHODS]
+    shown = run_ranks(2, TOOL, *arguments, *options)
+    one, two = (json.loads((path / "report.json").read_text()) for path in (output, folder / "report-2"))
+    assert two["recommendation"].split(".")[0] in shown.replace("\n", " ")
     assert (one["ranks"], two["ranks"]) == (1, 2)
     for name, method in one["methods"].items():
-        for key in ("loss_variance", "grad_variance", "grad_ratio"):
-            assert two["methods"][name][key] == pytest.approx(method[key], rel=1e-3), (name, key)
-    for name in ("A", "B", "C", "total"):
-        assert two["decomposition"][name] == pytest.approx(one["decomposition"][name], rel=1e-4, abs=1e-6)
+        other = two["methods"][name]
+        for measure in ("loss", "gradient", "adam"):
+            assert other["variance"][measure] == pytest.approx(method["variance"][measure], rel=1e-3), name
+            for end in ("value", "low", "high"):
+                assert other["ratio"][measure][end] == pytest.approx(method["ratio"][measure][end], rel=1e-2)
+    assert one["curves"]["g"] == pytest.approx(two["curves"]["g"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -87,37 +104,41 @@ def test_two_ranks_measure_what_one_does(reports: dict[int, dict[str, Any]]) -> 
         (["--minutes", "0"], "--minutes 0.0: must be above 0"),
         (["--minutes", "nan"], "--minutes nan: must be above 0"),
         (["--samples", "-3"], "--samples -3: must be above 0"),
-        (["--samples", "1", "--minutes", "1"], "not allowed with"),
+        (["--methods", "mirrored"], "--methods mirrored: unknown; choose among standard"),
         (["--parameters", "no_such_name"], "--parameters 'no_such_name': matches none; names are such as"),
-        (["--parameters", "("], "--parameters '(': no regular expression"),
+        (["--parameters", "("], r"--parameters '\(': no regular expression"),
         (["model.hidden_size=64"], "model.hidden_size = 64, but"),
         (["diffusion.p_pots.num_x0=0"], "diffusion.p_pots.num_x0 = 0"),
+        (["diffusion.objective=ar"], "diffusion.objective = ar has no masks"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(
-    trained: tuple[list[str], Path], tmp_path: Path, changes: list[str], message: str
+    untrained: tuple[list[str], Path], alone: None, tmp_path: Path, changes: list[str], message: str
 ) -> None:
-    arguments, _ = trained
-    done = run_script(str(TOOL), *arguments, "--output", str(tmp_path / "out"), *changes)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    arguments, _ = untrained
+    with pytest.raises(UserError, match=message):
+        main([*arguments, "--output", str(tmp_path / "out"), *changes])
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_that_exists_is_kept(trained: tuple[list[str], Path], tmp_path: Path) -> None:
-    arguments, _ = trained
-    done = run_script(str(TOOL), *arguments, "--output", str(tmp_path))
-    assert done.returncode == 2 and "holds other things than a report" in done.stderr
+def test_a_budget_is_samples_or_minutes(
+    untrained: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*untrained[0], "--output", "out", "--samples", "1", "--minutes", "1"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_an_output_that_exists_is_kept(
+    untrained: tuple[list[str], Path], output: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="holds a report; choose another, or --overwrite"):
+        main([*untrained[0], "--output", str(output)])
+    arguments: list[Any] = [*untrained[0], "--output", str(tmp_path)]
+    with pytest.raises(UserError, match="holds other things than a report"):
+        main(arguments)
     (tmp_path / "report.json").write_text("{}")
     (tmp_path / "notes.txt").touch()
-    done = run_script(str(TOOL), *arguments, "--output", str(tmp_path), "--overwrite")
-    assert done.returncode == 2 and (tmp_path / "notes.txt").exists()
-    (tmp_path / "notes.txt").unlink()
-    done = run_script(str(TOOL), *arguments, "--output", str(tmp_path))
-    assert done.returncode == 2 and "holds a report" in done.stderr
-    done = run_script(str(TOOL), *arguments, "--output", str(tmp_path), "--overwrite", "--samples", "1")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "report.json").read_text())["samples"] == 24, (
-        "two rounds of twelve at least"
-    )
+    with pytest.raises(UserError, match="holds other things than a report"):
+        main([*arguments, "--overwrite"])
+    assert (tmp_path / "notes.txt").exists()
