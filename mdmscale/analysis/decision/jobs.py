@@ -4,6 +4,7 @@ Threads within an operation do not help models this small; processes share nothi
 """
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -32,11 +33,18 @@ def run_jobs(jobs: Sequence[Job], num_processes: int, title: str) -> None:
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=sum(job.cost for job in missing))
+        total, done, start = sum(job.cost for job in missing), 0.0, time.monotonic()
+        task = bar.add_task(title, total=total)
         for number, job in enumerate(_finished(missing, num_processes), start=1):
             bar.update(task, advance=job.cost, description=f"{title}: {number} of {len(missing)}")
+            done += job.cost
             if not console.is_terminal:
-                print(f"{title}: {number} of {len(missing)} is finished: {job.what}", flush=True)
+                minutes = (time.monotonic() - start) / 60 * (total / done - 1)
+                print(
+                    f"{title}: {number} of {len(missing)} is finished, about {minutes:.0f} minutes are left: "
+                    f"{job.what}",
+                    flush=True,
+                )
 
 
 def _finished(jobs: Sequence[Job], num_processes: int) -> Iterator[Job]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mdmscale.analysis.decision.comparison import clipped_share, difference, gradient_variation, spread_ratio
 from mdmscale.analysis.decision.part import WEIGHTS, Condition
-from mdmscale.analysis.decision.stages import Gate, Results
+from mdmscale.analysis.decision.stages import Gate, Results, best_rate
 from mdmscale.analysis.decision.verdict import (
     Regimes,
     answers,
@@ -136,22 +136,20 @@ def from_scratch_lines(tuning: Tuning, final: Tuning) -> list[str]:
 
 def _tuning_lines(tuning: Tuning) -> list[str]:
     """The mean on the tuning split at every learning rate. The chosen one is bold."""
-    lines = ["### Tuning of the learning rate", ""]
     rates = np.unique(np.concatenate([results.rates for results in tuning.values()]))
-    rows = []
+    rows, at_edge = [], []
     for condition, results in tuning.items():
-        means = {rate: results.at_rate(rate).quality().mean for rate in np.unique(results.rates)}
-        best = max(means.values())
-        rows.append(
-            [
-                condition.name,
-                *(
-                    f"**{means[rate]:.3f}**" if means[rate] == best else f"{means[rate]:.3f}"
-                    for rate in rates
-                ),
-            ]
-        )
-    return lines + markdown(["condition", *(f"{rate:g}" for rate in rates)], rows)
+        best = best_rate(results)
+        means = [(rate, f"{results.at_rate(rate).quality().mean:.3f}") for rate in rates]
+        rows.append([condition.name, *(f"**{mean}**" if rate == best else mean for rate, mean in means)])
+        if best in (rates[0], rates[-1]):
+            at_edge.append(condition.name)
+    lines = ["### Tuning of the learning rate", ""]
+    lines += markdown(["condition", *(f"{rate:g}" for rate in rates)], rows)
+    if at_edge:
+        names = ", ".join(at_edge)
+        lines += [f"The best rate is the first or last one tried, so a better one may exist: {names}.", ""]
+    return lines
 
 
 def seeds_figure(arms: dict[str, Results], title: str) -> "Figure":

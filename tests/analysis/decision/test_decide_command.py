@@ -44,6 +44,7 @@ def test_an_interrupted_study_goes_on_with_the_same_numbers(tmp_path: Path) -> N
     } <= conditions
     assert all(len(each["accuracy_raw"]) == 2 and len(each["nll_ema"]) == 2 for each in results)
     assert b"### Equal samples" in whole["report.md"]
+    assert b"The best rate is the first or last one tried" in whole["report.md"], "there are only two"
     assert (tmp_path / "fine_tuning_linear_clipped.png").stat().st_size > 5000
 
 

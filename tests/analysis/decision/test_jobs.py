@@ -25,7 +25,7 @@ def test_jobs_without_their_file_run_and_failures_are_told(
     run_jobs(jobs, num_processes, "part")
     assert done.read_text() == "kept"
     assert (tmp_path / "first").exists() and (tmp_path / "second").exists()
-    assert "part: 2 of 2 is finished" in capsys.readouterr().out
+    assert "part: 2 of 2 is finished, about 0 minutes are left" in capsys.readouterr().out
     failing = Job(tmp_path / "third", "third", 1.0, Path.read_text, (tmp_path / "nowhere",))
     with pytest.raises(FileNotFoundError):
         run_jobs([failing, touching(tmp_path / "fourth")], num_processes, "part")
