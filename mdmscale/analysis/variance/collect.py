@@ -22,7 +22,8 @@ from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 
-MIN_GROUPS = 12
+NUM_GROUPS = 12  # of waves; the intervals come from leaving out one at a time
+MIN_WAVES = 6
 # More would need more memory than most machines have: a rank sums groups x vectors x parameters.
 MAX_PARAMETERS = 4_000_000
 # Norm weights are few, exist at every depth, and their gradients depend on all activations of a layer.
@@ -126,11 +127,11 @@ def collect(
 
     progress: called with the share of the budget that is used and the number of samples so far.
     """
-    num_groups = -(-MIN_GROUPS // ranks.world_size) * ranks.world_size
+    num_groups = -(-NUM_GROUPS // ranks.world_size) * ranks.world_size
     sums = GroupSums(num_groups, max(vector_places(estimators)) + 1, measurer.gauge.width, ranks)
     mine: list[tuple[int, WaveStatistics]] = []
     started, spent, num_waves = time.monotonic(), 0.0, 0
-    while spent < 1 or num_waves < num_groups:
+    while spent < 1 or num_waves < MIN_WAVES:
         wave = num_waves + ranks.rank
         samples = [(index, source.train_sample(index)) for index in range(wave * WAVE, (wave + 1) * WAVE)]
         statistics, means = measure_wave(measurer, estimators, samples)
