@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mdmscale.analysis.decision.arms import Arm
@@ -19,8 +20,15 @@ TIMED_STEPS = 6
 ROWS = 4  # samples of a timed step
 
 
-def seconds_a_row(shape: ModelShape, samples: Sequence[Sample]) -> float:
+def seconds_of(part: Part, conditions: Sequence[Condition], num_seeds: int, folder: Path) -> float:
+    """Seconds of a core for the units of a part without a file."""
+    rows = work(part, conditions, num_seeds, folder)
+    return rows * seconds_a_row(part.shape, part.length) if rows else 0.0
+
+
+def seconds_a_row(shape: ModelShape, length: int) -> float:
     """Seconds of a forward row with its gradient, in a stack of LANES lanes on one thread."""
+    samples = [Sample(np.zeros(length, dtype=np.int64), np.ones(length, dtype=bool))]
     lanes = [Lane(seed, OptimizerSection(lr=1e-3)) for seed in range(LANES)]
     plan = TrainingPlan(Arm("timed", "standard").diffusion, ROWS, TIMED_STEPS, ema_decay=0.9)
     times: list[float] = []

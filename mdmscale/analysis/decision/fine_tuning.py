@@ -81,6 +81,10 @@ class FineTuning:
             intermediate_size=settings.intermediate_size,
         )
 
+    @property
+    def length(self) -> int:
+        return self.task(True).length
+
     def diffusion(self, arm: Arm) -> DiffusionSection:
         return arm.probing(self.settings.probe_samples, [0])
 

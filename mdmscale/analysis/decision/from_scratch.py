@@ -63,6 +63,10 @@ class FromScratch:
             intermediate_size=settings.intermediate_size,
         )
 
+    @property
+    def length(self) -> int:
+        return self.settings.length
+
     def diffusion(self, arm: Arm) -> DiffusionSection:
         """The arm's options, with probes before the start, after a tenth of the steps and after half."""
         num_steps = self.settings.num_steps

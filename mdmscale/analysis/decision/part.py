@@ -13,7 +13,7 @@ import numpy as np
 
 from mdmscale.analysis.decision.arms import Arm
 from mdmscale.analysis.decision.scoring import greedy_is_right, likelihood
-from mdmscale.analysis.decision.stacked_model import StackedModel
+from mdmscale.analysis.decision.stacked_model import ModelShape, StackedModel
 from mdmscale.analysis.decision.stacked_training import Lane, TrainingPlan, train
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.training import OptimizerSection
@@ -69,6 +69,13 @@ class Part(Protocol):
     def name(self) -> str: ...
     @property
     def settings(self) -> Any: ...
+    @property
+    def shape(self) -> ModelShape: ...
+    @property
+    def length(self) -> int:
+        """Tokens of a sample."""
+        ...
+
     @property
     def decodes(self) -> bool:
         """Whether answers are decoded, so that there is an accuracy."""

@@ -194,7 +194,7 @@ def write_report(
         "results": {part: [summary(each) for each in found.values()] for part, found in final.items()},
     }
     write_file(folder / "results.json", json.dumps(values, indent=1))
-    for part, found in final.items():
+    for part, found in final.items():  # none where the gate is closed
         regimes = Regimes(found)
         for regime in regimes.names:
             name = f"{part}_{regime[0]}_{'clipped' if regime[1] else 'unclipped'}.png"

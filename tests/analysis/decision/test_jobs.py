@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mdmscale.analysis.decision.decide_command import sizes_of
 from mdmscale.analysis.decision.fine_tuning import FineTuning, base_path, pretrain
 from mdmscale.analysis.decision.jobs import Job, run_jobs
+from mdmscale.analysis.decision.sizes import sizes_of
 from mdmscale.system.errors import UserError
 
 

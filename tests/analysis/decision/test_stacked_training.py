@@ -39,7 +39,7 @@ def lanes() -> list[Lane]:
 
 def trained(arm: Arm, chosen: list[Lane]) -> Trained:
     model = StackedModel.fresh(SHAPE, [lane.seed for lane in chosen])
-    return train(model, samples(), chosen, TrainingPlan(arm.diffusion, BATCH, STEPS, DECAY))
+    return train(model, samples(), chosen, TrainingPlan(arm.probing(2, [0]), BATCH, STEPS, DECAY))
 
 
 @pytest.mark.parametrize(
