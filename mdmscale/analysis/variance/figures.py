@@ -65,9 +65,11 @@ def curve_figure(
         root = np.sqrt(np.array(curves[name], dtype=float))
         left.stairs(root / np.nansum(root * widths), edges, baseline=None, label=label)
     left.set(xlabel="t", title="sqrt of the second moment, scaled", xlim=(0, 1), yscale="log")
-    distinct = {str(density.to_state()): name for name, density in reversed(densities.items())}
-    for name in reversed(list(distinct.values())):
-        density = densities[name]
+    shown: set[bytes] = set()
+    for name, density in densities.items():
+        if density.density.tobytes() in shown:  # methods that are probed alike have one density
+            continue
+        shown.add(density.density.tobytes())
         right.stairs(density.density, density.edges, baseline=None, label=name)
     right.set(xlabel="t", title="p(t) that a probe fits", xlim=(0, 1), yscale="log")
     left.legend(fontsize=8)
