@@ -46,7 +46,7 @@ def ratio_figure(ratios: Mapping[str, Mapping[str, Ratio]]) -> "Figure":
     ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32) if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
