@@ -61,7 +61,7 @@ def test_the_report_is_complete_and_finite(output: Path) -> None:
         "curves.png",
     }
     assert report["samples"] == 48, "six waves of 8 at least"
-    assert report["rows"] == 48 * (1 + 2 + 2 + 1 + 1 + 2)
+    assert report["rows"] == 48 * (9 + 2 + 2 + 1 + 1)
     assert list(report["methods"]) == ["standard", *METHODS.split(",")]
     for name, method in report["methods"].items():
         assert method["unbiased"] == (name != "window")
