@@ -16,13 +16,14 @@ import torch.distributed as dist
 from mdmscale.analysis.variance.draws import Estimator, Gauge
 from mdmscale.analysis.variance.methods import WAVE
 from mdmscale.analysis.variance.sums import GroupSums, Metric, adam_metric
-from mdmscale.analysis.variance.waves import Measurer, WaveStatistics, measure_wave, vector_places
+from mdmscale.analysis.variance.waves import TRIPLES, Measurer, WaveStatistics, measure_wave, vector_places
 from mdmscale.data.source import SampleSource
 from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 
-MIN_GROUPS = 12
+NUM_GROUPS = 12  # of waves; the intervals come from leaving out one at a time
+MIN_WAVES = 6
 # More would need more memory than most machines have: a rank sums groups x vectors x parameters.
 MAX_PARAMETERS = 4_000_000
 # Norm weights are few, exist at every depth, and their gradients depend on all activations of a layer.
@@ -65,8 +66,9 @@ class Collected:
 
     @property
     def num_rows(self) -> int:
-        """Forward rows that were drawn. Those of A, B and C are two more of standard for each sample."""
-        return self.num_samples * (sum(each.rows for each in self.estimators) + 2)
+        """Forward rows that were drawn."""
+        others = sum(each.rows for each in self.estimators[1:])
+        return self.num_samples * (3 * TRIPLES + others)
 
 
 def choose_parameters(model: torch.nn.Module, pattern: str | None) -> tuple[str, list[torch.nn.Parameter]]:
@@ -101,7 +103,10 @@ def choose_parameters(model: torch.nn.Module, pattern: str | None) -> tuple[str,
 def measure_metric(
     gauge: Gauge, standard: Estimator, source: SampleSource, batch_size: int, seed: int, ranks: Ranks
 ) -> Metric:
-    """Adam's metric from draws of standard on samples of their own, for batches of `batch_size` samples."""
+    """Adam's metric for batches of `batch_size` samples, from draws of standard on samples of their own.
+
+    The gauge takes their mean loss as its usual loss.
+    """
     squares, total = gauge.zeros(), gauge.zeros()
     for wave in range(ranks.rank, PILOT_WAVES, ranks.world_size):
         for index in range(FIRST_PILOT + wave * WAVE, FIRST_PILOT + (wave + 1) * WAVE):
@@ -111,6 +116,7 @@ def measure_metric(
             total += weight * vector
     num = PILOT_WAVES * WAVE
     squares, mean = all_reduce_sum(squares) / num, all_reduce_sum(total) / num
+    gauge.usual_loss = float(mean[-1])
     return adam_metric(squares, mean, num, batch_size, gauge.sizes)
 
 
@@ -126,11 +132,11 @@ def collect(
 
     progress: called with the share of the budget that is used and the number of samples so far.
     """
-    num_groups = -(-MIN_GROUPS // ranks.world_size) * ranks.world_size
+    num_groups = -(-NUM_GROUPS // ranks.world_size) * ranks.world_size
     sums = GroupSums(num_groups, max(vector_places(estimators)) + 1, measurer.gauge.width, ranks)
     mine: list[tuple[int, WaveStatistics]] = []
     started, spent, num_waves = time.monotonic(), 0.0, 0
-    while spent < 1 or num_waves < num_groups:
+    while spent < 1 or num_waves < MIN_WAVES:
         wave = num_waves + ranks.rank
         samples = [(index, source.train_sample(index)) for index in range(wave * WAVE, (wave + 1) * WAVE)]
         statistics, means = measure_wave(measurer, estimators, samples)

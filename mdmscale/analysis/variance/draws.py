@@ -1,6 +1,7 @@
 """Draws of an estimator, as training makes them, with their losses and exact gradients.
 
-Legend: params = number of chosen parameters. A draw's vector is its gradient [params], then its loss.
+Legend: params = number of chosen parameters. A draw's vector is its gradient [params], then its loss less a
+constant near its mean. A variance is the same with it, and its estimate is much less noisy.
 """
 
 from dataclasses import dataclass, replace
@@ -88,15 +89,15 @@ class Draw:
     """vector: float32 [params + 1]. proxy: the squared norm of the logit gradient."""
 
     vector: torch.Tensor
+    loss: float
     proxy: float
-
-    @property
-    def loss(self) -> float:
-        return float(self.vector[-1])
 
 
 class Gauge:
-    """Measures draws under `model`, with gradients for `parameters`."""
+    """Measures draws under `model`, with gradients for `parameters`.
+
+    usual_loss: the constant that vectors have taken off their loss; 0 until a pilot has measured it.
+    """
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class Gauge:
         device: torch.device,
     ) -> None:
         self.model, self.parameters, self.collate, self.device = model, parameters, collate, device
+        self.usual_loss = 0.0
         self.sizes = [parameter.numel() for parameter in parameters]
 
     @property
@@ -119,9 +121,13 @@ class Gauge:
     def measure(self, noised: NoisedSample) -> Draw:
         """The loss and the gradient of a draw. One without a masked token needs no forward."""
         if not noised.masks.any():
-            return Draw(self.zeros(), 0.0)
+            vector = self.zeros()
+            vector[-1] = -self.usual_loss
+            return Draw(vector, 0.0, 0.0)
         batch = self.collate([noised]).to(self.device)
         loss, _, squared_norms = self.model(**batch.model_inputs)
         gradients = torch.autograd.grad(loss, self.parameters)
-        parts = [*(gradient.float().flatten() for gradient in gradients), loss.detach().float().reshape(1)]
-        return Draw(torch.cat(parts), float((batch.weights.square() * squared_norms).double().sum()))
+        centred = (loss.detach().float() - self.usual_loss).reshape(1)
+        vector = torch.cat([*(gradient.float().flatten() for gradient in gradients), centred])
+        proxy = (batch.weights.square() * squared_norms).double().sum()
+        return Draw(vector, float(loss.detach()), float(proxy))

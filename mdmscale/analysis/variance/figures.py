@@ -33,14 +33,20 @@ def ratio_figure(ratios: Mapping[str, Mapping[str, Ratio]]) -> "Figure":
             label=label,
             alpha=0.4 if measure == "loss" else 1.0,
         )
+    shown = [each[measure] for each in ratios.values() for measure in ("gradient", "adam")]
+    axes.set_xscale("log")
+    axes.set_xlim(
+        max(0.8 * min(ratio.low for ratio in shown), 1 / 20),
+        min(1.25 * max(ratio.high for ratio in shown), 50),
+    )
     axes.axvline(1, color="0.6", linestyle=":")
     axes.set_yticks(places, list(ratios))
     axes.set_xlabel("variance of standard over the method's, at equal rows")
-    axes.set_xscale("log")
-    ticks = [0.1, 0.25, 0.5, 1, 2, 4, 8, 16]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32) if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
@@ -59,7 +65,11 @@ def curve_figure(
         root = np.sqrt(np.array(curves[name], dtype=float))
         left.stairs(root / np.nansum(root * widths), edges, baseline=None, label=label)
     left.set(xlabel="t", title="sqrt of the second moment, scaled", xlim=(0, 1), yscale="log")
+    shown: set[bytes] = set()
     for name, density in densities.items():
+        if density.density.tobytes() in shown:  # methods that are probed alike have one density
+            continue
+        shown.add(density.density.tobytes())
         right.stairs(density.density, density.edges, baseline=None, label=name)
     right.set(xlabel="t", title="p(t) that a probe fits", xlim=(0, 1), yscale="log")
     left.legend(fontsize=8)

@@ -15,6 +15,7 @@ from mdmscale.analysis.variance.sums import Metric
 from mdmscale.diffusion.sample import Sample
 
 Samples = list[tuple[int, Sample]]  # with their indices
+TRIPLES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,25 +114,28 @@ def measure_standard(
 ) -> tuple[WaveStatistics, torch.Tensor]:
     """The statistics of standard, without `squared`, and its mean [width].
 
-    Each sample is drawn three times: under two masks at one t, and under one at another.
+    Three draws of a sample belong together: under two masks at one t, and under one at another. As every
+    method is compared with standard, it has TRIPLES of them.
     """
     moments, draws, mean = np.zeros((3, 3)), [], measurer.gauge.zeros()
     for index, sample in samples:
-        both, of_t = standard.levels(index, len(sample.token_ids), num_t=2)
-        vectors, of_mask = [], np.zeros(3)
-        for replicate, place in enumerate((0, 0, 1)):
-            level = both.part(place)
-            noised, of_mask[replicate] = standard.noised(sample, level, measurer.seed, index, replicate)
-            draw = measurer.gauge.measure(noised)
-            squared = float(draw.vector[:-1].square().sum())
-            draws.append((float(level.t[0]), draw.loss, squared, draw.proxy, of_mask[replicate]))
-            vectors.append(draw.vector)
-        stacked = torch.stack(vectors)
-        products = measurer.metric.products(stacked, stacked)  # [3, 3, 3]
-        weights = of_t[[0, 0, 1]] * of_mask
-        moments[0] += weights @ products[[0, 1, 2], [0, 1, 2]] / 3
-        moments[1] += of_t[0] * of_mask[0] * of_mask[1] * products[0, 1]
-        moments[2] += weights[2] * weights[:2] @ products[:2, 2] / 2
-        mean += torch.from_numpy(weights).to(stacked) @ stacked / (3 * len(samples))
+        levels, of_levels = standard.levels(index, len(sample.token_ids), num_t=2 * TRIPLES)
+        for triple in range(TRIPLES):
+            places = 2 * triple + np.array([0, 0, 1])
+            found, of_t, of_mask = [], of_levels[places], np.zeros(3)
+            for number, place in enumerate(places):
+                level, replicate = levels.part(place), 3 * triple + number
+                noised, of_mask[number] = standard.noised(sample, level, measurer.seed, index, replicate)
+                draw = measurer.gauge.measure(noised)
+                squared = float(draw.vector[:-1].square().sum())
+                draws.append((float(level.t[0]), draw.loss, squared, draw.proxy, of_mask[number]))
+                found.append(draw.vector)
+            vectors, weights = torch.stack(found), of_t * of_mask
+            products = measurer.metric.products(vectors, vectors)  # [3, 3, 3]
+            moments[0] += weights @ products[[0, 1, 2], [0, 1, 2]] / 3
+            moments[1] += of_t[0] * of_mask[0] * of_mask[1] * products[0, 1]
+            moments[2] += weights[2] * weights[:2] @ products[:2, 2] / 2
+            mean += torch.from_numpy(weights).to(vectors) @ vectors / 3
+    moments, mean = moments / TRIPLES, mean / (TRIPLES * len(samples))
     second, same_t, within = moments / len(samples)
     return WaveStatistics(second[None], np.zeros((0, 3)), same_t, within, np.array(draws)), mean

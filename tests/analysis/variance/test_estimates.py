@@ -62,7 +62,7 @@ def test_second_moments_are_those_of_the_closed_forms(n: int, table: dict[str, f
     for name, ratio in table.items():
         assert truth["standard"] / truth[name] == pytest.approx(ratio, rel=0.03)
     names = [*table, "independent+rate"]
-    collected, _ = measured(Toy(np.ones(n)), ToySource(n), ranks, names, samples=192)
+    collected, _ = measured(Toy(np.ones(n)), ToySource(n), ranks, names, samples=144)
     second = by_name(collected, collected.waves.second[:, :, GRADIENT].mean(axis=0))
     for name, value in truth.items():
         # a probe finds the best density up to its cells, its share of the uniform one and its noise
@@ -81,7 +81,7 @@ def of_slopes(ranks: Ranks) -> Collected:
     """A toy whose losses grow with the mask, on samples of three kinds: A, B and C are all above 0."""
     names = ["mirror", "stratified", "low_discrepancy", "exact_pair", "exact_4"]
     toy = Toy(SCALES, SLOPE)
-    return measured(toy, ToySource(LENGTH, KINDS), ranks, names, samples=480, eps=0.05)[0]
+    return measured(toy, ToySource(LENGTH, KINDS), ranks, names, samples=384, eps=0.05)[0]
 
 
 def gradients(noised_weights: np.ndarray, masks: np.ndarray, kind: int) -> np.ndarray:

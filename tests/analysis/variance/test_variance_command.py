@@ -60,8 +60,8 @@ def test_the_report_is_complete_and_finite(output: Path) -> None:
         "ratios.png",
         "curves.png",
     }
-    assert report["samples"] == 96, "one wave of 8 for each of 12 groups at least"
-    assert report["rows"] == 96 * (1 + 2 + 2 + 1 + 1 + 2)
+    assert report["samples"] == 48, "six waves of 8 at least"
+    assert report["rows"] == 48 * (9 + 2 + 2 + 1 + 1)
     assert list(report["methods"]) == ["standard", *METHODS.split(",")]
     for name, method in report["methods"].items():
         assert method["unbiased"] == (name != "window")
