@@ -167,7 +167,11 @@ class Gate:
             f"{name} {100 * each.mean:+.1f} points ({100 * each.low:+.1f} to {100 * each.high:+.1f})"
             for name, each in self.differences.items()
         )
-        verdict = "noise limits the task" if self.is_open else "not limited by noise"
+        verdict = (
+            "noise limits the task"
+            if self.is_open
+            else "not limited by noise, as far as these seeds can tell"
+        )
         return f"Schedule {self.schedule}, against standard on the tuning split: {found}: {verdict}."
 
 
