@@ -272,9 +272,9 @@ def test_every_shipped_config_is_planned(
     assert (assumed is None) == is_given, "a number that nobody gave is named"
     ranks = meant_for or (assumed[1] if assumed else "")
     assert f"name: {path.stem}\n" in plan
-    numbers = re.search(r"│ +(\d+) │ +(\d+) │ +(\d+) │ +(\d+) │", plan)
+    numbers = re.search(r"│ +(\d+) │ +(\d+) │ +(\d+) │ +([\d,]+) │", plan)
     assert numbers, plan
-    data_ranks, micro, accumulation, global_batch = map(int, numbers.groups())
+    data_ranks, micro, accumulation, global_batch = (int(each.replace(",", "")) for each in numbers.groups())
     assert data_ranks * micro * accumulation == global_batch
     sharing = [int(size) for size in re.findall(r"^  (?:tensor|sequence): (\d+)$", plan, re.MULTILINE)]
     assert data_ranks * math.prod(sharing) == int(ranks)

@@ -49,9 +49,10 @@ def evaluate(
     """
     num_samples = min(options.samples, source.num_held_out)
     assert num_samples > 0, f"{source.description} has no held-out sample"
-    objective = model_kind(diffusion.objective)
-    plain = Noise(DiffusionSection(objective=objective, eps=diffusion.eps, weights="rate"))
-    grid = np.array([0.5]) if objective == "ar" else eval_t(options)  # ar: any single value
+    if model_kind(diffusion.objective) == "ar":
+        plain, grid = Noise(DiffusionSection(objective="ar")), np.array([0.5])  # any single value
+    else:
+        plain, grid = Noise(DiffusionSection(eps=diffusion.eps, weights="rate")), eval_t(options)
     num_draws = num_samples * len(grid)
 
     def draw(index: int) -> NoisedSample:
