@@ -8,21 +8,15 @@ import numpy as np
 
 from mdmscale.diffusion.corruption import Corruption, Draw
 from mdmscale.diffusion.levels import Levels
-from mdmscale.diffusion.maskings import corruption_of
-from mdmscale.diffusion.objective import Normalization, Objective, token_share
+from mdmscale.diffusion.maskings import CorruptionOptions, corruption_of
+from mdmscale.diffusion.objective import Normalization, token_share
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 
 
-class NoiseOptions(Protocol):
+class NoiseOptions(CorruptionOptions, Protocol):
     """The options of the config's `diffusion` section that noise uses."""
 
-    @property
-    def objective(self) -> Objective: ...
-    @property
-    def masking(self) -> str: ...
-    @property
-    def rows(self) -> int | None: ...
     @property
     def weighs_by_count(self) -> bool: ...
     @property
