@@ -37,13 +37,13 @@ class Method:
         return self.name.replace("+", "-")
 
 
-def _of(name: str, t_sampler: str, masking: str) -> Method:
-    return Method(name, (f"diffusion.t_sampler={t_sampler}", f"diffusion.masking={masking}"))
+def _of(name: str, t_sampler: str, masking: str, *others: str) -> Method:
+    return Method(name, (f"diffusion.t_sampler={t_sampler}", f"diffusion.masking={masking}", *others))
 
 
 BUILT_IN = (
     _of("standard", "uniform", "bernoulli"),
-    Method("clipped", ("diffusion.loss_weight=window",)),
+    _of("clipped", "uniform", "bernoulli", "diffusion.loss_weight=window"),
     _of("p_pots", "p_pots", "bernoulli"),
     _of("mirror", "uniform", "mirror"),
     _of("p_pots+mirror", "p_pots", "mirror"),
