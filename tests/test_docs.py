@@ -115,7 +115,6 @@ def quickstart(clone: Path) -> tuple[Path, str]:
     shorten(clone / "configs/quickstart.yaml", "  steps: 5000", "  steps: 1200")
     shorten(clone / "configs/quickstart.yaml", "  schedule: cosine", "  schedule: constant")
     shorten(clone / "configs/quickstart.yaml", "[0, 500, 2500]", "[0, 500]")
-    shorten(clone / "configs/tiny_sft.yaml", "  steps: 1000", "  steps: 500")
     blocks = [block for block in runnable(ROOT / "README.md") if "make check" not in block]
     minutes = [block for block in blocks if "--minutes 2\n" in block]
     assert len(minutes) == 1
