@@ -184,8 +184,7 @@ def values(name: str, model: dict[str, Any], folder: Path, steps: int, lr: float
             "held_out": 0.0,
         },
         "train": {"steps": steps, "global_batch_size": 4, "micro_batch_size": 4},
-        # What is asked in the end is an answer that is masked as a whole. So few steps reach that by rate weights,
-        # which count such masks for more.
+        # The numbers below are measured with these weights. By counts, 24 steps reach 2.2 instead of 1.1.
         "diffusion": {"weights": "rate"},
         "optimizer": {"lr": lr, "schedule": "constant", "warmup_steps": 2},
         "parallel": {"zero_stage": 0},
