@@ -8,7 +8,7 @@ from mdmscale.data.batch import Batch
 from mdmscale.data.collate import Collator
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.noise import Noise, NoisedSample, noise_sample
+from mdmscale.diffusion.noise import Noise, NoisedSample, training_noise
 from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.models.annealing import visible_positions
 from mdmscale.parallel.batch_layout import BatchLayout
@@ -59,10 +59,7 @@ class TrainLoader:
 
     def noised(self, index: int, t_sampler: TSampler) -> NoisedSample:
         """Sample `index` of the run with its masks."""
-        sample = self.noise.widened(self.source.train_sample(index), self.seed, index)
-        length = len(sample.token_ids)
-        levels = t_sampler.draw(index, self.noise.corruption.num_t(length))
-        return noise_sample(sample, levels, self.noise.uniforms(self.seed, index, length), self.noise)
+        return training_noise(self.source.train_sample(index), index, t_sampler, self.noise)
 
 
 def make_t_sampler(config: RunConfig) -> TSampler:

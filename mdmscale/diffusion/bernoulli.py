@@ -4,7 +4,7 @@ Legend: length = tokens of the sample; rows = forward rows of the sample.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,22 +130,12 @@ class IndependentRows(Corruption):
         return self.rows
 
     def corrupt(self, draw: Draw) -> NoisedRows:
-        rows = [SINGLE.corrupt(_part(draw, row)) for row in range(self.rows)]
+        rows = [
+            SINGLE.corrupt(replace(draw, levels=draw.levels.part(row), uniforms=draw.uniforms[row : row + 1]))
+            for row in range(self.rows)
+        ]
         return NoisedRows(
             np.concatenate([row.masks for row in rows]),
             np.concatenate([row.weights for row in rows]) / self.rows,
             t_of=np.arange(self.rows)[:, None],
         )
-
-
-def _part(draw: Draw, row: int) -> Draw:
-    """The draw of one of several independent rows."""
-    return Draw(
-        draw.levels.part(row),
-        draw.uniforms[row : row + 1],
-        draw.eligible,
-        draw.share,
-        draw.eps,
-        draw.extra_rates,
-        draw.by_count,
-    )

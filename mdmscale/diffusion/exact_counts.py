@@ -5,7 +5,7 @@ The objective depends on a mask only through its tokens, and gives every set of 
 has no noise of its own. q comes from the run's density p over t: q_l is its mass in [(l - 1) / n, l / n).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class ExactCounts(Corruption):
     def corrupt(self, draw: Draw) -> NoisedRows:
         n = draw.num_eligible
         u = spread(float(draw.levels.u[0]), self.num_rows)  # [rows]
-        levels = Levels(u, draw.levels.density, draw.levels.loss_weight)
+        levels = replace(draw.levels, u=u)
         masks = np.zeros((self.num_rows, draw.length), dtype=bool)
         weights = np.zeros(masks.shape)
         if n:

@@ -1,6 +1,6 @@
 """The noise levels of one sample: its u, and the t that a density makes of them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
@@ -41,6 +41,6 @@ class Levels:
         """1 / p(t), float64 [num_t]."""
         return self._drawn[1]
 
-    def part(self, place: int) -> "Levels":
+    def part(self, place: int) -> Self:
         """One of the levels."""
-        return Levels(self.u[place : place + 1], self.density, self.loss_weight)
+        return replace(self, u=self.u[place : place + 1])

@@ -11,6 +11,7 @@ from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.maskings import CorruptionOptions, corruption_of
 from mdmscale.diffusion.objective import Normalization, token_share
 from mdmscale.diffusion.sample import Sample
+from mdmscale.diffusion.t_samplers import TSampler
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 
 
@@ -97,6 +98,15 @@ class NoisedSample:
         at = slice(number, number + 1)
         t_of = self.t_of[at] if isinstance(self.t_of, np.ndarray) and self.t_of.ndim == 2 else self.t_of
         return replace(self, masks=self.masks[at], weights=self.weights[at], t_of=t_of)
+
+
+def training_noise(sample: Sample, index: int, t_sampler: TSampler, noise: Noise) -> NoisedSample:
+    """Sample `index` of the run of the t-sampler's seed, with its masks."""
+    seed = t_sampler.seed
+    sample = noise.widened(sample, seed, index)
+    length = len(sample.token_ids)
+    levels = t_sampler.draw(index, noise.corruption.num_t(length))
+    return noise_sample(sample, levels, noise.uniforms(seed, index, length), noise)
 
 
 def noise_sample(sample: Sample, levels: Levels, uniforms: np.ndarray, noise: Noise) -> NoisedSample:

@@ -48,10 +48,8 @@ class PPots:
     """
 
     def __init__(self, options: DiffusionSection, t_sampler: TSampler, probe: Probe) -> None:
-        self.options = options.p_pots
-        self.masks_are_empty = not options.corruption.draws_counts
+        self.section, self.options = options, options.p_pots
         self.learns_weight = options.loss_weight == "learned"
-        self.defensive = 0.0 if options.objective == "paper_scripts" else options.p_pots.defensive
         self.is_on = options.t_sampler == "p_pots"
         self.has_missed_probes = False  # P-POTS was turned on when the run resumed
         self.t_sampler = t_sampler
@@ -110,8 +108,7 @@ class PPots:
         """Fit on rank 0. From now on every rank samples t from the result."""
 
         def fit() -> dict[str, Any]:
-            density = fit_density(moment, self.edges, self.options, self.defensive, self.masks_are_empty)
-            return density.to_state()
+            return fitted_density(moment, self.edges, self.section).to_state()
 
         density = DensityTable.from_state(on_first_rank(ranks, fit))
         self.t_sampler = replace(self.t_sampler, density=density)
@@ -139,3 +136,9 @@ class PPots:
         if self.learns_weight and state.get("loss_weight"):
             loss_weight = LossWeight.from_state(state["loss_weight"])
             self.t_sampler = replace(self.t_sampler, loss_weight=loss_weight)
+
+
+def fitted_density(moment: np.ndarray, edges: np.ndarray, section: DiffusionSection) -> DensityTable:
+    """The p(t) of a run with these options, fitted to h(t) [cells] in the cells of `edges`."""
+    defensive = 0.0 if section.objective == "paper_scripts" else None  # the scripts mix in nothing
+    return fit_density(moment, edges, section.p_pots, defensive, not section.corruption.draws_counts)

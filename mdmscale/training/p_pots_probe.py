@@ -8,8 +8,9 @@ from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.loss_weight import LossWeight
-from mdmscale.diffusion.noise import Noise, corrupted
+from mdmscale.diffusion.noise import Noise, NoisedSample, corrupted
 from mdmscale.diffusion.p_pots import ProbeStatistics
+from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.training.passes import ForwardModel, forward_sums, share_out
@@ -29,15 +30,10 @@ def measure_p_pots(
 ) -> ProbeStatistics:
     """Draw the training estimator at the middles of the cells of t that `edges` [cells + 1] bound.
 
-    Antithetic pairs are drawn as pairs; of rows that have a t of their own each, one is drawn. t is weighed
-    as a uniform draw within the edges.
-
     One forward takes one sample at one t under `num_masks` draws, so its rows do not depend on the number of
     ranks. The samples are the next `num_x0` that training sees, starting at `first_index`.
     """
     t = (edges[:-1] + edges[1:]) / 2
-    uniform = DensityTable.uniform(edges[0], edges[-1])
-    corruption = noise.corruption.probed
     indices = range(first_index, first_index + options.num_x0)
     samples = [noise.widened(source.train_sample(index), seed, index) for index in indices]
 
@@ -45,14 +41,27 @@ def measure_p_pots(
         sample_place, t_place = divmod(item, len(t))
         sample = samples[sample_place]
         draws = range(item * options.num_masks, (item + 1) * options.num_masks)
-        uniforms = [mask_uniforms(seed, draw, len(sample.token_ids), Stream.PROBE) for draw in draws]
-        u = np.full(corruption.num_t(len(sample.token_ids)), uniform.distribution(t[t_place]))
-        levels = Levels(u, uniform, loss_weight)
-        noised = [corrupted(sample, levels, each, noise, corruption) for each in uniforms]
+        noised = [probe_noise(sample, t[t_place], edges, draw, loss_weight, seed, noise) for draw in draws]
         sums = forward_sums(engine, collate(noised), ranks.device)  # [2, num_masks * num_t]
         return sums.reshape(2, options.num_masks, -1).sum(axis=2)
 
     results = share_out(measure, options.num_x0 * len(t), (2, options.num_masks), ranks)
     grid = results.reshape(options.num_x0, len(t), 2, options.num_masks)
-    losses = np.minimum(grid[:, :, 0], np.inf if corruption.loss_clamp is None else corruption.loss_clamp)
+    clamp = noise.corruption.probed.loss_clamp
+    losses = np.minimum(grid[:, :, 0], np.inf if clamp is None else clamp)
     return ProbeStatistics(t, losses, squared_norms=grid[:, :, 1])
+
+
+def probe_noise(
+    sample: Sample, t: float, edges: np.ndarray, draw: int, loss_weight: LossWeight, seed: int, noise: Noise
+) -> NoisedSample:
+    """Draw number `draw` of a probe of the cells that `edges` bound: a sample masked at t.
+
+    Antithetic pairs are drawn as pairs; of rows that have a t of their own each, one is drawn. t is weighed
+    as a uniform draw within the edges.
+    """
+    corruption, length = noise.corruption.probed, len(sample.token_ids)
+    uniform = DensityTable.uniform(edges[0], edges[-1])
+    u = np.full(corruption.num_t(length), uniform.distribution(np.asarray(t)))
+    uniforms = mask_uniforms(seed, draw, length, Stream.PROBE)
+    return corrupted(sample, Levels(u, uniform, loss_weight), uniforms, noise, corruption)

@@ -1,7 +1,5 @@
 """The masks and weights of a stack's steps, made by the samplers and corruptions of training.
 
-All that depends on how `mdmscale.diffusion` is called lies here.
-
 Legend: samples = samples of a step; rows = forward rows of a sample; length = tokens of a row.
 """
 
@@ -12,12 +10,9 @@ import numpy as np
 import torch
 
 from mdmscale.data.order import sequence_of_sample
-from mdmscale.diffusion.density import DensityTable
-from mdmscale.diffusion.levels import Levels
-from mdmscale.diffusion.noise import Noise, NoisedSample, corrupted, noise_sample
+from mdmscale.diffusion.noise import Noise, NoisedSample, training_noise
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.t_samplers import TSampler
-from mdmscale.diffusion.uniforms import Stream, mask_uniforms
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,26 +26,6 @@ class StepRows:
     targets: torch.Tensor
     masks: torch.Tensor
     weights: torch.Tensor
-
-
-def training_noise(sample: Sample, index: int, sampler: TSampler, noise: Noise) -> NoisedSample:
-    """Sample `index` of the run of a seed, as `TrainLoader.noised` makes it."""
-    length = len(sample.token_ids)
-    levels = sampler.draw(index, noise.corruption.num_t(length))
-    return noise_sample(sample, levels, noise.uniforms(sampler.seed, index, length), noise)
-
-
-def probe_noise(
-    sample: Sample, t: float, draw: int, edges: np.ndarray, sampler: TSampler, noise: Noise
-) -> NoisedSample:
-    """Draw number `draw` of a P-POTS probe at t, as `p_pots_probe.measure_p_pots` makes it."""
-    length, corruption = len(sample.token_ids), noise.corruption.probed
-    uniform = DensityTable.uniform(edges[0], edges[-1])
-    u = np.full(corruption.num_t(length), uniform.distribution(np.asarray(t)))
-    levels = Levels(u, uniform, sampler.loss_weight)
-    return corrupted(
-        sample, levels, mask_uniforms(sampler.seed, draw, length, Stream.PROBE), noise, corruption
-    )
 
 
 def step_rows(samples: Sequence[Sample], samplers: Sequence[TSampler], step: int, noise: Noise) -> StepRows:

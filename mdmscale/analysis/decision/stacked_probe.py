@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mdmscale.analysis.decision.noised_steps import probe_noise, rows_of
+from mdmscale.analysis.decision.noised_steps import rows_of
 from mdmscale.analysis.decision.stacked_model import StackedModel
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.data.order import sequence_of_sample
@@ -21,6 +21,8 @@ from mdmscale.diffusion.noise import Noise
 from mdmscale.diffusion.p_pots import ProbeStatistics, fit_density, probe_edges
 from mdmscale.diffusion.sample import Sample
 from mdmscale.diffusion.t_samplers import TSampler
+from mdmscale.training.p_pots import fitted_density
+from mdmscale.training.p_pots_probe import probe_noise
 
 
 def probed(
@@ -34,13 +36,11 @@ def probed(
     """The samplers of all lanes with the p(t) that a probe before `step` gives them. See `PPots`."""
     section: DiffusionSection = noise.options  # type: ignore[assignment]
     edges = probe_edges(section.p_pots, section.drawn_range)
-    defensive = 0.0 if section.objective == "paper_scripts" else None
-    masks_are_empty = not noise.corruption.draws_counts
     statistics = measure(model, samples, samplers, step, noise, edges, first)
     moments = [each.second_moment(section.p_pots.target) for each in statistics]
     with without_warnings():
         return [
-            replace(sampler, density=fit_density(moment, edges, section.p_pots, defensive, masks_are_empty))
+            replace(sampler, density=fitted_density(moment, edges, section))
             for sampler, moment in zip(samplers, moments, strict=True)
         ]
 
@@ -105,7 +105,10 @@ def _draws(
     levels = np.repeat(t, options.num_masks)
     first = place * len(levels)
     return rows_of(
-        [probe_noise(sample, level, first + draw, edges, sampler, noise) for draw, level in enumerate(levels)]
+        [
+            probe_noise(sample, level, edges, first + draw, sampler.loss_weight, sampler.seed, noise)
+            for draw, level in enumerate(levels)
+        ]
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from analysis.decision.small import SHAPE, as_llama, named, samples
 
 from mdmscale.analysis.decision.arms import FINE_TUNING, Arm
-from mdmscale.analysis.decision.noised_steps import step_rows, training_noise
+from mdmscale.analysis.decision.noised_steps import step_rows
 from mdmscale.analysis.decision.stacked_loss import sample_losses
 from mdmscale.analysis.decision.stacked_model import StackedModel
 from mdmscale.analysis.decision.stacked_probe import measure
@@ -17,7 +17,7 @@ from mdmscale.config.training import OptimizerSection
 from mdmscale.data.collate import Collator
 from mdmscale.data.loader import t_sampler_of
 from mdmscale.data.order import sequence_of_sample
-from mdmscale.diffusion.noise import Noise
+from mdmscale.diffusion.noise import Noise, training_noise
 from mdmscale.diffusion.p_pots import probe_edges
 from mdmscale.engine.optim import learning_rate, make_optimizer, set_learning_rate
 from mdmscale.training.p_pots_probe import measure_p_pots
