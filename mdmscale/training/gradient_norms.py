@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class GradientNorms:
         self._recent.extend(norm for norm in norms if math.isfinite(norm))
 
 
-def variation(norms: "deque[float] | list[float]") -> float:
+def variation(norms: Sequence[float] | np.ndarray) -> float:
     """Standard deviation over mean of `norms`; 0 if all are 0."""
     mean = float(np.mean(norms))
     return float(np.std(norms)) / mean if mean else 0.0

@@ -15,6 +15,7 @@ from mdmscale.analysis.study.statistics import (
     paired_difference,
 )
 from mdmscale.diffusion.uniforms import Stream, generator
+from mdmscale.training.gradient_norms import variation
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def spread_ratio(method: Scores, reference: Scores, confidence: float = CONFIDEN
 def gradient_variation(norms: np.ndarray) -> float:
     """Standard deviation over mean of gradient norms [seeds, steps] in the second half, a mean over seeds."""
     late = norms[:, norms.shape[1] // 2 :]
-    return float((late.std(axis=1) / late.mean(axis=1)).mean())
+    return float(np.mean([variation(of_seed) for of_seed in late]))
 
 
 def clipped_share(norms: np.ndarray, limit: float) -> float:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from mdmscale.analysis.decision.arms import FINE_TUNING, FROM_SCRATCH
+from mdmscale.system.arguments import names
 from mdmscale.system.errors import UserError
 
 PARTS = ("fine_tuning", "from_scratch")
@@ -37,10 +38,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the study")
     parser.add_argument(
-        "--parts", type=_names, default=list(PARTS), metavar="P,P", help=f"default: {','.join(PARTS)}"
+        "--parts", type=names, default=list(PARTS), metavar="P,P", help=f"default: {','.join(PARTS)}"
     )
     known = ",".join(dict.fromkeys(arm.name for arm in (*FINE_TUNING, *FROM_SCRATCH)))
-    parser.add_argument("--arms", type=_names, metavar="A,A", help=f"default: all of {known}")
+    parser.add_argument("--arms", type=names, metavar="A,A", help=f"default: all of {known}")
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="final seeds (default: 24 in fine-tuning, 8 from scratch)"
     )
@@ -70,7 +71,3 @@ def check_options(arguments: argparse.Namespace) -> None:
         problems.append(f"--jobs {arguments.jobs}: must be at least 1")
     if problems:
         raise UserError(*problems)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mdmscale.training.gradient_norms import variation
 from mdmscale.training.metrics import read_metrics
 
 
@@ -50,7 +51,7 @@ def result_of_run(folder: Path, method: str, seed: int, scores: list[float]) -> 
         seed,
         tuple(scores),
         loss=float(np.mean([record["loss"] for record in late])),
-        gradient_spread=float(norms.std() / norms.mean()),
+        gradient_spread=variation(norms),
         steps=len(records),
         samples=records[-1]["consumed_samples"],
         seconds=sum(

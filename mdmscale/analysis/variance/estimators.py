@@ -5,9 +5,8 @@ import numpy as np
 from mdmscale.analysis.variance.draws import Estimator
 from mdmscale.analysis.variance.methods import Method
 from mdmscale.config.diffusion import DiffusionSection
-from mdmscale.config.run import RunConfig
 from mdmscale.data.collate import Collator
-from mdmscale.data.loader import make_t_sampler
+from mdmscale.data.loader import t_sampler_of
 from mdmscale.data.source import SampleSource
 from mdmscale.diffusion.corruption import Corruption
 from mdmscale.diffusion.loss_weight import LossWeight
@@ -54,20 +53,13 @@ class Probes:
 
 
 def make_estimators(
-    methods: list[Method], config: RunConfig, seed: int, probes: Probes, ranks: Ranks
+    methods: list[Method], base: DiffusionSection, seed: int, probes: Probes, ranks: Ranks
 ) -> list[Estimator]:
-    """The estimators of `methods` under the numbers of `config`. P-POTS probes the model."""
+    """The estimators of `methods` under the numbers of `base`. P-POTS probes the model."""
     estimators = []
     for method in methods:
-        options = method.section(config.diffusion)
-        run = config.model_copy(
-            update={
-                "run": config.run.model_copy(update={"seed": seed}),
-                "train": config.train.model_copy(update={"global_batch_size": method.together}),
-                "diffusion": options,
-            }
-        )
-        p_pots = PPots(options, make_t_sampler(run), probes.of(options))
+        options = method.section(base)
+        p_pots = PPots(options, t_sampler_of(options, seed, method.together), probes.of(options))
         p_pots.renew(0, FIRST_PROBED, ranks)
         estimators.append(Estimator(method, Noise(options), p_pots.t_sampler))
     return estimators

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mdmscale.config.loading import load_config
 from mdmscale.config.run import RunConfig
 from mdmscale.models.opening import find_model_folder
+from mdmscale.system.arguments import names
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import unfinished
 from mdmscale.system.folders import published_folder
@@ -80,11 +81,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of t and masks (default: 0)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     return parser
-
-
-def names(text: str) -> list[str]:
-    """The names in a list separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,7 +159,7 @@ def run_report(arguments: argparse.Namespace, config: RunConfig, ranks: "Ranks")
     model, collate, source = open_parts(arguments, config, ranks)
     # Probes come first, because choosing parameters freezes the others.
     probes = Probes(model, source, collate, config.run.seed, ranks)
-    estimators = make_estimators(methods, config, seed, probes, ranks)
+    estimators = make_estimators(methods, config.diffusion, seed, probes, ranks)
     pattern, parameters = on_every_rank(ranks, lambda: choose_parameters(model, arguments.parameters))
     gauge = Gauge(model, parameters, collate, ranks.device)
     metric = measure_metric(gauge, estimators[0], source, batch_rows, seed, ranks)

@@ -70,7 +70,7 @@ def measured(
     collate = Collator(mask_token_id=len(toy.theta))
     engine: Any = toy.eval()
     probes = Probes(engine, source, collate, 0, ranks)
-    estimators = make_estimators(chosen_methods(names, batch_rows), config, 0, probes, ranks)
+    estimators = make_estimators(chosen_methods(names, batch_rows), config.diffusion, 0, probes, ranks)
     gauge = Gauge(engine, [toy.theta], collate, ranks.device)
     metric = measure_metric(gauge, estimators[0], source, batch_rows, 0, ranks)
     measurer = Measurer(gauge, metric, 0)
