@@ -188,9 +188,9 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run folder's metrics.jsonl."""
-    return [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
+def read_metrics(folder: Path, last: int = 0) -> list[dict[str, Any]]:
+    """The records of a run folder's metrics.jsonl, or only the `last` ones."""
+    return [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()[-last:]]
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

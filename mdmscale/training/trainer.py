@@ -28,6 +28,7 @@ from mdmscale.system.transfer import to_device
 from mdmscale.training import checkpoint, export
 from mdmscale.training.evaluation import eval_t, evaluate
 from mdmscale.training.figures import p_pots_figure, save_figure, training_figure
+from mdmscale.training.gradient_norms import WINDOW
 from mdmscale.training.metrics import (
     MetricsWriter,
     ProgressLine,
@@ -92,7 +93,9 @@ def run_to_end(run: Run) -> Outcome:
         run.loader,
     ):
         if ranks.is_first:  # which alone writes metrics; those after `first_step` have been dropped
-            run.gradient_norms.recall(record["grad_norm"] for record in read_metrics(folder))
+            # A run ends after some steps in a row without a finite norm, so these records fill the window.
+            records = read_metrics(folder, last=WINDOW * MAX_SKIPPED_IN_A_ROW)
+            run.gradient_norms.recall(record["grad_norm"] for record in records)
         # Every forward counts as progress, whether of training, a probe or an evaluation.
         run.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:
