@@ -6,11 +6,15 @@ With other C libraries these functions do nothing.
 """
 
 import ctypes
+import resource
 from contextlib import suppress
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # mallopt's options, from malloc.h
 _NEVER, _NO_MAPS = -1, 0
 _MAPS, _LARGE = 65536, 32 << 20  # glibc's default limit on maps, and its highest automatic threshold
+_GROWTH = 1.25  # of a process, before it returns what lies free
+_SETTLED = 3  # steps after which a process has all that its steps need
 
 
 def keep_freed_memory() -> None:
@@ -20,6 +24,37 @@ def keep_freed_memory() -> None:
         library.malloc_trim(0)
         library.mallopt(_MMAP_MAX, _NO_MAPS)
         library.mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+class KeptMemory:
+    """Bounds what a process keeps: tensors of ever new sizes leave gaps between them that fit no later one.
+
+    So whenever the process has grown by a quarter, it returns all gaps, and the next step maps what it needs.
+    """
+
+    def __init__(self) -> None:
+        self._needed, self._steps = 0, 0
+
+    def after_step(self) -> bool:
+        """Whether memory has been returned, after a step of training."""
+        held = resident_bytes()
+        if self._steps < _SETTLED:
+            self._needed, self._steps = held, self._steps + 1
+            return False
+        if held <= _GROWTH * self._needed:
+            return False
+        library = glibc()
+        if library is not None:
+            library.malloc_trim(0)
+        self._steps = 0
+        return True
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now; 0 where the system does not say."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0
 
 
 def return_freed_memory() -> None:

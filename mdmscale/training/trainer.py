@@ -18,7 +18,7 @@ from mdmscale.engine.optim import learning_rate, set_learning_rate
 from mdmscale.models.flops import peak_flops
 from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
 from mdmscale.parallel.ranks import Ranks, initialise
-from mdmscale.system.allocator import keep_freed_memory
+from mdmscale.system.allocator import KeptMemory, keep_freed_memory
 from mdmscale.system.library_output import library_output
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.run_lock import only_training
@@ -85,6 +85,7 @@ def run_to_end(run: Run) -> Outcome:
     config, ranks, folder = run.config, run.ranks, run.folder.path
     asking = asks_every(config.eval)
     started, first_step, stopped = time.monotonic(), run.step, False
+    memory = KeptMemory()
     with (
         StopRequest(folder) as stop,
         Watchdog(folder, ranks, config.run.stall_timeout) as watchdog,
@@ -102,6 +103,8 @@ def run_to_end(run: Run) -> Outcome:
             renewed = renew_t_sampler(run, writer, line)
             record, stopped = train_step(run, stop)
             record |= renewed
+            if ranks.device.type == "cpu":
+                memory.after_step()
             is_end = run.step == config.train.steps
             is_last = stopped or is_end
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):

@@ -36,7 +36,7 @@ class FromScratchSettings:
     warmup_steps: int = 50
     weight_decay: float = 0.1
     ema_decay: float = 0.97
-    rates: tuple[float, ...] = (3e-3, 6e-3, 12e-3)
+    rates: tuple[float, ...] = (1.5e-3, 3e-3, 6e-3, 12e-3)
     tuning_seeds: int = 2
     num_texts: int = 64  # sequences for tuning, and as many held-out ones
     likelihood_rows: int = 16
