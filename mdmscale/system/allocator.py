@@ -6,7 +6,6 @@ With other C libraries these functions do nothing.
 """
 
 import ctypes
-import resource
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,8 +35,8 @@ class KeptMemory:
         self._needed, self._steps = 0, 0
 
     def after_step(self) -> bool:
-        """Whether memory has been returned, after a step of training."""
-        held = resident_bytes()
+        """Return all gaps if it is time, after a step of training. Whether it was time."""
+        held = process_memory("VmRSS") or 0
         if self._steps < _SETTLED:
             self._needed, self._steps = held, self._steps + 1
             return False
@@ -50,11 +49,15 @@ class KeptMemory:
         return True
 
 
-def resident_bytes() -> int:
-    """The memory that this process holds now; 0 where the system does not say."""
+def process_memory(name: str) -> int | None:
+    """A value of /proc/self/status in bytes: VmRSS, what this process holds now, or VmHWM, the most it held.
+
+    None where the system has no such file.
+    """
     with suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return 0
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    return None
 
 
 def return_freed_memory() -> None:

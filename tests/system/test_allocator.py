@@ -1,5 +1,6 @@
 """Kept memory, measured by the new pages that a process needs."""
 
+import json
 import subprocess
 import sys
 
@@ -42,28 +43,28 @@ def test_kept_memory_is_not_mapped_again() -> None:
 
 
 GROWING = """
-import torch
-from mdmscale.system.allocator import KeptMemory, keep_freed_memory, resident_bytes
+import json, torch
+from mdmscale.system.allocator import KeptMemory, keep_freed_memory, process_memory
 
 def step(mebibytes):
     torch.ones(mebibytes << 18)
-    return memory.after_step(), resident_bytes() >> 20
+    return memory.after_step(), process_memory("VmRSS") >> 20
 
 torch.ones(1)
 keep_freed_memory()
-memory, before = KeptMemory(), resident_bytes() >> 20
+memory, before = KeptMemory(), process_memory("VmRSS") >> 20
 settling = [step(64) for _ in range(3)]
 kept = step(64)
 grown = step(before + 128)
 settled = [step(64) for _ in range(4)]
-print([returned for returned, _ in [*settling, kept, grown, *settled]])
-print(kept[1] - before, grown[1] - before)
+returned = [returned for returned, _ in [*settling, kept, grown, *settled]]
+print(json.dumps([returned, kept[1] - before, grown[1] - before]))
 """
 
 
 def test_a_process_that_has_grown_returns_what_it_keeps() -> None:
     process = subprocess.run([sys.executable, "-c", GROWING], capture_output=True, text=True, check=True)
-    returned, (kept, after) = process.stdout.splitlines()[0], map(int, process.stdout.splitlines()[1].split())
-    assert returned == str([False] * 4 + [True] + [False] * 4), "only after the step that made it grow"
+    returned, kept, after = json.loads(process.stdout)
+    assert returned == [False] * 4 + [True] + [False] * 4, "only after the step that made it grow"
     assert kept > 60, "the 64 MiB of the steps before stay"
     assert after < 60

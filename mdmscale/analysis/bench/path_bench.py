@@ -17,7 +17,7 @@ from mdmscale.analysis.bench.paths import LossPath, set_attention
 from mdmscale.analysis.bench.work import Sizes
 from mdmscale.data.batch import Batch
 from mdmscale.models.mdm import MaskedDiffusionModel
-from mdmscale.system.allocator import keep_freed_memory, return_freed_memory
+from mdmscale.system.allocator import keep_freed_memory, process_memory, return_freed_memory
 
 FreedMemory = Literal["own", "kept", "returned"]
 
@@ -134,13 +134,8 @@ def peak_above(device: torch.device) -> Iterator[Peak]:
     resident = None
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS
-        resident = _status("VmRSS")
+        resident = process_memory("VmRSS")
     yield peak
-    if resident is not None:
-        peak.bytes = _status("VmHWM") - resident
-
-
-def _status(name: str) -> int:
-    """A value of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    highest = process_memory("VmHWM")
+    if resident is not None and highest is not None:
+        peak.bytes = highest - resident
