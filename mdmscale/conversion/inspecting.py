@@ -91,6 +91,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         **(_described(model) if is_model(model) else {}),
         "bytes": size,
         **position,
+        "scores": state.scores,
         **layout,
         "ema_decay": (state.config or {}).get("train", {}).get("ema_decay"),  # of the average of the weights
         "components": sorted(state.components),

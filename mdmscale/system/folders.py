@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mdmscale.system.errors import UserError
-from mdmscale.system.files import fsync, made_parents, unfinished
+from mdmscale.system.files import REPLACED, fsync, made_parents, unfinished
 from mdmscale.system.locks import locked_folder
 
 # Room for config, tokenizer and index, and so that the disk does not fill up completely.
@@ -69,14 +69,27 @@ def published_files(paths: Sequence[Path], optional: Sequence[Path] = ()) -> Ite
 def make_unfinished(destination: Path) -> Path:
     """Create an empty folder for several processes to write into. `publish` turns it into `destination`.
 
-    Unfinished folders that killed writers left in the same parent are removed, whatever their destination.
-    There is no lock: the caller must ensure that no other job writes there.
+    What a killed writer left of it is removed. There is no lock: the caller must ensure that no other job
+    writes there.
     """
-    for leftover in destination.parent.glob(unfinished(destination.with_name("*")).name):
-        shutil.rmtree(leftover)
     aside = unfinished(destination)
+    if aside.exists():
+        shutil.rmtree(aside)
     aside.mkdir(parents=True)
     return aside
+
+
+def remove_published(folder: Path) -> None:
+    """Remove a folder that others may read: they see all of it or none. Of a link, only the link is removed.
+
+    After a kill in between, the rest of it is a `.replaced-NAME`.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    aside = _replaced(folder)
+    folder.rename(aside)
+    shutil.rmtree(aside)
 
 
 def publish(aside: Path, destination: Path, files_are_synced: bool = False) -> None:
@@ -100,7 +113,7 @@ def publish(aside: Path, destination: Path, files_are_synced: bool = False) -> N
 
 
 def _replaced(destination: Path) -> Path:
-    return destination.with_name(f".replaced-{destination.name}")
+    return destination.with_name(REPLACED + destination.name)
 
 
 def _finish_swap(destination: Path) -> None:

@@ -20,11 +20,13 @@ stop                  asks the run to stop
 lock                  while the run trains: who trains it
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import REPLACED, UNFINISHED
 
 ENGINE_FOLDER = "engine"
 MODEL_FOLDER = "model"
@@ -135,8 +137,24 @@ def step_of(checkpoint: Path) -> int:
 
 
 def published_checkpoints(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a run's checkpoints/ folder that have their final names, oldest first."""
-    return sorted(path for path in checkpoints.glob(f"{_STEP}*") if path.is_dir())
+    """The checkpoints in a run's checkpoints/ folder that have their final names, oldest first.
+
+    Folders with other names, such as step-best, are the user's own: no run reads or removes them.
+    """
+    return _named(checkpoints, "")
+
+
+def leftover_checkpoints(checkpoints: Path) -> list[Path]:
+    """What killed runs left in a run's checkpoints/ folder: checkpoints half written or half removed."""
+    return _named(checkpoints, UNFINISHED) + _named(checkpoints, REPLACED)
+
+
+def _named(checkpoints: Path, prefix: str) -> list[Path]:
+    """The folders whose name is `prefix` and that of a checkpoint."""
+    name = re.compile(rf"{re.escape(prefix + _STEP)}[0-9]{{8}}")
+    return sorted(
+        each for each in checkpoints.glob(f"{prefix}*") if name.fullmatch(each.name) and each.is_dir()
+    )
 
 
 def is_model(path: Path) -> bool:

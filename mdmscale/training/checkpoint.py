@@ -18,19 +18,22 @@ from typing import Any
 import torch.distributed as dist
 
 from mdmscale.config.run import RunConfig
+from mdmscale.config.training import CheckpointSection
 from mdmscale.data.source import SampleSource
 from mdmscale.engine.engine import Engine
 from mdmscale.parallel.collectives import on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import fsync
-from mdmscale.system.folders import make_unfinished, publish
+from mdmscale.system.folders import make_unfinished, publish, remove_published
 from mdmscale.system.run_folder import (
     MANIFEST_FILE,
     MODEL_FOLDER,
+    leftover_checkpoints,
     published_checkpoints,
     step_name,
 )
+from mdmscale.training.retention import retired
 from mdmscale.training.state import TrainingState
 
 
@@ -39,16 +42,16 @@ def save(
     state: TrainingState,
     write_model: Callable[[Path], None],
     folder: Path,
-    keep: int,
+    options: CheckpointSection,
     ranks: Ranks,
 ) -> Path:
-    """Publish a checkpoint of `engine` in `folder`; keep the newest `keep` checkpoints (0: all).
+    """Publish a checkpoint of `engine` in `folder`, and remove those that `options` do not keep.
 
     Every rank calls this. Rank 0 calls `write_model`, which fills the model/ folder. A kill at any moment
     leaves either the complete checkpoint or none of that name.
     """
     target = folder / step_name(state.step)
-    unfinished = on_first_rank(ranks, lambda: make_unfinished(target))
+    unfinished = on_first_rank(ranks, lambda: _make_unfinished(target))
     engine.save(unfinished)
     if ranks.is_first:
         write_model(unfinished / MODEL_FOLDER)
@@ -56,7 +59,7 @@ def save(
     dist.barrier()
     names = on_first_rank(ranks, lambda: _file_names(unfinished))
     digests = _digests(unfinished, names, ranks, sync=True)
-    on_first_rank(ranks, lambda: _publish(unfinished, target, digests, keep))
+    on_first_rank(ranks, lambda: _publish(unfinished, target, digests, options))
     return target
 
 
@@ -161,17 +164,25 @@ def check_data(state: TrainingState, checkpoint: Path, source: SampleSource) -> 
         )
 
 
-def _publish(unfinished: Path, target: Path, digests: dict[str, tuple[int, str]], keep: int) -> None:
+def _make_unfinished(target: Path) -> Path:
+    for leftover in leftover_checkpoints(target.parent):
+        shutil.rmtree(leftover)
+    return make_unfinished(target)
+
+
+def _publish(
+    unfinished: Path, target: Path, digests: dict[str, tuple[int, str]], options: CheckpointSection
+) -> None:
     manifest = unfinished / MANIFEST_FILE
     manifest.write_text(json.dumps({"files": digests}, indent=1))
     fsync(manifest)
     # Checkpoints of this step or a later one are damaged: the run skipped them when it resumed.
     for damaged in published_checkpoints(target.parent):
         if damaged.name >= target.name:
-            shutil.rmtree(damaged)
+            remove_published(damaged)
     publish(unfinished, target, files_are_synced=True)
-    for old in published_checkpoints(target.parent)[:-keep] if keep else []:
-        shutil.rmtree(old)
+    for old in retired(published_checkpoints(target.parent), options):
+        remove_published(old)
 
 
 def _file_names(checkpoint: Path) -> list[str]:

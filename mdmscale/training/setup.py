@@ -112,8 +112,8 @@ class Run:
             parameter_groups=named_groups(self.engine.module),
         )
 
-    def state(self) -> TrainingState:
-        """The values that a checkpoint stores for this run."""
+    def state(self, scores: dict[str, float]) -> TrainingState:
+        """What a checkpoint stores of this run now. `scores`: the metrics of an evaluation of it, if any."""
         return TrainingState(
             step=self.step,
             consumed_samples=self.consumed_samples,
@@ -127,6 +127,7 @@ class Run:
             components={name: part.state_dict() for name, part in self.components.items()},
             model=self.model_identity,
             config=self.config.model_dump(mode="json"),
+            scores=scores,
         )
 
 

@@ -102,15 +102,17 @@ def run_to_end(run: Run) -> Outcome:
             renewed = renew_t_sampler(run, writer, line)
             record, stopped = train_step(run, stop)
             record |= renewed
+            scores: dict[str, float] = {}  # of an evaluation after this step
             is_end = run.step == config.train.steps
             is_last = stopped or is_end
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
-                record |= run_evaluation(run)
-                line.say(f"step {run.step}: {describe_evaluation(record)}")
+                scores |= run_evaluation(run)
+                line.say(f"step {run.step}: {describe_evaluation(scores)}")
             if is_due(asking, run.step) or (is_end and asking):
                 answers = answer_tasks(run)
-                record |= answers.metrics()
+                scores |= answers.metrics()
                 answers.show(writer, line, run.step)
+            record |= scores
             writer.write(record)
             line.add(record)
             if is_due(config.logging.every, run.step) or is_last:
@@ -119,7 +121,7 @@ def run_to_end(run: Run) -> Outcome:
             if is_due(config.checkpoint.every, run.step) or is_last:
                 writer.flush()
                 with watchdog.paused():
-                    save_checkpoint(run)
+                    save_checkpoint(run, scores)
         if not stopped:
             with watchdog.paused():
                 finish(run)
@@ -308,14 +310,14 @@ def answer_tasks(run: Run) -> TaskAnswers:
     return answer(run.engine, run.backbone, run.questions, run.config.parallel.zero_stage, run.ranks)
 
 
-def save_checkpoint(run: Run) -> None:
-    """Publish a checkpoint of the run's current state."""
+def save_checkpoint(run: Run, scores: dict[str, float]) -> None:
+    """Publish a checkpoint of the run's current state, with the `scores` of an evaluation of it, if any."""
     checkpoint.save(
         run.engine,
-        run.state(),
+        run.state(scores),
         partial(export.write_description, run.backbone),
         run.folder.checkpoints,
-        run.config.checkpoint.keep,
+        run.config.checkpoint,
         run.ranks,
     )
 

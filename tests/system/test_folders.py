@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from mdmscale.system.errors import UserError
-from mdmscale.system.folders import make_unfinished, publish, published_files, published_folder
+from mdmscale.system.folders import (
+    make_unfinished,
+    publish,
+    published_files,
+    published_folder,
+    remove_published,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -204,11 +210,20 @@ def test_files_that_belong_together_all_stay_away_after_a_failure(tmp_path: Path
 
 
 def test_a_folder_that_several_processes_write(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / ".unfinished-step-1").mkdir(parents=True)
     destination = tmp_path / "checkpoints" / "step-2"
+    (make_unfinished(destination) / "of a killed writer").touch()
     unfinished = make_unfinished(destination)
     (unfinished / "shard").write_text("whole")
     assert names(destination.parent) == [unfinished.name]
     publish(unfinished, destination)
     assert names(destination.parent) == ["step-2"]
+    assert names(destination) == ["shard"]
     assert (destination / "shard").read_text() == "whole"
+
+
+def test_a_published_folder_is_removed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves a part of it only under a name that no reader opens."""
+    fill(tmp_path / "out", "old")
+    monkeypatch.setattr("shutil.rmtree", lambda folder: (folder / "a").unlink())
+    remove_published(tmp_path / "out")
+    assert names(tmp_path) == [".replaced-out"]
