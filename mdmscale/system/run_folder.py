@@ -15,7 +15,8 @@ hf/                   the trained model for Hugging Face transformers, with adap
 adapter/              the adapters of model.lora, not merged
 hf_ema/, adapter_ema/ the same of the average of the weights, with train.ema_decay
 logs/                 deepspeed-<rank>.log, what libraries print; heartbeats/<rank>.json; after a stall
-                      also stall.json and stacks-<rank>.txt
+                      also stall.json and stacks-<rank>.txt; after an end by a value that is not finite
+                      nonfinite.json, with its step
 stop                  asks the run to stop
 lock                  while the run trains: who trains it
 """
@@ -98,6 +99,10 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         return self.path / "lock"
+
+    @property
+    def ends(self) -> Path:
+        return self.logs / "nonfinite.json"
 
     @property
     def stall(self) -> Path:

@@ -36,6 +36,7 @@ from mdmscale.training.metrics import (
     describe_evaluation,
     read_metrics,
 )
+from mdmscale.training.nonfinite import RESUME_LOWER, counted_ends, forget_ends
 from mdmscale.training.setup import Run, set_up
 from mdmscale.training.step_sums import StepSums, StepTotals
 from mdmscale.training.task_answers import TaskAnswers, answer
@@ -43,7 +44,6 @@ from mdmscale.training.task_questions import asks_every
 from mdmscale.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 10
-RESUME_LOWER = "resume from the last checkpoint, for example with a lower optimizer.lr"
 
 
 class Outcome(NamedTuple):
@@ -58,8 +58,8 @@ def train(config: RunConfig) -> Outcome:
 
     Raises:
         UserError: for data, a model or a checkpoint that does not fit the config.
-        FloatingPointError: if the loss or the held-out loss is not finite, or the gradient is not finite in
-            many steps in a row.
+        FloatingPointError: if the loss, the held-out loss or what would be saved is not finite, or the
+            gradient is not finite in many steps in a row.
     """
     with library_output() as log:
         ranks = initialise(config.parallel.tensor, config.parallel.sequence)
@@ -91,6 +91,7 @@ def run_to_end(run: Run) -> Outcome:
         MetricsWriter(folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
         run.loader,
+        counted_ends(run.folder, lambda: run.step, enabled=ranks.is_first),
     ):
         if ranks.is_first:  # which alone writes metrics; those after `first_step` have been dropped
             # A run ends after some steps in a row without a finite norm, so these records fill the window.
@@ -320,6 +321,8 @@ def save_checkpoint(run: Run, scores: dict[str, float]) -> None:
         run.config.checkpoint,
         run.ranks,
     )
+    if run.ranks.is_first:
+        forget_ends(run.folder, run.step)
 
 
 def finish(run: Run) -> None:
