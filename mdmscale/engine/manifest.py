@@ -16,7 +16,7 @@ from mdmscale.engine.state import read_layout
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import fsync
 from mdmscale.system.run_folder import ENGINE_FOLDER, MANIFEST_FILE, STATE_FILE
-from mdmscale.system.sums import Sum, sums_of
+from mdmscale.system.sums import Sum, sum_of, sums_of
 
 
 def write_manifest(checkpoint: Path, sums: dict[str, Sum]) -> None:
@@ -36,7 +36,7 @@ def write_manifest(checkpoint: Path, sums: dict[str, Sum]) -> None:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Sum]:
-    """The sums in the manifest. Names and sizes of all files have been checked then, but no content.
+    """The sums in the manifest. Names and sizes of all files have been checked then, and state.json's sum.
 
     Raises:
         UserError: naming what is missing or damaged.
@@ -57,6 +57,9 @@ def read_manifest(checkpoint: Path) -> dict[str, Sum]:
             raise UserError(f"{path} is missing")
         if path.stat().st_size != expected.size:
             raise UserError(f"{path} has {path.stat().st_size} bytes instead of {expected.size}")
+    state = checkpoint / STATE_FILE  # from which the names of DeepSpeed's files follow
+    if STATE_FILE in sums and (fault := find_fault(state, sums[STATE_FILE], sum_of(state))):
+        raise UserError(fault)
     if missing := _missing(sums, checkpoint):
         raise UserError(f"{manifest} is damaged: it does not name {missing}")
     return sums

@@ -89,6 +89,11 @@ class RunFolder:
         return self.path / AVERAGED_ADAPTER_FOLDER
 
     @property
+    def exports(self) -> tuple[Path, ...]:
+        """The folders that a run writes when training ends, whether it writes them or not."""
+        return self.export, self.adapter, self.averaged_export, self.averaged_adapter
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

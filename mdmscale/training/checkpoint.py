@@ -8,7 +8,6 @@ leaves it naming a damaged checkpoint. Here the latest checkpoint is the newest 
 and matches its manifest.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from mdmscale.parallel.collectives import on_all_ranks, on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import fsync
-from mdmscale.system.folders import make_unfinished, publish, remove_published
+from mdmscale.system.folders import discard, make_unfinished, publish, remove_published
 from mdmscale.system.run_folder import (
     MODEL_FOLDER,
     leftover_checkpoints,
@@ -173,7 +172,7 @@ def check_data(state: TrainingState, checkpoint: Path, source: SampleSource) -> 
 
 def _make_unfinished(target: Path) -> Path:
     for leftover in leftover_checkpoints(target.parent):
-        shutil.rmtree(leftover)
+        discard(leftover)
     return make_unfinished(target)
 
 

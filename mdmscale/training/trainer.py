@@ -19,6 +19,7 @@ from mdmscale.models.flops import peak_flops
 from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
 from mdmscale.parallel.ranks import Ranks, initialise
 from mdmscale.system.allocator import keep_freed_memory
+from mdmscale.system.folders import finish_swap
 from mdmscale.system.library_output import library_output
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.run_lock import only_training
@@ -73,10 +74,19 @@ def train(config: RunConfig) -> Outcome:
 
 @contextmanager
 def own_run_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
-    """Within the block no other job trains in the run folder. Rank 0 holds the lock for all."""
+    """Within the block no other job trains in the run folder. Rank 0 holds the lock for all.
+
+    A model whose replacement was interrupted has its name again.
+    """
     folder = RunFolder(Path(config.run.output_dir) / config.run.name)
     with ExitStack() as held:
-        on_first_rank(ranks, lambda: held.enter_context(only_training(folder)))
+
+        def hold() -> None:
+            held.enter_context(only_training(folder))
+            for export in folder.exports:
+                finish_swap(export)
+
+        on_first_rank(ranks, hold)
         yield
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import renew_manifest
 from conftest import WORKERS, kept_environment, run_ranks, tiny_values
 
 from mdmscale.config.run import RunConfig
@@ -106,8 +107,7 @@ def unload(checkpoint: Path) -> None:
 
 def with_new_sums(change: Callable[[Path], None], checkpoint: Path) -> None:
     change(checkpoint)
-    names = [name for name in file_names(checkpoint) if name != MANIFEST_FILE]
-    write_manifest(checkpoint, sums_of(checkpoint, names))
+    renew_manifest(checkpoint)
 
 
 def drop(name: str | None, checkpoint: Path) -> None:
