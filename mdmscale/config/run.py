@@ -51,6 +51,7 @@ class RunConfig(Section):
     def _sections_agree(self) -> Self:
         problems = [
             *rules.evaluation_problems(self.eval, self.data),
+            *rules.best_problems(self.checkpoint, self.eval),
             *rules.task_problems(self.eval, self.parallel, self.diffusion),
             *rules.schedule_problems(self.train, self.optimizer, self.diffusion),
             *rules.prompt_problems(self.diffusion, self.data),

@@ -16,6 +16,7 @@ from mdmscale.config.run import RunConfig
 from mdmscale.engine import averaging, private
 from mdmscale.engine.deepspeed_config import clips_itself, deepspeed_config
 from mdmscale.engine.elastic import load_other_layout
+from mdmscale.engine.finite import all_finite, tensors_in
 from mdmscale.engine.nvme import mapped, swap_folder
 from mdmscale.engine.optim import make_optimizer
 from mdmscale.parallel.batch_layout import BatchLayout
@@ -104,6 +105,13 @@ class Engine:
         """
         with averaging.averaged(self.optimizer):
             yield
+
+    def is_finite(self) -> bool:
+        """Whether this rank's weights, their fp32 masters, and all that AdamW keeps of them are finite."""
+        with mapped(self.optimizer):
+            weights = map(private.own_values, self.module.parameters())
+            states = private.adam(self.optimizer).state  # of each master, once a step has been taken
+            return all_finite([*weights, *states, *tensors_in([*states.values()])])
 
     def save(self, folder: Path) -> None:
         """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls this."""

@@ -42,6 +42,11 @@ def whole_shape(parameter: nn.Parameter, is_sharded: bool) -> tuple[int, ...]:
     return tuple(parameter.ds_shape if is_sharded else parameter.shape)  # type: ignore[attr-defined]
 
 
+def own_values(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank holds of `parameter`: all of it, or its shard under ZeRO-3."""
+    return getattr(parameter, "ds_tensor", parameter)
+
+
 # ---- The optimizer, which DeepSpeed wraps in a class for each way of sharding it ----
 
 # The attribute with the flat fp32 vectors that AdamW updates: this rank's shard of one per parameter group.

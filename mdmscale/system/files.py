@@ -16,6 +16,9 @@ from typing import Any
 from mdmscale.system.errors import UserError
 from mdmscale.system.locks import locked_file
 
+# How the names of a file or folder begin while it is unfinished, and while it is on its way out.
+UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
+
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
@@ -108,7 +111,7 @@ def made_parents(path: Path, durable: bool = True) -> Iterator[None]:
 
 def unfinished(path: Path) -> Path:
     """The path of a file or folder while it is unfinished. It has the same parent, so a rename suffices."""
-    return path.with_name(f".unfinished-{path.name}")
+    return path.with_name(UNFINISHED + path.name)
 
 
 def fsync(path: Path) -> None:

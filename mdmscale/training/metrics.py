@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from mdmscale.system.files import write_file
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.training.gradient_norms import variation
+from mdmscale.training.retention import best_checkpoint
 
 if TYPE_CHECKING:
     from mdmscale.training.setup import Run
@@ -152,6 +153,9 @@ def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -
         if "eval_loss_ema" in evaluations[-1]:
             lines.append(f"  eval of EMA {evaluations[-1]['eval_loss_ema']:.4f}, of the averaged weights")
     lines += _describe_gradients(records[len(records) // 2 :])
+    measure = run.config.checkpoint.keep_best
+    if measure is not None and (best := best_checkpoint(run.folder.published_checkpoints(), measure)):
+        lines.append(f"  best        {best}, by {measure}")
     lines.append(f"  run folder  {run.folder.path}")
     if stopped:
         lines.append("  continue    with the same command")

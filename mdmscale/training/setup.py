@@ -49,6 +49,7 @@ from mdmscale.training.evaluation import check_held_out
 from mdmscale.training.facts import gather_facts
 from mdmscale.training.gradient_norms import GradientNorms
 from mdmscale.training.identity import changes_since, check_model, model_identity
+from mdmscale.training.nonfinite import read_ends
 from mdmscale.training.p_pots import PPots
 from mdmscale.training.p_pots_probe import measure_p_pots
 from mdmscale.training.run_data import open_run_data, undone_on_refusal
@@ -112,8 +113,8 @@ class Run:
             parameter_groups=named_groups(self.engine.module),
         )
 
-    def state(self) -> TrainingState:
-        """The values that a checkpoint stores for this run."""
+    def state(self, scores: dict[str, float]) -> TrainingState:
+        """What a checkpoint stores of this run now. `scores`: the metrics of an evaluation of it, if any."""
         return TrainingState(
             step=self.step,
             consumed_samples=self.consumed_samples,
@@ -127,6 +128,7 @@ class Run:
             components={name: part.state_dict() for name, part in self.components.items()},
             model=self.model_identity,
             config=self.config.model_dump(mode="json"),
+            scores=scores,
         )
 
 
@@ -238,7 +240,8 @@ def announce(
 
 def find_start(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Start | None:
     """The checkpoint to resume from, checked against this job; None to start from scratch."""
-    path, warnings = checkpoint.find_resume(config.checkpoint.resume, folder.checkpoints, ranks)
+    ends = on_first_rank(ranks, lambda: read_ends(folder))
+    path, warnings = checkpoint.find_resume(config.checkpoint.resume, folder.checkpoints, ranks, ends)
     if ranks.is_first:
         for warning in warnings:
             print(f"warning: {warning}", flush=True)

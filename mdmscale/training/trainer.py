@@ -19,6 +19,7 @@ from mdmscale.models.flops import peak_flops
 from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
 from mdmscale.parallel.ranks import Ranks, initialise
 from mdmscale.system.allocator import KeptMemory, keep_freed_memory
+from mdmscale.system.folders import finish_swap
 from mdmscale.system.library_output import library_output
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.run_lock import only_training
@@ -36,6 +37,7 @@ from mdmscale.training.metrics import (
     describe_evaluation,
     read_metrics,
 )
+from mdmscale.training.nonfinite import RESUME_LOWER, counted_ends, forget_ends
 from mdmscale.training.setup import Run, set_up
 from mdmscale.training.step_sums import StepSums, StepTotals
 from mdmscale.training.task_answers import TaskAnswers, answer
@@ -43,7 +45,6 @@ from mdmscale.training.task_questions import asks_every
 from mdmscale.training.watchdog import Watchdog
 
 MAX_SKIPPED_IN_A_ROW = 10
-RESUME_LOWER = "resume from the last checkpoint, for example with a lower optimizer.lr"
 
 
 class Outcome(NamedTuple):
@@ -58,8 +59,8 @@ def train(config: RunConfig) -> Outcome:
 
     Raises:
         UserError: for data, a model or a checkpoint that does not fit the config.
-        FloatingPointError: if the loss or the held-out loss is not finite, or the gradient is not finite in
-            many steps in a row.
+        FloatingPointError: if the loss, the held-out loss or what would be saved is not finite, or the
+            gradient is not finite in many steps in a row.
     """
     with library_output() as log:
         ranks = initialise(config.parallel.tensor, config.parallel.sequence)
@@ -73,10 +74,19 @@ def train(config: RunConfig) -> Outcome:
 
 @contextmanager
 def own_run_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
-    """Within the block no other job trains in the run folder. Rank 0 holds the lock for all."""
+    """Within the block no other job trains in the run folder. Rank 0 holds the lock for all.
+
+    A model whose replacement was interrupted has its name again.
+    """
     folder = RunFolder(Path(config.run.output_dir) / config.run.name)
     with ExitStack() as held:
-        on_first_rank(ranks, lambda: held.enter_context(only_training(folder)))
+
+        def hold() -> None:
+            held.enter_context(only_training(folder))
+            for export in folder.exports:
+                finish_swap(export)
+
+        on_first_rank(ranks, hold)
         yield
 
 
@@ -92,6 +102,7 @@ def run_to_end(run: Run) -> Outcome:
         MetricsWriter(folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
         run.loader,
+        counted_ends(run.folder, lambda: run.step, enabled=ranks.is_first),
     ):
         if ranks.is_first:  # which alone writes metrics; those after `first_step` have been dropped
             # A run ends after some steps in a row without a finite norm, so these records fill the window.
@@ -105,15 +116,17 @@ def run_to_end(run: Run) -> Outcome:
             record |= renewed
             if ranks.device.type == "cpu":
                 memory.after_step()
+            scores: dict[str, float] = {}  # of an evaluation after this step
             is_end = run.step == config.train.steps
             is_last = stopped or is_end
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
-                record |= run_evaluation(run)
-                line.say(f"step {run.step}: {describe_evaluation(record)}")
+                scores |= run_evaluation(run)
+                line.say(f"step {run.step}: {describe_evaluation(scores)}")
             if is_due(asking, run.step) or (is_end and asking):
                 answers = answer_tasks(run)
-                record |= answers.metrics()
+                scores |= answers.metrics()
                 answers.show(writer, line, run.step)
+            record |= scores
             writer.write(record)
             line.add(record)
             if is_due(config.logging.every, run.step) or is_last:
@@ -122,7 +135,7 @@ def run_to_end(run: Run) -> Outcome:
             if is_due(config.checkpoint.every, run.step) or is_last:
                 writer.flush()
                 with watchdog.paused():
-                    save_checkpoint(run)
+                    save_checkpoint(run, scores)
         if not stopped:
             with watchdog.paused():
                 finish(run)
@@ -311,16 +324,18 @@ def answer_tasks(run: Run) -> TaskAnswers:
     return answer(run.engine, run.backbone, run.questions, run.config.parallel.zero_stage, run.ranks)
 
 
-def save_checkpoint(run: Run) -> None:
-    """Publish a checkpoint of the run's current state."""
+def save_checkpoint(run: Run, scores: dict[str, float]) -> None:
+    """Publish a checkpoint of the run's current state, with the `scores` of an evaluation of it, if any."""
     checkpoint.save(
         run.engine,
-        run.state(),
+        run.state(scores),
         partial(export.write_description, run.backbone),
         run.folder.checkpoints,
-        run.config.checkpoint.keep,
+        run.config.checkpoint,
         run.ranks,
     )
+    if run.ranks.is_first:
+        forget_ends(run.folder, run.step)
 
 
 def finish(run: Run) -> None:

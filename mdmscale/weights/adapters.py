@@ -10,6 +10,7 @@ import torch
 
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object, write_object
+from mdmscale.system.sums import check_sums
 from mdmscale.weights.adapter_names import (
     CONFIG_FILE,
     OLD_WEIGHTS_FILE,
@@ -127,10 +128,11 @@ class AdapterFile:
     """The tensors of a peft adapter folder, whose file is safetensors, or .bin of older releases.
 
     Raises:
-        UserError: where the file is missing or damaged.
+        UserError: where the file is missing or damaged, or does not match the sums of the folder.
     """
 
     def __init__(self, folder: Path) -> None:
+        check_sums(folder)
         old, path = folder / OLD_WEIGHTS_FILE, folder / WEIGHTS_FILE
         if not path.is_file() and not old.is_file():
             raise UserError(f"{path}: is missing, but {CONFIG_FILE} is there")

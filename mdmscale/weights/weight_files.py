@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mdmscale.system.errors import UserError, first_line
+from mdmscale.system.sums import check_sums
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -97,6 +98,8 @@ class BinFile:
 class WeightFolder:
     """The tensors of a model folder, with one of its files open at a time.
 
+    A folder that has sums is checked against them first (system/sums.py), which reads all of its files.
+
     Attributes:
         ignored: an index beside a single file of the same format. Two saves of different size leave both.
             transformers takes the single file, and so does this class.
@@ -106,6 +109,7 @@ class WeightFolder:
     """
 
     def __init__(self, folder: Path) -> None:
+        check_sums(folder)
         self.folder = folder
         self.ignored: str | None = None
         self._file_of: dict[str, str] = {}

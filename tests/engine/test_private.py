@@ -73,7 +73,7 @@ SWAPPER_METHODS = ["_get_param_swap_info", "_io_aligned_numel"]
 SWAPPED_ATTRIBUTES = ["tensors", "numel", "release_memory"]
 SWAPPED_TENSOR_ATTRIBUTES = ["compute_tensor", "swap_path"]
 # "mpu" of a module of DeepSpeed; the others of parameters.
-OTHER_ATTRIBUTES = ["mpu", "model_parallel", "ds_shape", "ds_id", "all_gather"]
+OTHER_ATTRIBUTES = ["mpu", "model_parallel", "ds_shape", "ds_id", "ds_tensor", "all_gather"]
 
 
 @pytest.mark.parametrize(("name", "stage", "dtype"), OPTIMIZER_ATTRIBUTES)
@@ -138,6 +138,7 @@ def test_zero_3s_parameters_have_a_whole_shape_and_shards_an_id(
     for name, parameter in engine.module.named_parameters():
         assert_has(parameter, "ds_shape")
         assert_has(parameter, "all_gather")
+        assert private.own_values(parameter) is parameter.ds_tensor  # type: ignore[attr-defined]
         assert private.whole_shape(parameter, is_sharded=True) == tuple(whole[name].shape)
     for shard in private.flat_shards(engine.optimizer):
         assert_has(shard, "ds_id")
