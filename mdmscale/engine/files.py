@@ -155,16 +155,7 @@ class DeepSpeedFiles:
         return [self._open(file.name)[private.INNER_STATE] for file in files if file is not None]
 
     def _open(self, name: str) -> dict[str, Any]:
-        """Open one of DeepSpeed's files, mapped into memory. Only known classes are unpickled."""
-        path = self.folder / ENGINE_FOLDER / name
-        known_classes = private.classes_in_files()
-        try:
-            with torch.serialization.safe_globals(known_classes):
-                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: is missing") from None
-        except Exception as error:  # torch raises many kinds of errors for damaged files
-            raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        return private.read_file(self.folder / ENGINE_FOLDER / name, mapped=True)
 
 
 class _Joined:
