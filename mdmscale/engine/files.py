@@ -18,6 +18,7 @@ from mdmscale.engine.averaging import UPDATES
 from mdmscale.engine.private import MASTER, MOMENTS
 from mdmscale.engine.state import EngineLayout
 from mdmscale.system.errors import UserError
+from mdmscale.system.links import check_links
 from mdmscale.system.run_folder import ENGINE_FOLDER
 
 
@@ -29,6 +30,7 @@ class DeepSpeedFiles:
     """
 
     def __init__(self, folder: Path, layout: EngineLayout, tensor_rank: int) -> None:
+        check_links(folder / ENGINE_FOLDER)
         self.folder = folder
         self.layout = layout
         self.tensor_rank = tensor_rank

@@ -10,6 +10,7 @@ import torch
 
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object, write_object
+from mdmscale.system.links import check_links
 from mdmscale.weights.adapter_names import (
     CONFIG_FILE,
     OLD_WEIGHTS_FILE,
@@ -151,6 +152,7 @@ def read_adapter(folder: Path) -> Adapter | None:
     """
     if not (folder / CONFIG_FILE).is_file():
         return None
+    check_links(folder)
     return Adapter(read_object(folder / CONFIG_FILE), AdapterFile(folder), str(folder))
 
 

@@ -1,7 +1,7 @@
 """Folders of weights as tensor sources: safetensors or PyTorch .bin files, one file or several with an index.
 
 Nothing in such a folder is trusted: .bin files are read with weights_only, and an index may name only files
-beside itself.
+beside itself, none of which is a link to elsewhere.
 """
 
 import json
@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mdmscale.system.errors import UserError, first_line
+from mdmscale.system.links import check_links, is_plain_name
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -106,6 +107,7 @@ class WeightFolder:
     """
 
     def __init__(self, folder: Path) -> None:
+        check_links(folder)
         self.folder = folder
         self.ignored: str | None = None
         self._file_of: dict[str, str] = {}
@@ -199,7 +201,7 @@ def _read_index(path: Path) -> dict[str, set[str]]:
         raise UserError(f"{path}: is damaged: no weight_map of tensors and files") from None
     listed: dict[str, set[str]] = {}
     for name, file_name in pairs:
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+        if not is_plain_name(file_name):
             raise UserError(f"{path}: names the file {file_name!r}, which is not in its folder")
         if not file_name.endswith((".safetensors", ".bin")):
             raise UserError(f"{path}: names the file {file_name!r}, which is neither .safetensors nor .bin")
