@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mdmscale.models.folder_checks import check_not_adapter_alone, check_unquantized
+from mdmscale.models.folder_checks import check_layers, check_not_adapter_alone, check_unquantized
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
 from mdmscale.system.links import check_links
@@ -22,13 +22,14 @@ def read_values(folder: Path) -> dict[str, Any]:
     """The content of config.json.
 
     Raises:
-        UserError: where it is missing or damaged, says that the weights are quantised, or a link leads out of
-            the folder.
+        UserError: where it is missing or damaged, says that the weights are quantised or the layers too many,
+            or a link leads out of the folder.
     """
     check_links(folder)
     check_not_adapter_alone(folder)
     values = read_object(folder / "config.json")
     check_unquantized(values, folder)
+    check_layers(values, folder)
     return values
 
 

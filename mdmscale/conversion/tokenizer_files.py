@@ -8,6 +8,7 @@ from typing import Any
 
 from mdmscale.models.tokenizer import TEMPLATES_FOLDER, load_tokenizer
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_json
 from mdmscale.system.links import check_links
 
 FILES = (
@@ -156,7 +157,7 @@ def _edit(path: Path, change: Callable[[dict[str, Any]], None], create: bool = F
     if not path.is_file() and not create:
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = read_json(path) if path.is_file() else {}
         change(content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path.name}: is damaged: {error}") from None

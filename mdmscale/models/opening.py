@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from mdmscale.diffusion.objective import ModelKind
-from mdmscale.models.folder_checks import check_no_adapter, check_not_adapter_alone, check_unquantized
+from mdmscale.models.folder_checks import (
+    check_layers,
+    check_no_adapter,
+    check_not_adapter_alone,
+    check_unquantized,
+)
 from mdmscale.models.hub import why_not_opened
 from mdmscale.models.token_ids import TokenIds, settle_ids, stated_ids
 from mdmscale.models.tokenizer import load_tokenizer
@@ -99,6 +104,7 @@ def describe_model(folder: Path, *, autoregressive: bool = False) -> ModelDescri
     path = folder / "config.json"
     check_links(folder)
     config = read_object(path)
+    check_layers(config, folder)
     mdm = config.get("mdm")
     if mdm is None and autoregressive:
         mdm = {"objective": "ar", "logit_shift": True}

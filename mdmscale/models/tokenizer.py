@@ -1,12 +1,12 @@
 """Open tokenizers by folder or hub id."""
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mdmscale.models.hub import check_local, labelled, opening_arguments, why_not_opened
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_json
 from mdmscale.system.links import check_links
 
 TEMPLATES_FOLDER = "additional_chat_templates"  # each file in it is one more chat template, by name
@@ -76,8 +76,6 @@ def _num_token_ids(tokenizer: Any, num_tokens: int) -> int:
 
 def _declared_class(folder: Path) -> str | None:
     try:
-        return json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get(
-            "tokenizer_class"
-        )
+        return read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     except (OSError, ValueError, AttributeError):
         return None

@@ -4,7 +4,6 @@ Nothing in such a folder is trusted: .bin files are read with weights_only, and 
 beside itself, none of which is a link to elsewhere.
 """
 
-import json
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mdmscale.system.errors import UserError, first_line
+from mdmscale.system.files import read_json
 from mdmscale.system.links import check_links, is_plain_name
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 
@@ -76,7 +76,7 @@ class SafetensorsFile:
         if kind not in _DTYPES:
             raise UserError(f"{self._path}: {name} has the dtype {kind}, which torch does not have")
         dtype = _DTYPES[kind]
-        if dtype == torch.float4_e2m1fn_x2:
+        if dtype == torch.float4_e2m1fn_x2 and shape:
             shape = (*shape[:-1], shape[-1] // 2)
         return TensorInfo(shape, dtype)
 
@@ -195,7 +195,7 @@ def _listed_files(folder: Path) -> dict[str, set[str] | None]:
 
 def _read_index(path: Path) -> dict[str, set[str]]:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(path)["weight_map"]
         pairs: Iterable[tuple[str, str]] = weight_map.items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: is damaged: no weight_map of tensors and files") from None

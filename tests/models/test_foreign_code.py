@@ -61,7 +61,7 @@ def test_a_models_code_is_not_run(planted: Path) -> None:
 
 
 def test_inspecting_runs_no_code(planted: Path, tmp_path: Path) -> None:
-    """Of a foreign model, whose tokenizer is copied and opened to find the mask token."""
+    """Of a foreign model, whose tokenizer names code."""
     folder = shutil.copytree(planted, tmp_path / "foreign")
     config = json.loads((folder / "config.json").read_text())
     del config["mdm"], config["is_causal"], config["auto_map"]
