@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
             self._sizes[event.anchor] = self._num_values - before
         return node
 
-    def _refuse(self, event: yaml.Event, problem: str) -> NoReturn:
+    def _refuse(self, event: Any, problem: str) -> NoReturn:
         raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
 
 
