@@ -124,7 +124,7 @@ class Engine:
         """Load what `save` wrote with the same number of ranks and ZeRO stage and without NVMe, bit for bit.
 
         Raises:
-            UserError: if the weights belong to another model.
+            UserError: if the weights belong to another model, or a file holds more than a checkpoint does.
         """
         try:
             loaded, _ = self.deepspeed.load_checkpoint(str(checkpoint), tag=ENGINE_FOLDER)
@@ -198,6 +198,7 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
         mpu=ModelParallelUnit(ranks) if ranks.tp_size > 1 else None,
         dist_init_required=False,
     )
+    private.read_weights_only(engine)
     private.undo_first_step(engine.optimizer)
     return Engine(
         engine,

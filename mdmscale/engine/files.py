@@ -17,7 +17,8 @@ from mdmscale.engine import private
 from mdmscale.engine.averaging import UPDATES
 from mdmscale.engine.private import MASTER, MOMENTS
 from mdmscale.engine.state import EngineLayout
-from mdmscale.system.errors import UserError, first_line
+from mdmscale.system.errors import UserError
+from mdmscale.system.links import check_links
 from mdmscale.system.run_folder import ENGINE_FOLDER
 
 
@@ -33,22 +34,6 @@ def file_patterns(layout: EngineLayout) -> list[str]:
     return patterns
 
 
-def open_file(path: Path) -> dict[str, Any]:
-    """Open one of DeepSpeed's files, mapped into memory. Only known classes are unpickled.
-
-    Raises:
-        UserError: naming the file, if it is missing or cannot be read.
-    """
-    known_classes = private.classes_in_files()
-    try:
-        with torch.serialization.safe_globals(known_classes):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: is missing") from None
-    except Exception as error:  # torch raises many kinds of errors for damaged files
-        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
-
-
 class DeepSpeedFiles:
     """Weights and optimizer values of the ranks at one place of the tensor axis.
 
@@ -57,6 +42,7 @@ class DeepSpeedFiles:
     """
 
     def __init__(self, folder: Path, layout: EngineLayout, tensor_rank: int) -> None:
+        check_links(folder / ENGINE_FOLDER)
         self.folder = folder
         self.layout = layout
         self.tensor_rank = tensor_rank
@@ -183,7 +169,7 @@ class DeepSpeedFiles:
         return [self._open(file.name)[private.INNER_STATE] for file in files if file is not None]
 
     def _open(self, name: str) -> dict[str, Any]:
-        return open_file(self.folder / ENGINE_FOLDER / name)
+        return private.read_file(self.folder / ENGINE_FOLDER / name, mapped=True)
 
 
 class _Joined:

@@ -10,8 +10,9 @@ from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from mdmscale.engine.files import file_patterns, open_file
+from mdmscale.engine.files import file_patterns
 from mdmscale.engine.finite import all_finite, tensors_in
+from mdmscale.engine.private import read_file
 from mdmscale.engine.state import read_layout
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import fsync
@@ -72,7 +73,7 @@ def find_fault(path: Path, expected: Sum, found: Sum) -> str | None:
     if path.parent.name != ENGINE_FOLDER or path.suffix != ".pt":
         return None
     try:
-        is_finite = all_finite(tensors_in(open_file(path)))
+        is_finite = all_finite(tensors_in(read_file(path, mapped=True)))
     except UserError as error:
         return str(error)
     return None if is_finite else f"{path} holds values that are not finite"

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mdmscale.system.errors import UserError, first_line
+
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 
 # ---- The engine and its parameters ----
@@ -228,7 +230,30 @@ def optimizer_file(tensor_rank: int, shard: int) -> str:
     return f"*zero_pp_rank_{shard}_mp_rank_{tensor_rank:02d}_optim_states.pt"
 
 
-def classes_in_files() -> list[Any]:
+def read_weights_only(engine: Any) -> None:
+    """Make DeepSpeed's `engine` load its files by `read_file`. Its own loader runs any code in them."""
+    engine.checkpoint_engine.load = lambda path, map_location=None: read_file(Path(path), map_location)
+
+
+def read_file(path: Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict[str, Any]:
+    """The content of one of these files. Only tensors, plain values and known classes are unpickled.
+
+    Args:
+        mapped: map the tensors into memory, so that only those that are used are read from disk.
+
+    Raises:
+        UserError: where the file is missing or damaged, or holds anything else. Nothing of it is run.
+    """
+    try:
+        with torch.serialization.safe_globals(_classes_in_files()):
+            return torch.load(path, map_location=map_location, mmap=mapped, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing") from None
+    except Exception as error:  # torch raises many kinds of errors for damaged files
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+
+
+def _classes_in_files() -> list[Any]:
     """DeepSpeed's classes in these files. They hold numbers only, so they are safe to unpickle."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

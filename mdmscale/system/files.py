@@ -18,6 +18,7 @@ from mdmscale.system.locks import locked_file
 
 # How the names of a file or folder begin while it is unfinished, and while it is on its way out.
 UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
+MOST_BYTES = 2**26  # of a file that `read_json` reads; the largest are the indexes of very large models
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: if the file is missing, is damaged, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -35,6 +36,32 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no JSON object")
     return content
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file that describes something, and so is small.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is too large, no JSON, or nested too deeply.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
+    return parse_json(content.decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value of a text.
+
+    Raises:
+        ValueError: if it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_object(path: Path, content: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ data/                 SFT data that the run has encoded
 hf/                   the trained model for Hugging Face transformers, with adapters merged
 adapter/              the adapters of model.lora, not merged
 hf_ema/, adapter_ema/ the same of the average of the weights, with train.ema_decay
-logs/                 deepspeed-<rank>.log, what libraries print; heartbeats/<rank>.json; after a stall
-                      also stall.json and stacks-<rank>.txt; after an end by a value that is not finite
-                      nonfinite.json, with its step
+logs/                 deepspeed-<rank>.log, what libraries print; heartbeats/<first rank of a node>.jsonl;
+                      after a stall also stall.json and stacks-<rank>.txt; after an end by a value that is
+                      not finite nonfinite.json, with its step
 stop                  asks the run to stop
 lock                  while the run trains: who trains it
 """
@@ -116,8 +116,13 @@ class RunFolder:
     def library_log(self, rank: int) -> Path:
         return self.logs / f"deepspeed-{rank}.log"
 
-    def heartbeat(self, rank: int) -> Path:
-        return self.logs / "heartbeats" / f"{rank}.json"
+    @property
+    def heartbeats(self) -> Path:
+        return self.logs / "heartbeats"
+
+    def heartbeat(self, first_rank: int) -> Path:
+        """The heartbeats of the ranks of a node, of which `first_rank` is the first."""
+        return self.heartbeats / f"{first_rank}.jsonl"
 
     def stacks(self, rank: int) -> Path:
         return self.logs / f"stacks-{rank}.txt"

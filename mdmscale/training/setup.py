@@ -307,6 +307,5 @@ def check_length(config: RunConfig, backbone: Backbone) -> None:
 
 
 def write_config(config: RunConfig, folder: RunFolder) -> None:
-    """Write the resolved config, and remove the stop file of an earlier run."""
-    folder.stop.unlink(missing_ok=True)
+    """Write the resolved config."""
     write_file(folder.config, dump_config(config))

@@ -42,7 +42,7 @@ from mdmscale.training.setup import Run, set_up
 from mdmscale.training.step_sums import StepSums, StepTotals
 from mdmscale.training.task_answers import TaskAnswers, answer
 from mdmscale.training.task_questions import asks_every
-from mdmscale.training.watchdog import Watchdog
+from mdmscale.training.watchdog import Watchdog, limits_of
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -64,33 +64,40 @@ def train(config: RunConfig) -> Outcome:
     """
     with library_output() as log:
         ranks = initialise(config.parallel.tensor, config.parallel.sequence)
-        with own_run_folder(config, ranks), nvme.own_folder(config, ranks):
+        folder = Path(config.run.output_dir) / config.run.name
+        with (
+            own_run_folder(config, ranks),
+            nvme.own_folder(config, ranks),
+            Watchdog(folder, ranks, limits_of(config.run)) as watchdog,
+        ):
             run = set_up(config, ranks)
             log.open(run.folder.library_log(ranks.rank))  # not before the input has been checked
             if ranks.device.type == "cpu":
                 keep_freed_memory()
-            return run_to_end(run)
+            return run_to_end(run, watchdog)
 
 
 @contextmanager
 def own_run_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
     """Within the block no other job trains in the run folder. Rank 0 holds the lock for all.
 
-    A model whose replacement was interrupted has its name again.
+    A stop file of an earlier run is removed first of all, so one that is made during set-up counts. A model
+    whose replacement was interrupted has its name again.
     """
     folder = RunFolder(Path(config.run.output_dir) / config.run.name)
+
+    def own() -> None:
+        held.enter_context(only_training(folder))
+        folder.stop.unlink(missing_ok=True)
+        for model in folder.exports:
+            finish_swap(model)
+
     with ExitStack() as held:
-
-        def hold() -> None:
-            held.enter_context(only_training(folder))
-            for export in folder.exports:
-                finish_swap(export)
-
-        on_first_rank(ranks, hold)
+        on_first_rank(ranks, own)
         yield
 
 
-def run_to_end(run: Run) -> Outcome:
+def run_to_end(run: Run, watchdog: Watchdog) -> Outcome:
     """Take the remaining steps, with probes, evaluations and checkpoints when they are due."""
     config, ranks, folder = run.config, run.ranks, run.folder.path
     asking = asks_every(config.eval)
@@ -98,7 +105,7 @@ def run_to_end(run: Run) -> Outcome:
     memory = KeptMemory()
     with (
         StopRequest(folder) as stop,
-        Watchdog(folder, ranks, config.run.stall_timeout) as watchdog,
+        watchdog.within("step"),
         MetricsWriter(folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
         run.loader,
@@ -120,10 +127,12 @@ def run_to_end(run: Run) -> Outcome:
             is_end = run.step == config.train.steps
             is_last = stopped or is_end
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
-                scores |= run_evaluation(run)
+                with watchdog.within("evaluation"):
+                    scores |= run_evaluation(run)
                 line.say(f"step {run.step}: {describe_evaluation(scores)}")
             if is_due(asking, run.step) or (is_end and asking):
-                answers = answer_tasks(run)
+                with watchdog.within("evaluation"):
+                    answers = answer_tasks(run)
                 scores |= answers.metrics()
                 answers.show(writer, line, run.step)
             record |= scores
@@ -134,10 +143,10 @@ def run_to_end(run: Run) -> Outcome:
                 line.show()
             if is_due(config.checkpoint.every, run.step) or is_last:
                 writer.flush()
-                with watchdog.paused():
+                with watchdog.within("save"):
                     save_checkpoint(run, scores)
         if not stopped:
-            with watchdog.paused():
+            with watchdog.within("export"):
                 finish(run)
     if ranks.is_first:
         print(closing_summary(run, run.step - first_step, time.monotonic() - started, stopped), flush=True)

@@ -82,6 +82,11 @@ def test_optimizers_have(engines: dict[tuple[int, str], Engine], name: str, stag
 
 
 @pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
+def test_engines_load_through(engines: dict[tuple[int, str], Engine], stage: int, dtype: str) -> None:
+    assert_has(type(engines[stage, dtype].deepspeed.checkpoint_engine), "load")
+
+
+@pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
 def test_optimizers_are_of_the_known_classes(
     engines: dict[tuple[int, str], Engine], stage: int, dtype: str
 ) -> None:
@@ -235,17 +240,12 @@ def saved(
     return folders
 
 
-def opened(path: Path) -> dict[str, Any]:
-    with torch.serialization.safe_globals(private.classes_in_files()):
-        return torch.load(path, weights_only=True)
-
-
 @pytest.mark.parametrize(
     ("setting", "key"), [(setting, key) for setting, keys in MODEL_KEYS.items() for key in keys]
 )
 def test_model_files_have(saved: dict[tuple[int, str], Path], setting: tuple[int, str], key: str) -> None:
     name = private.model_file(0, shard=0 if setting[0] == 3 else None)
-    content = opened(saved[setting] / name)
+    content = private.read_file(saved[setting] / name)
     assert key in content, f"deepspeed {deepspeed.__version__}: {name} has no {key} any more"
 
 
@@ -254,17 +254,17 @@ def test_model_files_have(saved: dict[tuple[int, str], Path], setting: tuple[int
 )
 def test_optimizer_files_have(saved: dict[tuple[int, str], Path], setting: tuple[int, str], key: str) -> None:
     (path,) = saved[setting].glob(private.optimizer_file(0, shard=0))
-    content = opened(path)["optimizer_state_dict"]
+    content = private.read_file(path)["optimizer_state_dict"]
     assert key in content, f"deepspeed {deepspeed.__version__}: {path.name} has no {key} any more"
 
 
 def test_zero_0_in_bf16_keeps_masters_and_adams_state(saved: dict[tuple[int, str], Path]) -> None:
-    optimizer = opened(saved[0, "bf16"] / private.model_file(0, None))["optimizer"]
+    optimizer = private.read_file(saved[0, "bf16"] / private.model_file(0, None))["optimizer"]
     assert {"fp32_groups", "optimizer_state_dict"} <= optimizer.keys()
 
 
 def test_frozen_and_tied_parameters_are_told_apart(saved: dict[tuple[int, str], Path]) -> None:
-    content = opened(saved[3, "bf16"] / private.model_file(0, shard=0))
+    content = private.read_file(saved[3, "bf16"] / private.model_file(0, shard=0))
     assert content["frozen_param_fragments"].keys() == {FROZEN} == content["frozen_param_shapes"].keys()
     assert FROZEN not in {name for group in content["param_shapes"] for name in group}
     assert content["shared_params"] == {"backbone.lm_head.weight": "backbone.model.embed_tokens.weight"}
