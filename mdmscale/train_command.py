@@ -29,7 +29,7 @@ command (checkpoint.resume: auto). To stop a run, touch <run folder>/stop or sen
 to a rank: the run finishes the current step, saves a checkpoint and exits.
 
 Exit status: 0 all steps are done; 75 stopped on request, after saving a checkpoint; 2 a mistake in the
-command or config; 70 ended by the watchdog (run.stall_timeout); 1 any other failure.
+command or config, or a full disk; 70 ended by the watchdog (run.stall_timeout); 1 any other failure.
 """
 
 

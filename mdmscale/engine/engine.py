@@ -1,5 +1,6 @@
 """The engine of a run. The rest of the package uses `Engine` and never DeepSpeed's own engine."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,11 +107,29 @@ class Engine:
             yield
 
     def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls this."""
-        with mapped(self.optimizer):
+        """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls this.
+
+        Raises:
+            UserError: on the ranks for which the disk is full or fails, when no rank waits for another.
+        """
+        with mapped(self.optimizer), private.put_off_write_errors(self.deepspeed):
             # No `latest` file: DeepSpeed writes it without a barrier, so a kill can leave it naming a damaged
             # checkpoint.
             self.deepspeed.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False)
+
+    def checkpoint_bytes(self) -> int:
+        """About the size of what `save` writes on all ranks. Small files and headers are not counted."""
+        stage = self.deepspeed.zero_optimization_stage()
+        has_masters = stage > 0 or bool(private.masters(self.optimizer))
+        per_trained = 4 * (len(private.MOMENTS) + has_masters + self.averages)  # all in fp32
+        num_bytes = 0
+        for parameter in self.module.parameters():
+            num_elements = math.prod(private.whole_shape(parameter, stage == 3))
+            num_bytes += num_elements * per_trained * parameter.requires_grad
+            if stage < 3 or not parameter.requires_grad:  # ZeRO-3 stores its masters only
+                num_bytes += num_elements * parameter.element_size()
+        tensor_ranks = 1 if self.tensor_group is None else dist.get_world_size(self.tensor_group)
+        return num_bytes * tensor_ranks
 
     def load(self, checkpoint: Path) -> None:
         """Load what `save` wrote with the same number of ranks and ZeRO stage and without NVMe, bit for bit.

@@ -8,12 +8,16 @@ DeepSpeed takes seconds to import. A command that only reads a checkpoint needs 
 function here imports what it needs.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from mdmscale.system.disk import disk_errors
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 
@@ -221,6 +225,39 @@ def model_file(tensor_rank: int, shard: int | None) -> str:
 def optimizer_file(tensor_rank: int, shard: int) -> str:
     """A pattern for the file of a shard of the optimizer's state, ZeRO 1 to 3. bf16 adds a prefix."""
     return f"*zero_pp_rank_{shard}_mp_rank_{tensor_rank:02d}_optim_states.pt"
+
+
+@contextmanager
+def put_off_write_errors(engine: Any) -> Iterator[None]:
+    """Within the block `engine` goes on after a file that it cannot write. The block's end raises the error.
+
+    Its ranks wait for each other several times in a save, which a rank that gives up would keep waiting.
+
+    Raises:
+        UserError: naming the file, if the disk is full or fails.
+    """
+    files, errors = engine.checkpoint_engine, list[Exception]()
+    save, copy_scripts = files.save, engine._copy_recovery_script
+
+    def attempt(path: str, write: Callable[[], None]) -> None:
+        try:
+            with disk_errors(Path(path)):
+                write()
+        except Exception as error:
+            errors.append(error)
+
+    def save_opened(state_dict: Any, path: str) -> None:
+        with open(path, "wb") as file:  # torch would lose the reason of an error if it opened the file itself
+            save(state_dict, file)
+
+    files.save = lambda state_dict, path: attempt(path, lambda: save_opened(state_dict, path))
+    engine._copy_recovery_script = lambda path: attempt(path, lambda: copy_scripts(path))
+    try:
+        yield
+    finally:
+        files.save, engine._copy_recovery_script = save, copy_scripts
+    if errors:
+        raise errors[0]
 
 
 def classes_in_files() -> list[Any]:

@@ -20,8 +20,9 @@ import torch.distributed as dist
 from mdmscale.config.run import RunConfig
 from mdmscale.data.source import SampleSource
 from mdmscale.engine.engine import Engine
-from mdmscale.parallel.collectives import on_first_rank
+from mdmscale.parallel.collectives import on_every_rank, on_first_rank
 from mdmscale.parallel.ranks import Ranks
+from mdmscale.system.disk import check_room, disk_errors
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import fsync
 from mdmscale.system.folders import make_unfinished, publish
@@ -46,17 +47,21 @@ def save(
 
     Every rank calls this. Rank 0 calls `write_model`, which fills the model/ folder. A kill at any moment
     leaves either the complete checkpoint or none of that name.
+
+    Raises:
+        UserError: on every rank, if the disk has too little room or fails. Older checkpoints stay then.
     """
     target = folder / step_name(state.step)
-    unfinished = on_first_rank(ranks, lambda: make_unfinished(target))
-    engine.save(unfinished)
-    if ranks.is_first:
-        write_model(unfinished / MODEL_FOLDER)
-        state.write(unfinished)
-    dist.barrier()
-    names = on_first_rank(ranks, lambda: _file_names(unfinished))
-    digests = _digests(unfinished, names, ranks, sync=True)
-    on_first_rank(ranks, lambda: _publish(unfinished, target, digests, keep))
+    unfinished = on_first_rank(ranks, lambda: _begin(target, engine.checkpoint_bytes()))
+    try:
+        on_every_rank(ranks, lambda: engine.save(unfinished))
+        names = on_first_rank(ranks, lambda: _write_own_files(unfinished, state, write_model))
+        digests = _digests(unfinished, names, ranks, sync=True)
+        on_first_rank(ranks, lambda: _publish(unfinished, target, digests, keep))
+    except UserError:
+        if ranks.is_first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     return target
 
 
@@ -161,10 +166,33 @@ def check_data(state: TrainingState, checkpoint: Path, source: SampleSource) -> 
         )
 
 
+def _begin(target: Path, num_bytes: int) -> Path:
+    """Remove what interrupted saves have left, see that there is room, and make the unfinished folder."""
+    with disk_errors(target):
+        unfinished = make_unfinished(target)
+        try:
+            check_room(target, num_bytes)
+        except UserError:
+            unfinished.rmdir()
+            raise
+    return unfinished
+
+
+def _write_own_files(
+    unfinished: Path, state: TrainingState, write_model: Callable[[Path], None]
+) -> list[str]:
+    """Write what is not DeepSpeed's. Returns the names of all files."""
+    with disk_errors(unfinished):
+        write_model(unfinished / MODEL_FOLDER)
+        state.write(unfinished)
+        return _file_names(unfinished)
+
+
 def _publish(unfinished: Path, target: Path, digests: dict[str, tuple[int, str]], keep: int) -> None:
     manifest = unfinished / MANIFEST_FILE
-    manifest.write_text(json.dumps({"files": digests}, indent=1))
-    fsync(manifest)
+    with disk_errors(manifest):
+        manifest.write_text(json.dumps({"files": digests}, indent=1))
+        fsync(manifest)
     # Checkpoints of this step or a later one are damaged: the run skipped them when it resumed.
     for damaged in published_checkpoints(target.parent):
         if damaged.name >= target.name:
@@ -182,14 +210,15 @@ def _digests(
     checkpoint: Path, names: list[str], ranks: Ranks, sync: bool = False
 ) -> dict[str, tuple[int, str]]:
     """(size, sha256) of every named file. One rank hashes each file, and syncs it to disk if `sync`."""
-    mine = {name: _digest(checkpoint / name, sync) for name in names[ranks.rank :: ranks.world_size]}
+    own = names[ranks.rank :: ranks.world_size]
+    mine = on_every_rank(ranks, lambda: {name: _digest(checkpoint / name, sync) for name in own})
     parts: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(parts, mine)
     return {name: digest for part in parts for name, digest in part.items()}
 
 
 def _digest(path: Path, sync: bool) -> tuple[int, str]:
-    if sync:
-        fsync(path)
-    with path.open("rb") as file:
+    with disk_errors(path), path.open("rb") as file:
+        if sync:
+            fsync(path)
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

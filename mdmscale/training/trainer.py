@@ -19,6 +19,7 @@ from mdmscale.models.flops import peak_flops
 from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
 from mdmscale.parallel.ranks import Ranks, initialise
 from mdmscale.system.allocator import keep_freed_memory
+from mdmscale.system.disk import disk_errors
 from mdmscale.system.library_output import library_output
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.run_lock import only_training
@@ -27,14 +28,15 @@ from mdmscale.system.timing import StepClock, peak_memory
 from mdmscale.system.transfer import to_device
 from mdmscale.training import checkpoint, export
 from mdmscale.training.evaluation import eval_t, evaluate
-from mdmscale.training.figures import p_pots_figure, save_figure, training_figure
+from mdmscale.training.figures import LOSSES, p_pots_figure, save_figure, training_figure
 from mdmscale.training.gradient_norms import WINDOW
 from mdmscale.training.metrics import (
     MetricsWriter,
     ProgressLine,
     closing_summary,
     describe_evaluation,
-    read_metrics,
+    read_last_metrics,
+    read_series,
 )
 from mdmscale.training.setup import Run, set_up
 from mdmscale.training.step_sums import StepSums, StepTotals
@@ -57,11 +59,13 @@ def train(config: RunConfig) -> Outcome:
     """Train as `config` says, on this process's rank. Every rank of the job calls this.
 
     Raises:
-        UserError: for data, a model or a checkpoint that does not fit the config.
+        UserError: for data, a model or a checkpoint that does not fit the config; if the disk of the run
+            folder is full or fails.
         FloatingPointError: if the loss or the held-out loss is not finite, or the gradient is not finite in
             many steps in a row.
     """
-    with library_output() as log:
+    folder = Path(config.run.output_dir) / config.run.name
+    with library_output() as log, disk_errors(folder):
         ranks = initialise(config.parallel.tensor, config.parallel.sequence)
         with own_run_folder(config, ranks), nvme.own_folder(config, ranks):
             run = set_up(config, ranks)
@@ -94,8 +98,8 @@ def run_to_end(run: Run) -> Outcome:
     ):
         if ranks.is_first:  # which alone writes metrics; those after `first_step` have been dropped
             # A run ends after some steps in a row without a finite norm, so these records fill the window.
-            records = read_metrics(folder, last=WINDOW * MAX_SKIPPED_IN_A_ROW)
-            run.gradient_norms.recall(record["grad_norm"] for record in records)
+            records = read_last_metrics(folder, WINDOW * MAX_SKIPPED_IN_A_ROW)
+            run.gradient_norms.recall(record.get("grad_norm") for record in records)
         # Every forward counts as progress, whether of training, a probe or an evaluation.
         run.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:
@@ -117,8 +121,8 @@ def run_to_end(run: Run) -> Outcome:
                 writer.flush()
                 line.show()
             if is_due(config.checkpoint.every, run.step) or is_last:
-                writer.flush()
                 with watchdog.paused():
+                    writer.sync()  # no later than the checkpoint, so a resumed run lacks no step of it
                     save_checkpoint(run)
         if not stopped:
             with watchdog.paused():
@@ -330,7 +334,8 @@ def finish(run: Run) -> None:
                 run.engine, run.backbone, folder.averaged_export, folder.averaged_adapter, run.ranks
             )
     if run.ranks.is_first:
-        save_figure(training_figure(read_metrics(run.folder.path)), run.folder.figures / "loss.png")
+        losses = read_series(folder.path, LOSSES)
+        save_figure(training_figure(losses), folder.figures / "loss.png")
 
 
 def is_due(every: int, step: int) -> bool:

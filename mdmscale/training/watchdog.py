@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mdmscale.parallel.ranks import Ranks
+from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_file
 from mdmscale.system.run_folder import RunFolder
 
@@ -95,7 +96,8 @@ class Watchdog:
             "still": 0.0 if self._pauses else round(now - self._moved, 1),
             "alive": round(now, 1),
         }
-        write_file(self.folder.heartbeat(self.ranks.rank), json.dumps(values), durable=False)
+        with suppress(UserError):  # the disk is full, which ends the run where it saves
+            write_file(self.folder.heartbeat(self.ranks.rank), json.dumps(values), durable=False)
 
     def _find_stall(self, started: float) -> dict[str, Any] | None:
         """A report of the rank that is dead or stalled; None if all ranks are well.
