@@ -126,6 +126,7 @@ def show(config: RunConfig) -> int:
 def run_training(config: RunConfig) -> int:
     """Train on this rank. Returns the exit status."""
     from mdmscale.parallel.ranks import finalise
+    from mdmscale.training.replicas import ReplicasDiffer
     from mdmscale.training.trainer import train
 
     # Ranks leave the process group together. After an error they do not wait: a crashed rank never arrives.
@@ -134,7 +135,7 @@ def run_training(config: RunConfig) -> int:
     except UserError:
         finalise(wait=False)
         raise
-    except FloatingPointError as error:
+    except (FloatingPointError, ReplicasDiffer) as error:
         if is_first_rank():
             print(f"error: {error}", file=sys.stderr)
         finalise(wait=False)

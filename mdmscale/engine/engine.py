@@ -1,8 +1,8 @@
 """The engine of a run. The rest of the package uses `Engine` and never DeepSpeed's own engine."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -69,26 +69,35 @@ class Engine:
 
         DeepSpeed counts a micro-batch when its own `step` is called. This method calls it for every
         micro-batch except the last of a step. For that one `Engine.step` calls it and updates the weights.
+
+        A loss that is not finite gives a gradient that is not, on every rank once they are summed. So all
+        ranks skip the step, without asking each other.
         """
         factor = scale * self.mean_factor.numerator / self.mean_factor.denominator
-        self.deepspeed.backward((loss * factor).to(loss.dtype))
+        poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        self.deepspeed.backward((loss * factor * poison).to(loss.dtype))
         if not is_last:
             self.deepspeed.step()
 
-    def step(self) -> float:
+    def step(self, is_skipped: Callable[[float], bool] | None = None) -> float:
         """Clip and apply the step's gradients. Returns the global gradient norm before clipping.
 
-        If the norm is not finite, the step is skipped and the weights stay as they are.
+        If the norm is not finite, the step is skipped: the weights and AdamW's state stay as they are.
+
+        Args:
+            is_skipped: tells of a finite norm whether the step is skipped, too; alike on every rank.
         """
         if self.clips_itself:
             parameters = list(self.module.parameters())
             norm = gradient_norm(parameters, self.tensor_group)
             nn.utils.clip_grads_with_norm_(parameters, self.gradient_clipping or float("inf"), norm)
-            if not norm.isfinite():  # at other stages DeepSpeed itself skips such a step
+            # at other stages DeepSpeed itself skips a step whose norm is not finite
+            if not norm.isfinite() or (is_skipped is not None and is_skipped(float(norm))):
                 self.module.zero_grad()
             self.deepspeed.step()
         else:
-            self.deepspeed.step()
+            with nullcontext() if is_skipped is None else private.skipped_if(self.optimizer, is_skipped):
+                self.deepspeed.step()
             norm = self.deepspeed.get_global_grad_norm()
         return float(norm)
 

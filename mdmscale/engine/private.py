@@ -11,6 +11,7 @@ function here imports what it needs.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,23 @@ def undo_first_step(optimizer: Any) -> None:
         with torch.no_grad():
             for low, high in masters(optimizer).items():
                 high.copy_(low)
+
+
+@contextmanager
+def skipped_if(optimizer: Any, is_skipped: Callable[[float], bool]) -> Iterator[None]:
+    """Within the block AdamW skips the step of a global gradient norm for which `is_skipped` is true.
+
+    DeepSpeed knows the norm only within its step, in which it calls AdamW for each part of the parameters. It
+    then copies the masters, which have not changed, to the weights.
+    """
+    inner: Any = adam(optimizer)
+    take_step = inner.step
+    decide = cache(lambda: is_skipped(float(optimizer._global_grad_norm)))
+    inner.step = lambda *arguments: None if decide() else take_step(*arguments)
+    try:
+        yield
+    finally:
+        del inner.step  # of this instance, so that the class's one is called again
 
 
 def link_moments(optimizer: Any) -> None:

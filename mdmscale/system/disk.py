@@ -58,8 +58,8 @@ def check_room(path: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < num_bytes + SPARE_BYTES:
         raise UserError(
-            f"{path}: needs {num_bytes / 1e9:.2f} GB and {SPARE_BYTES / 1e9:.2f} GB to spare, but the disk at "
-            f"{_mount_point(path)} has {free / 1e9:.2f} GB free; {MENDS[errno.ENOSPC]}, and give the same "
+            f"{path}: needs {num_bytes / 1e9:.2f} GB and {SPARE_BYTES / 1e9:.2f} GB to spare, but the disk "
+            f"at {_mount_point(path)} has {free / 1e9:.2f} GB free; {MENDS[errno.ENOSPC]}, and give the same "
             "command again"
         )
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from mdmscale.config.run import RunConfig
+from mdmscale.data.skipping import merged_ranges, ranges_before
 from mdmscale.data.source import SampleSource
 from mdmscale.engine.engine import Engine
 from mdmscale.parallel.collectives import on_every_rank, on_first_rank
@@ -133,7 +134,7 @@ def _read_manifest(checkpoint: Path) -> tuple[str | None, dict[str, list[Any]]]:
 
 
 def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -> None:
-    """Refuse to resume with another seed, batch size or LoRA section.
+    """Refuse to resume with another seed, batch size or LoRA section, or other samples left out until then.
 
     Raises:
         UserError: naming the config's value and the checkpoint's.
@@ -149,6 +150,15 @@ def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -
                 f"{name} = {now}, but checkpoint {checkpoint} was trained with {then}; use that value, "
                 "or choose another run.name to start from scratch"
             )
+    skip, skip_then = config.data.skip, state.config["data"].get("skip", []) if state.config else []
+    passed, passed_then = (
+        ranges_before(state.consumed_samples, merged_ranges(ranges)) for ranges in (skip, skip_then)
+    )
+    if passed != passed_then:
+        problems.append(
+            f"data.skip = {skip}, but checkpoint {checkpoint} has consumed {state.consumed_samples} samples "
+            f"with {skip_then}; change only what comes later, or resume from an earlier checkpoint"
+        )
     if problems:
         raise UserError(*problems)
 

@@ -137,7 +137,8 @@ class ProgressLine:
         """Show the steps since the previous call."""
         now, last = time.monotonic(), self.recent[-1]
         seconds_a_step = (now - self.since) / len(self.recent)
-        loss = sum(record["loss"] for record in self.recent) / len(self.recent)
+        losses = [record["loss"] for record in self.recent if math.isfinite(record["loss"])]
+        loss = sum(losses) / len(losses) if losses else math.nan
         speed = sum(record["tokens_per_second"] for record in self.recent) / len(self.recent)
         left = format_duration(seconds_a_step * (self.num_steps - last["step"]))
         status = (
@@ -177,6 +178,8 @@ def closing_summary(run: "Run", steps_now: int, seconds: float, stopped: bool) -
         lines.append(f"  eval loss   {held_out.values[-1]:.4f} nats a token, held out")
         if np.array_equal(averaged.steps[-1:], held_out.steps[-1:]):
             lines.append(f"  eval of EMA {averaged.values[-1]:.4f}, of the averaged weights")
+    if skipped := run.skipped.describe():
+        lines.append(f"  skipped     {skipped}")
     lines += _describe_gradients(series["clipped"].second_half, series["grad_norm"].second_half)
     lines.append(f"  run folder  {run.folder.path}")
     if stopped:

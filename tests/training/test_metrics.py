@@ -24,6 +24,7 @@ from mdmscale.training.metrics import (
     read_metrics,
     read_series,
 )
+from mdmscale.training.skipped_steps import SkippedSteps
 
 
 def record(step: int, **more: float) -> dict[str, Any]:
@@ -231,7 +232,12 @@ def finished_run(folder: Path) -> Any:
     """The attributes of a Run that the summary uses."""
     config = SimpleNamespace(train=SimpleNamespace(steps=40))
     return SimpleNamespace(
-        folder=RunFolder(folder), step=40, config=config, consumed_tokens=123_456, consumed_samples=320
+        folder=RunFolder(folder),
+        step=40,
+        config=config,
+        consumed_tokens=123_456,
+        consumed_samples=320,
+        skipped=SkippedSteps(None),
     )
 
 
