@@ -180,7 +180,7 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
         **({"loss_controlled": controlled} if run.baseline.decay else {}),
         "grad_norm": grad_norm,
         **skipping,
-        **run.gradient_norms.observe(grad_norm, run.config.optimizer.gradient_clipping),
+        **run.gradient_norms.observe(grad_norm, 0.0 if reason else run.config.optimizer.gradient_clipping),
         "lr": rate,
         "consumed_samples": run.consumed_samples,
         "tokens": run.consumed_tokens,
