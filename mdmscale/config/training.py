@@ -27,6 +27,19 @@ class TrainSection(Section):
         lt=1,
     )
 
+    skip_spikes: float | None = key(
+        None,
+        "skip a step whose controlled loss or gradient norm lies more than this many robust standard "
+        "deviations above the median of the last 100 steps, such as 8; null: only steps that are not finite",
+        gt=0,
+    )
+    check_replicas_every: int = key(
+        100,
+        "ZeRO-0: steps between checks that all ranks hold the same weights; each checkpoint is checked, too; "
+        "0: never",
+        ge=0,
+    )
+
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.global_batch_size % self.micro_batch_size:

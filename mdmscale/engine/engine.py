@@ -1,7 +1,8 @@
 """The engine of a run. The rest of the package uses `Engine` and never DeepSpeed's own engine."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -69,26 +70,35 @@ class Engine:
 
         DeepSpeed counts a micro-batch when its own `step` is called. This method calls it for every
         micro-batch except the last of a step. For that one `Engine.step` calls it and updates the weights.
+
+        A loss that is not finite gives a gradient that is not, on every rank once they are summed. So all
+        ranks skip the step, without asking each other.
         """
         factor = scale * self.mean_factor.numerator / self.mean_factor.denominator
-        self.deepspeed.backward((loss * factor).to(loss.dtype))
+        poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        self.deepspeed.backward((loss * factor * poison).to(loss.dtype))
         if not is_last:
             self.deepspeed.step()
 
-    def step(self) -> float:
+    def step(self, is_skipped: Callable[[float], bool] | None = None) -> float:
         """Clip and apply the step's gradients. Returns the global gradient norm before clipping.
 
-        If the norm is not finite, the step is skipped and the weights stay as they are.
+        If the norm is not finite, the step is skipped: the weights and AdamW's state stay as they are.
+
+        Args:
+            is_skipped: tells of a finite norm whether the step is skipped, too; alike on every rank.
         """
         if self.clips_itself:
             parameters = list(self.module.parameters())
             norm = gradient_norm(parameters, self.tensor_group)
             nn.utils.clip_grads_with_norm_(parameters, self.gradient_clipping or float("inf"), norm)
-            if not norm.isfinite():  # at other stages DeepSpeed itself skips such a step
+            # at other stages DeepSpeed itself skips a step whose norm is not finite
+            if not norm.isfinite() or (is_skipped is not None and is_skipped(float(norm))):
                 self.module.zero_grad()
             self.deepspeed.step()
         else:
-            self.deepspeed.step()
+            with nullcontext() if is_skipped is None else private.skipped_if(self.optimizer, is_skipped):
+                self.deepspeed.step()
             norm = self.deepspeed.get_global_grad_norm()
         return float(norm)
 
@@ -114,11 +124,29 @@ class Engine:
             return all_finite([*weights, *states, *tensors_in([*states.values()])])
 
     def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls this."""
-        with mapped(self.optimizer):
+        """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls this.
+
+        Raises:
+            UserError: on the ranks for which the disk is full or fails, when no rank waits for another.
+        """
+        with mapped(self.optimizer), private.put_off_write_errors(self.deepspeed):
             # No `latest` file: DeepSpeed writes it without a barrier, so a kill can leave it naming a damaged
             # checkpoint.
             self.deepspeed.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False)
+
+    def checkpoint_bytes(self) -> int:
+        """About the size of what `save` writes on all ranks. Small files and headers are not counted."""
+        stage = self.deepspeed.zero_optimization_stage()
+        has_masters = stage > 0 or bool(private.masters(self.optimizer))
+        per_trained = 4 * (len(private.MOMENTS) + has_masters + self.averages)  # all in fp32
+        num_bytes = 0
+        for parameter in self.module.parameters():
+            num_elements = math.prod(private.whole_shape(parameter, stage == 3))
+            num_bytes += num_elements * per_trained * parameter.requires_grad
+            if stage < 3 or not parameter.requires_grad:  # ZeRO-3 stores its masters only
+                num_bytes += num_elements * parameter.element_size()
+        tensor_ranks = 1 if self.tensor_group is None else dist.get_world_size(self.tensor_group)
+        return num_bytes * tensor_ranks
 
     def load(self, checkpoint: Path) -> None:
         """Load what `save` wrote with the same number of ranks and ZeRO stage and without NVMe, bit for bit.

@@ -8,13 +8,17 @@ DeepSpeed takes seconds to import. A command that only reads a checkpoint needs 
 function here imports what it needs.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from mdmscale.system.disk import disk_errors
 from mdmscale.system.errors import UserError, first_line
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
@@ -91,6 +95,23 @@ def undo_first_step(optimizer: Any) -> None:
         with torch.no_grad():
             for low, high in masters(optimizer).items():
                 high.copy_(low)
+
+
+@contextmanager
+def skipped_if(optimizer: Any, is_skipped: Callable[[float], bool]) -> Iterator[None]:
+    """Within the block AdamW skips the step of a global gradient norm for which `is_skipped` is true.
+
+    DeepSpeed knows the norm only within its step, in which it calls AdamW for each part of the parameters. It
+    then copies the masters, which have not changed, to the weights.
+    """
+    inner: Any = adam(optimizer)
+    take_step = inner.step
+    decide = cache(lambda: is_skipped(float(optimizer._global_grad_norm)))
+    inner.step = lambda *arguments: None if decide() else take_step(*arguments)
+    try:
+        yield
+    finally:
+        del inner.step  # of this instance, so that the class's one is called again
 
 
 def link_moments(optimizer: Any) -> None:
@@ -251,6 +272,39 @@ def read_file(path: Path, map_location: Any = "cpu", *, mapped: bool = False) ->
         raise UserError(f"{path}: is missing") from None
     except Exception as error:  # torch raises many kinds of errors for damaged files
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+
+
+@contextmanager
+def put_off_write_errors(engine: Any) -> Iterator[None]:
+    """Within the block `engine` goes on after a file that it cannot write. The block's end raises the error.
+
+    Its ranks wait for each other several times in a save, which a rank that gives up would keep waiting.
+
+    Raises:
+        UserError: naming the file, if the disk is full or fails.
+    """
+    files, errors = engine.checkpoint_engine, list[Exception]()
+    save, copy_scripts = files.save, engine._copy_recovery_script
+
+    def attempt(path: str, write: Callable[[], None]) -> None:
+        try:
+            with disk_errors(Path(path)):
+                write()
+        except Exception as error:
+            errors.append(error)
+
+    def save_opened(state_dict: Any, path: str) -> None:
+        with open(path, "wb") as file:  # torch would lose the reason of an error if it opened the file itself
+            save(state_dict, file)
+
+    files.save = lambda state_dict, path: attempt(path, lambda: save_opened(state_dict, path))
+    engine._copy_recovery_script = lambda path: attempt(path, lambda: copy_scripts(path))
+    try:
+        yield
+    finally:
+        files.save, engine._copy_recovery_script = save, copy_scripts
+    if errors:
+        raise errors[0]
 
 
 def _classes_in_files() -> list[Any]:

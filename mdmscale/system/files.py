@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from mdmscale.system.disk import disk_errors
 from mdmscale.system.errors import UserError
 from mdmscale.system.locks import locked_file
 
@@ -91,15 +92,17 @@ def written_file(path: Path, *, durable: bool = True, writer: str = "") -> Itera
             then has its own unfinished file, and the last one to finish wins.
 
     Raises:
-        UserError: if a parent folder cannot be created, or another process is writing this file.
+        UserError: if a parent folder cannot be created, the disk is full or fails, or another process is
+            writing this file.
     """
     if path.exists() and not path.is_file():
-        yield path
+        with disk_errors(path):
+            yield path
         return
     if path.is_symlink():
         path = path.resolve()
     aside = unfinished(path.with_name(writer + path.name))
-    with made_parents(path, durable), locked_file(aside) if durable else nullcontext():
+    with disk_errors(path), made_parents(path, durable), locked_file(aside) if durable else nullcontext():
         try:
             yield aside
             if durable:
@@ -123,7 +126,8 @@ def made_parents(path: Path, durable: bool = True) -> Iterator[None]:
     missing = list(takewhile(lambda folder: not folder.exists(), path.parents))
     try:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{path}: cannot be created: {error.strerror}") from None
         yield

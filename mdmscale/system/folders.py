@@ -13,13 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from mdmscale.system.disk import check_room, disk_errors
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import REPLACED, fsync, made_parents, unfinished
 from mdmscale.system.locks import locked_folder
-
-# Room for config, tokenizer and index, and so that the disk does not fill up completely.
-SPARE_BYTES = 64 * 2**20
-
 
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and the flag of renameat2, from Linux's headers
 
@@ -36,13 +33,17 @@ def published_folder(destination: Path, num_bytes: int | None = None) -> Iterato
         num_bytes: approximate size of what the block writes. If given, free disk space is checked first.
 
     Raises:
-        UserError: if the folder cannot be created, the disk has too little space, or another process is
-            writing the same destination.
+        UserError: if the folder cannot be created, the disk has too little space or fails, or another process
+            is writing the same destination.
     """
-    with made_parents(destination), _locked_new_folder(unfinished(destination)) as aside:
+    with (
+        disk_errors(destination),
+        made_parents(destination),
+        _locked_new_folder(unfinished(destination)) as aside,
+    ):
         finish_swap(destination)
         if num_bytes is not None:
-            _check_room(destination, num_bytes)
+            check_room(destination, num_bytes)
         yield aside
         publish(aside, destination)
 
@@ -59,7 +60,7 @@ def published_files(paths: Sequence[Path], optional: Sequence[Path] = ()) -> Ite
     `published_folder`.
     """
     *_, last = paths
-    with made_parents(last), _locked_new_folder(unfinished(last)) as aside:
+    with disk_errors(last), made_parents(last), _locked_new_folder(unfinished(last)) as aside:
         yield aside
         _sync(aside)
         last.unlink(missing_ok=True)
@@ -159,11 +160,12 @@ def _locked_new_folder(folder: Path) -> Iterator[Path]:
     """Create an empty `folder` and hold its lock. Remove the folder if the block fails."""
     with ExitStack() as held:
         try:
-            if folder.exists():
-                with locked_folder(folder):  # its writer was killed
-                    shutil.rmtree(folder)
-            folder.mkdir()
-            held.enter_context(locked_folder(folder))
+            with disk_errors(folder):
+                if folder.exists():
+                    with locked_folder(folder):  # its writer was killed
+                        shutil.rmtree(folder)
+                folder.mkdir()
+                held.enter_context(locked_folder(folder))
         except OSError as error:
             raise UserError(f"{folder}: cannot be created: {error.strerror}") from None
         try:
@@ -171,14 +173,6 @@ def _locked_new_folder(folder: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-
-
-def _check_room(destination: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(destination.parent).free
-    if free < num_bytes + SPARE_BYTES:
-        raise UserError(
-            f"{destination}: needs {num_bytes / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free"
-        )
 
 
 def _sync(folder: Path, files: bool = True) -> None:

@@ -16,11 +16,13 @@ import torch.distributed as dist
 
 from mdmscale.config.run import RunConfig
 from mdmscale.config.training import CheckpointSection
+from mdmscale.data.skipping import merged_ranges, ranges_before
 from mdmscale.data.source import SampleSource
 from mdmscale.engine.engine import Engine
 from mdmscale.engine.manifest import find_fault, read_manifest, write_manifest
-from mdmscale.parallel.collectives import on_all_ranks, on_first_rank
+from mdmscale.parallel.collectives import on_all_ranks, on_every_rank, on_first_rank
 from mdmscale.parallel.ranks import Ranks
+from mdmscale.system.disk import check_room, disk_errors
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import fsync
 from mdmscale.system.folders import discard, make_unfinished, publish, remove_published
@@ -55,7 +57,8 @@ def save(
     Raises:
         FloatingPointError: on every rank, if a value of the weights or of the optimizer is not finite on any.
             Nothing is written then.
-        UserError: if the ranks do not all write to the same folder.
+        UserError: on every rank, if the disk has too little room or fails, or if the ranks do not all write
+            to the same folder. Older checkpoints stay then.
     """
     if not on_all_ranks(ranks, engine.is_finite()):
         raise FloatingPointError(
@@ -63,15 +66,16 @@ def save(
             f"saved; {RESUME_LOWER}"
         )
     target = folder / step_name(state.step)
-    unfinished = on_first_rank(ranks, lambda: _make_unfinished(target))
-    engine.save(unfinished)
-    if ranks.is_first:
-        write_model(unfinished / MODEL_FOLDER)
-        state.write(unfinished)
-    dist.barrier()
-    names = on_first_rank(ranks, lambda: file_names(unfinished))
-    sums = _each_on_one_rank(names, ranks, lambda name: _synced_sum(unfinished / name))
-    on_first_rank(ranks, lambda: _publish(unfinished, target, sums, options))
+    unfinished = on_first_rank(ranks, lambda: _begin(target, engine.checkpoint_bytes()))
+    try:
+        on_every_rank(ranks, lambda: engine.save(unfinished))
+        names = on_first_rank(ranks, lambda: _write_own_files(unfinished, state, write_model))
+        sums = _each_on_one_rank(names, ranks, lambda name: _synced_sum(unfinished / name))
+        on_first_rank(ranks, lambda: _publish(unfinished, target, sums, options))
+    except UserError:
+        if ranks.is_first:
+            discard(unfinished)
+        raise
     return target
 
 
@@ -137,7 +141,7 @@ def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
 
 
 def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -> None:
-    """Refuse to resume with another seed, batch size or LoRA section.
+    """Refuse to resume with another seed, batch size or LoRA section, or other samples left out until then.
 
     Raises:
         UserError: naming the config's value and the checkpoint's.
@@ -153,6 +157,15 @@ def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -
                 f"{name} = {now}, but checkpoint {checkpoint} was trained with {then}; use that value, "
                 "or choose another run.name to start from scratch"
             )
+    skip, skip_then = config.data.skip, state.config["data"].get("skip", []) if state.config else []
+    passed, passed_then = (
+        ranges_before(state.consumed_samples, merged_ranges(ranges)) for ranges in (skip, skip_then)
+    )
+    if passed != passed_then:
+        problems.append(
+            f"data.skip = {skip}, but checkpoint {checkpoint} has consumed {state.consumed_samples} samples "
+            f"with {skip_then}; change only what comes later, or resume from an earlier checkpoint"
+        )
     if problems:
         raise UserError(*problems)
 
@@ -170,14 +183,33 @@ def check_data(state: TrainingState, checkpoint: Path, source: SampleSource) -> 
         )
 
 
-def _make_unfinished(target: Path) -> Path:
-    for leftover in leftover_checkpoints(target.parent):
-        discard(leftover)
-    return make_unfinished(target)
+def _begin(target: Path, num_bytes: int) -> Path:
+    """Remove what interrupted saves have left, see that there is room, and make the unfinished folder."""
+    with disk_errors(target):
+        for leftover in leftover_checkpoints(target.parent):
+            discard(leftover)
+        unfinished = make_unfinished(target)
+        try:
+            check_room(target, num_bytes)
+        except UserError:
+            unfinished.rmdir()
+            raise
+    return unfinished
+
+
+def _write_own_files(
+    unfinished: Path, state: TrainingState, write_model: Callable[[Path], None]
+) -> list[str]:
+    """Write what is not DeepSpeed's. Returns the names of all files."""
+    with disk_errors(unfinished):
+        write_model(unfinished / MODEL_FOLDER)
+        state.write(unfinished)
+        return file_names(unfinished)
 
 
 def _publish(unfinished: Path, target: Path, sums: dict[str, Sum], options: CheckpointSection) -> None:
-    write_manifest(unfinished, sums)
+    with disk_errors(unfinished):
+        write_manifest(unfinished, sums)
     # The run passed over checkpoints of this step or a later one when it resumed.
     for passed_over in published_checkpoints(target.parent):
         if passed_over.name >= target.name:
@@ -189,7 +221,8 @@ def _publish(unfinished: Path, target: Path, sums: dict[str, Sum], options: Chec
 
 def _each_on_one_rank(names: list[str], ranks: Ranks, work: Callable[[str], T]) -> dict[str, T]:
     """The (picklable) result of `work` for every name, each done by one rank. Every rank gets all."""
-    mine = {name: work(name) for name in names[ranks.rank :: ranks.world_size]}
+    own = names[ranks.rank :: ranks.world_size]
+    mine = on_every_rank(ranks, lambda: {name: work(name) for name in own})
     parts: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(parts, mine)
     found = {name: result for part in parts for name, result in part.items()}
@@ -197,5 +230,6 @@ def _each_on_one_rank(names: list[str], ranks: Ranks, work: Callable[[str], T]) 
 
 
 def _synced_sum(path: Path) -> Sum:
-    fsync(path)
-    return sum_of(path)
+    with disk_errors(path):
+        fsync(path)
+        return sum_of(path)

@@ -53,6 +53,7 @@ from mdmscale.training.nonfinite import read_ends
 from mdmscale.training.p_pots import PPots
 from mdmscale.training.p_pots_probe import measure_p_pots
 from mdmscale.training.run_data import open_run_data, undone_on_refusal
+from mdmscale.training.skipped_steps import SkippedSteps
 from mdmscale.training.state import TrainingState
 from mdmscale.training.task_questions import Questions, prepare_questions
 
@@ -85,9 +86,9 @@ class Run:
 
     p_pots: PPots
     baseline: EmaBaseline
-    step: int = 0  # optimizer steps taken
+    skipped: SkippedSteps
+    step: int = 0  # optimizer steps taken or skipped
     consumed_tokens: int = 0
-    skipped_in_a_row: int = 0  # steps whose gradient was not finite
     gradient_norms: GradientNorms = field(default_factory=GradientNorms)
 
     @property
@@ -101,7 +102,7 @@ class Run:
     @property
     def components(self) -> dict[str, Stateful]:
         """The parts that have a state of their own, by their names in checkpoints."""
-        return {"p_pots": self.p_pots, "baseline": self.baseline}
+        return {"p_pots": self.p_pots, "baseline": self.baseline, "skipped_steps": self.skipped}
 
     def engine_layout(self) -> EngineLayout:
         """How DeepSpeed's files of this job are laid out."""
@@ -194,6 +195,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         identity,
         p_pots,
         baseline,
+        SkippedSteps(config.train.skip_spikes),
     )
     if resumed is not None:
         restore(run, resumed)

@@ -5,6 +5,7 @@ If a new release renames one, the test of that name fails. Fix the name in engin
 
 import ast
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ SWAPPER_ATTRIBUTES = ["swap_params_info", "swap_folder", "dtype"]
 SWAPPER_METHODS = ["_get_param_swap_info", "_io_aligned_numel"]
 SWAPPED_ATTRIBUTES = ["tensors", "numel", "release_memory"]
 SWAPPED_TENSOR_ATTRIBUTES = ["compute_tensor", "swap_path"]
+SAVING_ATTRIBUTES = ["checkpoint_engine", "_copy_recovery_script"]  # of an engine
 # "mpu" of a module of DeepSpeed; the others of parameters.
 OTHER_ATTRIBUTES = ["mpu", "model_parallel", "ds_shape", "ds_id", "ds_tensor", "all_gather"]
 
@@ -108,6 +110,14 @@ def test_the_swapper_sets(name: str) -> None:
 @pytest.mark.parametrize("name", SWAPPER_METHODS)
 def test_the_swapper_has(name: str) -> None:
     assert_has(PartitionedOptimizerSwapper, name)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
+def test_engines_save_through(engines: dict[tuple[int, str], Engine], stage: int, dtype: str) -> None:
+    engine = engines[stage, dtype].deepspeed
+    for name in SAVING_ATTRIBUTES:
+        assert_has(engine, name)
+    assert list(signature(engine.checkpoint_engine.save).parameters) == ["state_dict", "path"]
 
 
 def swapped_shard() -> OptimizerStateSwapInfo:
@@ -279,11 +289,12 @@ NAMES = {
     *SWAPPED_ATTRIBUTES,
     *SWAPPED_TENSOR_ATTRIBUTES,
     *OTHER_ATTRIBUTES,
+    *SAVING_ATTRIBUTES,
 }
 KEYS = {"fp32_groups", *(key for keys in (*MODEL_KEYS.values(), *OPTIMIZER_KEYS.values()) for key in keys)}
 # What private.py uses of Python, torch and itself.
 OTHERS_OWN = {"Tensor", "Parameter", "Optimizer", "optim", "shape", "get", "values", "items", "is_compatible"}
-OTHERS_OWN |= {"no_grad", "copy_", "state", "clear"}
+OTHERS_OWN |= {"no_grad", "copy_", "state", "clear", "append", "save"}
 # DeepSpeed's names that torch or mdmscale have, too.
 COMMON = {"optimizer", "dtype", "numel", "tensors", "all_gather"}
 

@@ -59,7 +59,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_a_disk_without_room_is_noticed_first(tmp_path: Path) -> None:
     with (
-        pytest.raises(UserError, match=r"needs 9000000\.00 GB, and the disk has"),
+        pytest.raises(UserError, match=r"needs 9000000\.00 GB and 0\.07 GB to spare, but the disk at"),
         published_folder(tmp_path / "out", 9 * 10**15),
     ):
         raise AssertionError("not reached")
