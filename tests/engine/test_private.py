@@ -66,6 +66,7 @@ OPTIMIZER_ATTRIBUTES = [
     ("_reassign_or_swap_out_partitioned_parameters", 3, "bf16"),
     ("persistent_parameters", 3, "bf16"),
     ("invalidate_secondary_tensor", 3, "bf16"),
+    *(("_global_grad_norm", stage, dtype) for stage, dtype in SETTINGS if (stage, dtype) != (0, "fp32")),
     ("swap_optimizer", 3, "fp32"),
     ("optimizer_swapper", 3, "fp32"),
 ]
@@ -294,7 +295,7 @@ NAMES = {
 KEYS = {"fp32_groups", *(key for keys in (*MODEL_KEYS.values(), *OPTIMIZER_KEYS.values()) for key in keys)}
 # What private.py uses of Python, torch and itself.
 OTHERS_OWN = {"Tensor", "Parameter", "Optimizer", "optim", "shape", "get", "values", "items", "is_compatible"}
-OTHERS_OWN |= {"no_grad", "copy_", "state", "clear", "append", "save"}
+OTHERS_OWN |= {"no_grad", "copy_", "state", "clear", "append", "save", "step"}
 # DeepSpeed's names that torch or mdmscale have, too.
 COMMON = {"optimizer", "dtype", "numel", "tensors", "all_gather"}
 
