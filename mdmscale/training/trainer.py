@@ -75,6 +75,7 @@ def train(config: RunConfig) -> Outcome:
             Watchdog(folder, ranks, limits_of(config.run)) as watchdog,
         ):
             run = set_up(config, ranks)
+            on_first_rank(ranks, watchdog.forget_earlier_run)
             log.open(run.folder.library_log(ranks.rank))  # not before the input has been checked
             if ranks.device.type == "cpu":
                 keep_freed_memory()

@@ -75,6 +75,11 @@ class Watchdog:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
+    def forget_earlier_run(self) -> None:
+        """Remove what an earlier start has left. On rank 0, after set-up and before any rank takes a step."""
+        self.folder.stall.unlink(missing_ok=True)
+        shutil.rmtree(self.folder.heartbeats, ignore_errors=True)
+
     def beat(self, step: int | None = None) -> None:
         """Record that the main thread has made progress."""
         self._now = self._now[0], time.monotonic()
@@ -94,9 +99,6 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if any(self.limits.values()):
-            if self.ranks.is_first:  # others write only after set-up, in which all ranks meet
-                self.folder.stall.unlink(missing_ok=True)
-                shutil.rmtree(self.folder.heartbeats, ignore_errors=True)
             self._thread.start()
         return self
 

@@ -295,7 +295,8 @@ NAMES = {
 KEYS = {"fp32_groups", *(key for keys in (*MODEL_KEYS.values(), *OPTIMIZER_KEYS.values()) for key in keys)}
 # What private.py uses of Python, torch and itself.
 OTHERS_OWN = {"Tensor", "Parameter", "Optimizer", "optim", "shape", "get", "values", "items", "is_compatible"}
-OTHERS_OWN |= {"no_grad", "copy_", "state", "clear", "append", "save", "step"}
+OTHERS_OWN |= {"no_grad", "copy_", "state", "clear", "append", "save", "step", "load", "serialization"}
+OTHERS_OWN |= {"safe_globals"}
 # DeepSpeed's names that torch or mdmscale have, too.
 COMMON = {"optimizer", "dtype", "numel", "tensors", "all_gather"}
 
