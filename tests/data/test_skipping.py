@@ -66,7 +66,7 @@ def test_only_what_comes_after_a_checkpoint_can_be_left_out(tiny: dict[str, Any]
 
     run = set_up(config([[4, 8]]), ranks)
     run.step = 2  # samples 0..3 and 8..19 are consumed
-    state = run.state()
+    state = run.state({})
     for skip in ([[4, 8]], [[4, 8], [20, 28]], [[6, 8], [4, 6], [24, 32]]):
         check_continues(state, Path("step-2"), config(skip))
     for skip in ([], [[4, 9]], [[4, 8], [10, 11]], [[0, 1], [4, 8]]):

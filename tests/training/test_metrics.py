@@ -14,6 +14,7 @@ import pytest
 from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.training import metrics
+from mdmscale.config.training import CheckpointSection
 from mdmscale.training.metrics import (
     MetricsWriter,
     ProgressLine,
@@ -230,7 +231,7 @@ def test_progress_is_silent_on_other_ranks(capsys: pytest.CaptureFixture[str]) -
 
 def finished_run(folder: Path) -> Any:
     """The attributes of a Run that the summary uses."""
-    config = SimpleNamespace(train=SimpleNamespace(steps=40))
+    config = SimpleNamespace(train=SimpleNamespace(steps=40), checkpoint=CheckpointSection())
     return SimpleNamespace(
         folder=RunFolder(folder),
         step=40,
