@@ -117,9 +117,8 @@ def run_to_end(run: Run, watchdog: Watchdog) -> Outcome:
         counted_ends(run.folder, lambda: run.step, enabled=ranks.is_first),
     ):
         if ranks.is_first:  # which alone writes metrics; those after `first_step` have been dropped
-            records = read_last_metrics(
-                folder, 2 * WINDOW
-            )  # few have no finite norm, so these fill the window
+            # Few steps have no finite norm, so these records fill the window.
+            records = read_last_metrics(folder, 2 * WINDOW)
             run.gradient_norms.recall(record.get("grad_norm") for record in records)
         # Every forward counts as progress, whether of training, a probe or an evaluation.
         run.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
