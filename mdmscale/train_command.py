@@ -29,7 +29,7 @@ command (checkpoint.resume: auto). To stop a run, touch <run folder>/stop or sen
 to a rank: the run finishes the current step, saves a checkpoint and exits.
 
 Exit status: 0 all steps are done; 75 stopped on request, after saving a checkpoint; 2 a mistake in the
-command or config; 70 ended by the watchdog (run.stall_timeout); 1 any other failure.
+command or config, or a full disk; 70 ended by the watchdog (run.*_timeout); 1 any other failure.
 """
 
 
@@ -126,6 +126,7 @@ def show(config: RunConfig) -> int:
 def run_training(config: RunConfig) -> int:
     """Train on this rank. Returns the exit status."""
     from mdmscale.parallel.ranks import finalise
+    from mdmscale.training.replicas import ReplicasDiffer
     from mdmscale.training.trainer import train
 
     # Ranks leave the process group together. After an error they do not wait: a crashed rank never arrives.
@@ -134,7 +135,7 @@ def run_training(config: RunConfig) -> int:
     except UserError:
         finalise(wait=False)
         raise
-    except FloatingPointError as error:
+    except (FloatingPointError, ReplicasDiffer) as error:
         if is_first_rank():
             print(f"error: {error}", file=sys.stderr)
         finalise(wait=False)

@@ -137,8 +137,10 @@ def test_a_killed_rank_ends_the_job_with_a_message(
     config = write_config(corpus, tmp_path, 100_000, name="killed")
     job = Job(slurm, tmp_path, str(SBATCH), config)
     wait_for_steps(tmp_path / "runs" / "killed", job, 5)
-    heartbeat = json.loads((tmp_path / "runs" / "killed" / "logs" / "heartbeats" / "1.json").read_text())
-    os.kill(heartbeat["pid"], signal.SIGKILL)
+    files = (tmp_path / "runs" / "killed" / "logs" / "heartbeats").glob("*.jsonl")
+    heartbeats = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    (pid,) = [heartbeat["pid"] for heartbeat in heartbeats if heartbeat["rank"] == 1]
+    os.kill(pid, signal.SIGKILL)
     output = job.wait()
     assert job.state() == "FAILED", output
     assert "error: training ended with status" in output

@@ -118,7 +118,7 @@ config = LlamaConfig(vocab_size=126464, hidden_size=4096, intermediate_size=1228
 with torch.device("cuda"):
     model = LlamaForCausalLM(config)
 model.save_pretrained(sys.argv[1])
-AutoTokenizer.from_pretrained(sys.argv[2]).save_pretrained(sys.argv[1])
+AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_code=False).save_pretrained(sys.argv[1])
 END
 {
     heading

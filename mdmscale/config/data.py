@@ -1,8 +1,8 @@
 """The `data` section: what is read, and how samples are cut from it."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mdmscale.config.section import Section, key
 
@@ -55,6 +55,20 @@ class DataSection(Section):
         "on a GPU, 0 on the CPU",
         ge=0,
     )
+
+    skip: list[list[Annotated[int, Field(ge=0)]]] = key(
+        [],
+        "samples left out of training: [from, to] means numbers from..to - 1 in the order of training, as "
+        "consumed_samples in metrics.jsonl counts them; later samples move up",
+    )
+
+    @field_validator("skip")
+    @classmethod
+    def _are_ranges(cls, skip: list[list[int]]) -> list[list[int]]:
+        for each in skip:
+            if len(each) != 2 or each[0] >= each[1]:
+                raise ValueError(f"{each} is no range; give [from, to] with from < to")
+        return skip
 
     @model_validator(mode="after")
     def _sft_options_are_used(self) -> Self:

@@ -1,6 +1,5 @@
 """The `diffusion` section: how t and masks are drawn, and which positions may be masked."""
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +10,7 @@ from mdmscale.diffusion.loss_weight import LossWeight
 from mdmscale.diffusion.maskings import CORRUPTIONS, corruption_of
 from mdmscale.diffusion.objective import Objective
 from mdmscale.diffusion.paper_scripts import T_RANGE as PAPER_RANGE
+from mdmscale.system.patterns import pattern_problem
 
 
 class PPotsSection(Section):
@@ -59,10 +59,8 @@ class SyRMSection(Section):
     @field_validator("pattern")
     @classmethod
     def _is_a_pattern(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
+        if problem := pattern_problem(pattern or ""):
+            raise ValueError(f"not a regular expression: {problem}")
         return pattern
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
@@ -14,9 +14,45 @@ from mdmscale.config.run import RunConfig
 from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import RunFolder
 
+MOST_CHARACTERS = 2**20  # of a YAML text
+MOST_VALUES = 10_000  # in it; an alias counts as often as what it stands for
+_LONGEST_INTEGER = 100  # characters
+MOST_LEVELS = 50  # of lists and sections in each other
+MOST_PROBLEMS = 20  # that are reported at once
+_LONGEST_SHOWN = 500  # characters of a value or key in a message
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-4` is a number, only true and false are booleans, and duplicate keys are refused."""
+    """YAML in which `1e-4` is a number, only true and false are booleans, and duplicate keys are refused.
+
+    So is what could not be read in seconds: deep nesting, and aliases of aliases, of which a few lines can
+    stand for billions of values.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._num_levels = self._num_values = 0
+        self._sizes: dict[str, int] = {}  # of what has an anchor, in values
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event, before = self.peek_event(), self._num_values
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if is_alias and event.anchor in self.anchors and event.anchor not in self._sizes:
+            self._refuse(event, f"the alias *{event.anchor} is part of what it stands for")
+        self._num_values += self._sizes.get(event.anchor, 0) if is_alias else 1
+        self._num_levels += 1
+        if self._num_values > MOST_VALUES:
+            self._refuse(event, f"more than {MOST_VALUES:,} values, aliases counted in full")
+        if self._num_levels > MOST_LEVELS:
+            self._refuse(event, f"more than {MOST_LEVELS} levels of nesting")
+        node = super().compose_node(parent, index)
+        self._num_levels -= 1
+        if event.anchor is not None and not is_alias:
+            self._sizes[event.anchor] = self._num_values - before
+        return node
+
+    def _refuse(self, event: Any, problem: str) -> NoReturn:
+        raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -49,6 +85,15 @@ def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict
     return loader.construct_mapping(node, deep=True)
 
 
+def _short_integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    """An integer. The time for it grows with the square of its length."""
+    if len(node.value) > _LONGEST_INTEGER:
+        problem = f"an integer of {len(node.value):,} characters"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _short_integer)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
 
 
@@ -70,9 +115,12 @@ def validate(values: dict[str, Any], origin: Origin) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
+        described = error.errors()[:MOST_PROBLEMS]
         problems = [
-            f"{origin.of(details, line)}: {line}" for details in error.errors() for line in _describe(details)
+            f"{origin.of(details, line)}: {line}" for details in described for line in _describe(details)
         ]
+        if more := error.error_count() - len(described):
+            problems.append(f"{origin.source}: {more} more problems")
         raise UserError(*dict.fromkeys(problems)) from None
 
 
@@ -87,9 +135,11 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         UserError: naming `where`, and the line.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(f"{where}: has more than {MOST_CHARACTERS:,} characters")
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a tag and a value that do not fit
         raise UserError(f"{where}: {_yaml_problem(error)}") from None
 
 
@@ -116,7 +166,7 @@ def _config_in(folder: Path) -> str:
     return f"give {inside} to repeat that run" if inside.is_file() else "give a YAML file"
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+def _yaml_problem(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
     return f"not YAML: {' '.join(str(error).split())}"
@@ -145,7 +195,7 @@ def _describe(details: Any) -> list[str]:
         case "extra_forbidden":
             return [f"{path}: unknown key{_suggestion(location)}"]
         case "model_type":
-            return [f"{path} = {details['input']!r}: expected a section with keys under it"]
+            return [f"{path} = {_shown(details['input'])}: expected a section with keys under it"]
         case "missing":
             return [f"{path}: required, but not given"]
         case "value_error":
@@ -153,7 +203,13 @@ def _describe(details: Any) -> list[str]:
             return [prefix + line for line in str(details["ctx"]["error"]).split("\n")]
         case _:
             message = details["msg"][0].lower() + details["msg"][1:]
-            return [f"{path} = {details['input']!r}: {message}"]
+            return [f"{path} = {_shown(details['input'])}: {message}"]
+
+
+def _shown(value: Any) -> str:
+    """A value as messages show it, on one line that is not endless."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _suggestion(location: list[str]) -> str:

@@ -4,13 +4,43 @@ from mdmscale.config.data import DataSection
 from mdmscale.config.diffusion import DiffusionSection
 from mdmscale.config.model import ModelSection
 from mdmscale.config.parallel import ParallelSection
-from mdmscale.config.training import EvalSection, OptimizerSection, TrainSection
+from mdmscale.config.training import (
+    HELD_OUT_LOSS,
+    CheckpointSection,
+    EvalSection,
+    OptimizerSection,
+    TrainSection,
+)
 
 
 def evaluation_problems(evaluation: EvalSection, data: DataSection) -> list[str]:
     """Evaluation needs held-out data."""
     if evaluation.every and not data.held_out:
         return ["eval.every is set but data.held_out = 0 leaves nothing to evaluate; give held_out a share"]
+    return []
+
+
+def best_problems(checkpoint: CheckpointSection, evaluation: EvalSection) -> list[str]:
+    """The best checkpoint is chosen by an evaluation of its own step, so every checkpoint needs one."""
+    best = checkpoint.keep_best
+    if best is None:
+        return []
+    if best != HELD_OUT_LOSS and best not in evaluation.tasks:
+        return [
+            f"checkpoint.keep_best = {best} is neither {HELD_OUT_LOSS} nor one of eval.tasks = "
+            f"{evaluation.tasks}; name one of them"
+        ]
+    if best == HELD_OUT_LOSS or evaluation.tasks_every is None:
+        name, every = "eval.every", evaluation.every
+    else:
+        name, every = "eval.tasks_every", evaluation.tasks_every
+    if not every:
+        return [f"checkpoint.keep_best = {best}, but eval.every = 0 never evaluates; set eval.every"]
+    if checkpoint.every % every:
+        return [
+            f"checkpoint.keep_best = {best} needs an evaluation at every checkpoint, but checkpoint.every = "
+            f"{checkpoint.every} is not a multiple of {name} = {every}"
+        ]
     return []
 
 

@@ -31,6 +31,14 @@ class RunSection(Section):
         "seconds without progress or signs from a rank before the job ends and names the rank; 0: no limit",
         ge=0,
     )
+    setup_timeout: float = key(
+        7200.0, "seconds that set-up may take, with the loading of a checkpoint; 0: no limit", ge=0
+    )
+    eval_timeout: float = key(
+        1800.0, "as stall_timeout, between two forwards of an evaluation; 0: no limit", ge=0
+    )
+    save_timeout: float = key(3600.0, "seconds that a checkpoint may take; 0: no limit", ge=0)
+    export_timeout: float = key(7200.0, "seconds that the export may take; 0: no limit", ge=0)
 
 
 class RunConfig(Section):
@@ -51,6 +59,7 @@ class RunConfig(Section):
     def _sections_agree(self) -> Self:
         problems = [
             *rules.evaluation_problems(self.eval, self.data),
+            *rules.best_problems(self.checkpoint, self.eval),
             *rules.task_problems(self.eval, self.parallel, self.diffusion),
             *rules.schedule_problems(self.train, self.optimizer, self.diffusion),
             *rules.prompt_problems(self.diffusion, self.data),

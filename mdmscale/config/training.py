@@ -6,9 +6,11 @@ from pydantic import Field, model_validator
 
 from mdmscale.config.section import Section, key
 
+HELD_OUT_LOSS = "loss"  # the value of checkpoint.keep_best that names no task
+
 
 class TrainSection(Section):
-    steps: int = key(..., "optimizer steps in total", ge=1)
+    steps: int = key(..., "optimizer steps in total", ge=1, lt=10**8)  # names of checkpoints have 8 digits
     global_batch_size: int = key(
         ..., "samples in a step over all ranks, each with all its rows: a pair is one sample", ge=1
     )
@@ -23,6 +25,19 @@ class TrainSection(Section):
         "them; null: none (diffusion.ema_decay is of the loss instead)",
         gt=0,
         lt=1,
+    )
+
+    skip_spikes: float | None = key(
+        None,
+        "skip a step whose controlled loss or gradient norm lies more than this many robust standard "
+        "deviations above the median of the last 100 steps, such as 8; null: only steps that are not finite",
+        gt=0,
+    )
+    check_replicas_every: int = key(
+        100,
+        "ZeRO-0: steps between checks that all ranks hold the same weights; each checkpoint is checked, too; "
+        "0: never",
+        ge=0,
     )
 
     @model_validator(mode="after")
@@ -62,6 +77,12 @@ class OptimizerSection(Section):
 class CheckpointSection(Section):
     every: int = key(0, "steps between checkpoints; 0: save only at the end", ge=0)
     keep: int = key(2, "how many of the newest checkpoints to keep; 0: all", ge=0)
+    keep_every: int = key(0, "also keep the checkpoints of all steps divisible by this; 0: none", ge=0)
+    keep_best: str | None = key(
+        None,
+        "also keep the best checkpoint: loss for the lowest held-out loss, or a task of eval.tasks for the "
+        "most right answers; null: none",
+    )
     resume: str = key(
         "auto",
         "auto: continue from the run's newest complete checkpoint, if there is one; none: start from step 0; "

@@ -23,6 +23,7 @@ from mdmscale.system.errors import UserError
 from mdmscale.system.files import write_object
 from mdmscale.system.folders import published_folder
 from mdmscale.system.run_folder import ADAPTER_FOLDER
+from mdmscale.system.sums import write_sums
 from mdmscale.weights.adapters import MergedSource
 from mdmscale.weights.progress import weights_progress
 from mdmscale.weights.tensor_source import TensorSource
@@ -78,6 +79,7 @@ def export_folder(source: Path, destination: Path, options: ExportOptions) -> di
             write_weights(weights, folder, advance, options.max_shard_bytes)
         if stored.adapter is not None and options.lora == "keep":
             stored.adapter.save(folder / ADAPTER_FOLDER)
+        write_sums(folder)
     return {
         "format": options.to,
         "weights from": str(stored.folder),

@@ -14,7 +14,8 @@ def identify(values: dict[str, Any], folder: Path) -> str:
         UserError: naming the model, where it cannot be converted.
     """
     model_type = str(values.get("model_type", "")).lower()
-    architectures = " ".join(map(str, values.get("architectures") or []))
+    declared = values.get("architectures")
+    architectures = " ".join(map(str, declared)) if isinstance(declared, list) else ""
     if model_type.startswith("llada2") or "LLaDA2" in architectures:
         raise UserError(f"{folder}: is a LLaDA2 model (block diffusion, mixture of experts): not supported")
     if model_type.startswith("llada"):

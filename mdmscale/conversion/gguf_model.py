@@ -65,7 +65,9 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
                 "GGUF; import the original folder of the model instead"
             )
     with describing(file.path), alone(file.path) as folder:
-        config = AutoConfig.from_pretrained(folder, gguf_file=file.path.name, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            folder, gguf_file=file.path.name, local_files_only=True, trust_remote_code=False
+        )
     vars(config).pop("_model_name_or_path", None)  # the model's title, not a path
     head_dim = file.fields.get(f"{prefix}attention.key_length")
     if head_dim is not None and hasattr(config, "head_dim"):

@@ -38,7 +38,9 @@ def save_gguf_tokenizer(file: GgufFile, folder: Path) -> None:
         raise UserError(f"{file.path}: has no tokenizer (tokenizer.ggml.tokens)")
     try:
         with alone(file.path) as lone:
-            tokenizer = AutoTokenizer.from_pretrained(lone, gguf_file=file.path.name, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                lone, gguf_file=file.path.name, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # transformers and tokenizers raise many types
         raise UserError(f"{file.path}: its tokenizer cannot be read: {first_line(error)}") from None
     _set_rules(tokenizer.backend_tokenizer, file)

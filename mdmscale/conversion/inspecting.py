@@ -1,4 +1,4 @@
-"""Say what a folder holds, without loading its weights."""
+"""Say what a folder holds, without loading its weights. What has sums is checked against them."""
 
 import math
 from pathlib import Path
@@ -18,12 +18,14 @@ from mdmscale.conversion.model_folder import (
 )
 from mdmscale.conversion.stored_model import open_stored_model
 from mdmscale.conversion.translation import translate
+from mdmscale.engine.manifest import check_whole
 from mdmscale.models.folder_checks import check_not_adapter_alone
 from mdmscale.system.run_folder import (
     MODEL_FOLDER,
     RunFolder,
     is_model,
     kind_of,
+    step_of,
 )
 from mdmscale.training.state import TrainingState
 from mdmscale.weights.adapters import read_adapter
@@ -78,7 +80,8 @@ def _inspect_foreign(source: Path) -> dict[str, Any]:
 
 
 def inspect_checkpoint(folder: Path) -> dict[str, Any]:
-    """Step, samples and tokens seen, ZeRO stage and ranks of a checkpoint."""
+    """Step, samples and tokens seen, ZeRO stage and ranks of a checkpoint, which must be whole."""
+    check_whole(folder)
     state = TrainingState.read(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     names = ("step", "consumed_samples", "consumed_tokens", "seed", "global_batch_size", "data_description")
@@ -91,6 +94,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
         **(_described(model) if is_model(model) else {}),
         "bytes": size,
         **position,
+        "scores": state.scores,
         **layout,
         "ema_decay": (state.config or {}).get("train", {}).get("ema_decay"),  # of the average of the weights
         "components": sorted(state.components),
@@ -104,7 +108,7 @@ def inspect_run(folder: Path) -> dict[str, Any]:
     model = inspect_model(run.export) if run.has_export else None
     return {
         "kind": "run",
-        "checkpoints": [TrainingState.read(checkpoint).step for checkpoint in checkpoints],
+        "checkpoints": [step_of(checkpoint) for checkpoint in checkpoints],
         "adapter": read_adapter(run.adapter) is not None,
         "newest_checkpoint": inspect_checkpoint(checkpoints[-1]) if checkpoints else None,
         "model": model,

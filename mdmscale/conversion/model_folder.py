@@ -10,9 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mdmscale.models.folder_checks import check_not_adapter_alone, check_unquantized
+from mdmscale.models.folder_checks import check_layers, check_not_adapter_alone, check_unquantized
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
+from mdmscale.system.links import check_links
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 from mdmscale.weights.tensor_views import HEAD, INPUT_EMBEDDING, Part, RemappedSource
 
@@ -21,11 +22,14 @@ def read_values(folder: Path) -> dict[str, Any]:
     """The content of config.json.
 
     Raises:
-        UserError: where it is missing or damaged, or says that the weights are quantised.
+        UserError: where it is missing or damaged, says that the weights are quantised or the layers too many,
+            or a link leads out of the folder.
     """
+    check_links(folder)
     check_not_adapter_alone(folder)
     values = read_object(folder / "config.json")
     check_unquantized(values, folder)
+    check_layers(values, folder)
     return values
 
 
@@ -84,7 +88,7 @@ def expected_shapes(config: PretrainedConfig, folder: Path) -> dict[str, tuple[i
 def model_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
     """As `expected_shapes`, of a config that is in no folder. Raises what transformers raises."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

@@ -108,9 +108,11 @@ def _find_checkpoint(run: RunFolder, step: int | None) -> Path:
 
 
 def _open_checkpoint(folder: Path, averaged: bool) -> StoredModel:
-    # A lazy import, as only checkpoints need the engine folder's code.
+    # Lazy imports, as only checkpoints need the engine folder's code.
     from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
+    from mdmscale.engine.manifest import check_whole
 
+    check_whole(folder)
     checkpoint = DeepSpeedCheckpoint(folder, averaged)
     if checkpoint.adapter is None:
         return StoredModel(checkpoint.model_folder, checkpoint, None)

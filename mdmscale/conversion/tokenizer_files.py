@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mdmscale.models.tokenizer import TEMPLATES_FOLDER, load_tokenizer
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_json
+from mdmscale.system.links import check_links
 
 FILES = (
     "tokenizer.json",
@@ -20,18 +23,22 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# Each file in it is one more chat template, by name.
-TEMPLATES_FOLDER = "additional_chat_templates"
 # Tokenizers whose own code only wraps a library class. mdmscale runs no code of a folder.
 LIBRARY_CLASSES = {"DreamTokenizer": "Qwen2Tokenizer"}
 SPECIAL = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files that exist. A class with code in the folder becomes the library's class."""
+    """Copy the tokenizer files that exist. A class with code in the folder becomes the library's class.
+
+    Raises:
+        UserError: where a link leads out of the folder.
+    """
+    check_links(source)
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    check_links(source / TEMPLATES_FOLDER)
     if templates := sorted((source / TEMPLATES_FOLDER).glob("*.jinja")):
         (target / TEMPLATES_FOLDER).mkdir()
         for template in templates:
@@ -58,8 +65,6 @@ def name_mask_token(folder: Path, text: str) -> None:
 def add_mask_token(folder: Path, text: str, token_id: int) -> None:
     """Add `text` as a special token with this id, and declare it as the mask token."""
     if not (folder / "tokenizer.json").is_file():
-        from mdmscale.models.tokenizer import load_tokenizer
-
         load_tokenizer(folder).save_pretrained(folder)  # writes tokenizer.json from the other files
     token = {"content": text, **SPECIAL}
 
@@ -106,8 +111,6 @@ def open_copied(folder: Path) -> Any | None:
     Raises:
         UserError: where the opened tokenizer gives its added tokens other ids than the files do.
     """
-    from mdmscale.models.tokenizer import load_tokenizer
-
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     tokenizer = load_tokenizer(folder)
@@ -154,7 +157,7 @@ def _edit(path: Path, change: Callable[[dict[str, Any]], None], create: bool = F
     if not path.is_file() and not create:
         return
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = read_json(path) if path.is_file() else {}
         change(content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path.name}: is damaged: {error}") from None

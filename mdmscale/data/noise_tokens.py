@@ -1,6 +1,5 @@
 """Looks up the tokens of ISAD and SyRM in a run's tokenizer."""
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,7 +7,9 @@ import numpy as np
 from mdmscale.config.diffusion import DiffusionSection, ISADSection, SyRMSection
 from mdmscale.diffusion.noise import Noise
 from mdmscale.models.tokenizer import num_token_ids
+from mdmscale.system.bounded import BoundedError
 from mdmscale.system.errors import UserError
+from mdmscale.system.patterns import found_in
 
 if TYPE_CHECKING:  # without this import, workers that make batches start one second earlier
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,8 @@ def make_noise(options: DiffusionSection, tokenizer: "PreTrainedTokenizerBase", 
     """The noise of a run, with the tokens that ISAD and SyRM name.
 
     Raises:
-        UserError: for ids outside the vocabulary, texts without tokens, or a pattern that matches no token.
+        UserError: for ids outside the vocabulary, texts without tokens, or a pattern that matches no token or
+            takes too long.
     """
     delimiters = structural = None
     if options.isad is not None:
@@ -41,13 +43,15 @@ def _delimiter_ids(isad: ISADSection, tokenizer: "PreTrainedTokenizerBase") -> l
 def _structural_ids(syrm: SyRMSection, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     if syrm.pattern is None:
         return syrm.tokens
-    pattern = re.compile(syrm.pattern)
     special = set(tokenizer.all_special_ids)
-    matching = [
-        token_id
-        for token_id in range(num_token_ids(tokenizer))
-        if token_id not in special and pattern.search(str(tokenizer.decode([token_id])))
-    ]
+    ordinary = [token_id for token_id in range(num_token_ids(tokenizer)) if token_id not in special]
+    try:
+        found = found_in(syrm.pattern, [str(tokenizer.decode([token_id])) for token_id in ordinary])
+    except BoundedError as error:
+        raise UserError(
+            f"diffusion.syrm.pattern = {syrm.pattern!r}: {error}; simplify it (no repetition inside another)"
+        ) from None
+    matching = [ordinary[number] for number in found]
     if not matching:
         raise UserError(f"diffusion.syrm.pattern = {syrm.pattern!r} matches no token of the tokenizer")
     return syrm.tokens + matching

@@ -2,6 +2,7 @@
 
 from mdmscale.config.data import DataSection
 from mdmscale.data.sft_source import SFTSource
+from mdmscale.data.skipping import SkippingSource, merged_ranges
 from mdmscale.data.source import SampleSource
 from mdmscale.data.token_source import TokenSource
 
@@ -13,7 +14,7 @@ def open_source(
     eos_token_id: int | None,
     mask_token_id: int | None = None,
 ) -> SampleSource:
-    """Open the shards that `data.path` names.
+    """Open the shards that `data.path` names, without the samples of `data.skip`.
 
     For kind sft the paths must name encoded shards. training/run_data.py encodes other files before this.
 
@@ -24,8 +25,10 @@ def open_source(
         UserError: for missing, damaged or empty shards, ids outside the vocabulary, mask tokens in the text,
             or too little data.
     """
+    source: SampleSource
     match data.kind:
         case "tokens":
-            return TokenSource(data, seed, vocab_size, mask_token_id)
+            source = TokenSource(data, seed, vocab_size, mask_token_id)
         case "sft":
-            return SFTSource(data, seed, vocab_size, eos_token_id, mask_token_id)
+            source = SFTSource(data, seed, vocab_size, eos_token_id, mask_token_id)
+    return SkippingSource(source, merged_ranges(data.skip)) if data.skip else source

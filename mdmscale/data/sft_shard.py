@@ -23,6 +23,7 @@ from mdmscale.config.data import TrainOn
 from mdmscale.data.indexed import IndexedShard, IndexedWriter, read_at
 from mdmscale.data.shards import prompts_path, trained_path
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_json
 
 _SAMPLES_AT_ONCE = 2**20
 
@@ -188,7 +189,7 @@ class SFTShard:
         if not path.is_file():
             return None
         try:
-            facts = json.loads(path.read_text())
+            facts = read_json(path)
             num_samples, longest = int(facts["num_samples"]), int(facts["longest"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: cannot be read: {error!r}; it may be deleted") from None

@@ -11,6 +11,7 @@ import numpy as np
 
 from mdmscale.data.indexed import CHECKED_SEQUENCES, IndexedShard, bin_path
 from mdmscale.system.errors import UserError
+from mdmscale.system.links import check_links
 
 _CHECKED_TOKENS = 64 * 2**20
 _HASHED_BYTES = 64 * 2**20
@@ -24,7 +25,7 @@ def find_prefixes(paths: list[str]) -> list[Path]:
     They are in the order of `paths`, and within a folder or glob in the order of their names.
 
     Raises:
-        UserError: where a path names no shard, or two paths name the same one.
+        UserError: where a path names no shard, two paths name the same one, or a link leaves a folder.
     """
     prefixes: dict[Path, None] = {}  # an ordered set, because there may be many thousands
     for path in paths:
@@ -40,6 +41,7 @@ def find_prefixes(paths: list[str]) -> list[Path]:
 
 def _prefixes_of(path: str) -> list[Path]:
     if Path(path).is_dir():
+        check_links(Path(path))
         files = sorted(str(file) for file in Path(path).glob("*.idx"))
         hint = "no .idx in this folder; tools/prepare_data.py writes shards"
     elif glob.has_magic(path):

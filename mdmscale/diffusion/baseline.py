@@ -65,6 +65,10 @@ class EmaBaseline:
         """The controlled loss for t uniform in [0, 1]. `mean_value`: mean of b(t) / p(t) over drawn t."""
         return loss - self.coefficient * (mean_value - self.integral(0.0, 1.0))
 
+    def control_step(self, loss: float, mean_value: float) -> float:
+        """The controlled loss of a training step. `mean_value`: mean of b(t) / p(t) over its samples."""
+        return loss - self.coefficient * self._variate(mean_value)
+
     def observe(self, loss: float, mean_value: float, counts: np.ndarray, cell_losses: np.ndarray) -> float:
         """Return the controlled loss of a training step, then update b and c with the step's samples.
 
@@ -73,8 +77,7 @@ class EmaBaseline:
             mean_value: mean of b(t) / p(t) over the step's samples.
             counts, cell_losses: float64 [cells], the step's samples in each cell and the sum of their losses.
         """
-        variate = mean_value - self.integral(self.edges[0], self.edges[-1])
-        controlled = loss - self.coefficient * variate
+        controlled, variate = self.control_step(loss, mean_value), self._variate(mean_value)
         known = self.moments[1] / self.moments[0] if self.num_steps else loss
         self.moments *= self.decay
         self.moments += (1 - self.decay) * np.array([1, loss, (loss - known) * variate, variate**2])
@@ -84,6 +87,9 @@ class EmaBaseline:
         self.sums = kept * self.sums + (1 - kept) * means
         self.weights = kept * self.weights + (1 - kept)
         return controlled
+
+    def _variate(self, mean_value: float) -> float:
+        return mean_value - self.integral(self.edges[0], self.edges[-1])
 
     def rescale(self, factors: np.ndarray) -> None:
         """Multiply b(t) by `factors` [cells], because from now on the losses there are multiplied by them."""

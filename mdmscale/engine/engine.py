@@ -1,7 +1,8 @@
 """The engine of a run. The rest of the package uses `Engine` and never DeepSpeed's own engine."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from mdmscale.config.run import RunConfig
 from mdmscale.engine import averaging, private
 from mdmscale.engine.deepspeed_config import clips_itself, deepspeed_config
 from mdmscale.engine.elastic import load_other_layout
+from mdmscale.engine.finite import all_finite, tensors_in
 from mdmscale.engine.nvme import mapped, swap_folder
 from mdmscale.engine.optim import make_optimizer
 from mdmscale.parallel.batch_layout import BatchLayout
@@ -68,26 +70,35 @@ class Engine:
 
         DeepSpeed counts a micro-batch when its own `step` is called. This method calls it for every
         micro-batch except the last of a step. For that one `Engine.step` calls it and updates the weights.
+
+        A loss that is not finite gives a gradient that is not, on every rank once they are summed. So all
+        ranks skip the step, without asking each other.
         """
         factor = scale * self.mean_factor.numerator / self.mean_factor.denominator
-        self.deepspeed.backward((loss * factor).to(loss.dtype))
+        poison = torch.where(loss.detach().isfinite(), 1.0, math.nan)
+        self.deepspeed.backward((loss * factor * poison).to(loss.dtype))
         if not is_last:
             self.deepspeed.step()
 
-    def step(self) -> float:
+    def step(self, is_skipped: Callable[[float], bool] | None = None) -> float:
         """Clip and apply the step's gradients. Returns the global gradient norm before clipping.
 
-        If the norm is not finite, the step is skipped and the weights stay as they are.
+        If the norm is not finite, the step is skipped: the weights and AdamW's state stay as they are.
+
+        Args:
+            is_skipped: tells of a finite norm whether the step is skipped, too; alike on every rank.
         """
         if self.clips_itself:
             parameters = list(self.module.parameters())
             norm = gradient_norm(parameters, self.tensor_group)
             nn.utils.clip_grads_with_norm_(parameters, self.gradient_clipping or float("inf"), norm)
-            if not norm.isfinite():  # at other stages DeepSpeed itself skips such a step
+            # at other stages DeepSpeed itself skips a step whose norm is not finite
+            if not norm.isfinite() or (is_skipped is not None and is_skipped(float(norm))):
                 self.module.zero_grad()
             self.deepspeed.step()
         else:
-            self.deepspeed.step()
+            with nullcontext() if is_skipped is None else private.skipped_if(self.optimizer, is_skipped):
+                self.deepspeed.step()
             norm = self.deepspeed.get_global_grad_norm()
         return float(norm)
 
@@ -105,18 +116,43 @@ class Engine:
         with averaging.averaged(self.optimizer):
             yield
 
-    def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls this."""
+    def is_finite(self) -> bool:
+        """Whether this rank's weights, their fp32 masters, and all that AdamW keeps of them are finite."""
         with mapped(self.optimizer):
+            weights = map(private.own_values, self.module.parameters())
+            states = private.adam(self.optimizer).state  # of each master, once a step has been taken
+            return all_finite([*weights, *states, *tensors_in([*states.values()])])
+
+    def save(self, folder: Path) -> None:
+        """Write DeepSpeed's files to a subfolder of `folder`. Every rank calls this.
+
+        Raises:
+            UserError: on the ranks for which the disk is full or fails, when no rank waits for another.
+        """
+        with mapped(self.optimizer), private.put_off_write_errors(self.deepspeed):
             # No `latest` file: DeepSpeed writes it without a barrier, so a kill can leave it naming a damaged
             # checkpoint.
             self.deepspeed.save_checkpoint(str(folder), tag=ENGINE_FOLDER, save_latest=False)
+
+    def checkpoint_bytes(self) -> int:
+        """About the size of what `save` writes on all ranks. Small files and headers are not counted."""
+        stage = self.deepspeed.zero_optimization_stage()
+        has_masters = stage > 0 or bool(private.masters(self.optimizer))
+        per_trained = 4 * (len(private.MOMENTS) + has_masters + self.averages)  # all in fp32
+        num_bytes = 0
+        for parameter in self.module.parameters():
+            num_elements = math.prod(private.whole_shape(parameter, stage == 3))
+            num_bytes += num_elements * per_trained * parameter.requires_grad
+            if stage < 3 or not parameter.requires_grad:  # ZeRO-3 stores its masters only
+                num_bytes += num_elements * parameter.element_size()
+        tensor_ranks = 1 if self.tensor_group is None else dist.get_world_size(self.tensor_group)
+        return num_bytes * tensor_ranks
 
     def load(self, checkpoint: Path) -> None:
         """Load what `save` wrote with the same number of ranks and ZeRO stage and without NVMe, bit for bit.
 
         Raises:
-            UserError: if the weights belong to another model.
+            UserError: if the weights belong to another model, or a file holds more than a checkpoint does.
         """
         try:
             loaded, _ = self.deepspeed.load_checkpoint(str(checkpoint), tag=ENGINE_FOLDER)
@@ -190,6 +226,7 @@ def initialise_engine(model: nn.Module, config: RunConfig, layout: BatchLayout, 
         mpu=ModelParallelUnit(ranks) if ranks.tp_size > 1 else None,
         dist_init_required=False,
     )
+    private.read_weights_only(engine)
     private.undo_first_step(engine.optimizer)
     return Engine(
         engine,

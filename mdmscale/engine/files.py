@@ -18,7 +18,20 @@ from mdmscale.engine.averaging import UPDATES
 from mdmscale.engine.private import MASTER, MOMENTS
 from mdmscale.engine.state import EngineLayout
 from mdmscale.system.errors import UserError
+from mdmscale.system.links import check_links
 from mdmscale.system.run_folder import ENGINE_FOLDER
+
+
+def file_patterns(layout: EngineLayout) -> list[str]:
+    """The names of all ranks' files of a layout. The optimizer's are patterns, see private.py."""
+    shards = range(layout.world_size // layout.tensor)
+    patterns = []
+    for tensor_rank in range(layout.tensor):
+        models: list[int | None] = [*shards] if layout.zero_stage == 3 else [None]
+        patterns += [private.model_file(tensor_rank, shard) for shard in models]
+        if layout.zero_stage > 0:
+            patterns += [private.optimizer_file(tensor_rank, shard) for shard in shards]
+    return patterns
 
 
 class DeepSpeedFiles:
@@ -29,6 +42,7 @@ class DeepSpeedFiles:
     """
 
     def __init__(self, folder: Path, layout: EngineLayout, tensor_rank: int) -> None:
+        check_links(folder / ENGINE_FOLDER)
         self.folder = folder
         self.layout = layout
         self.tensor_rank = tensor_rank
@@ -155,16 +169,7 @@ class DeepSpeedFiles:
         return [self._open(file.name)[private.INNER_STATE] for file in files if file is not None]
 
     def _open(self, name: str) -> dict[str, Any]:
-        """Open one of DeepSpeed's files, mapped into memory. Only known classes are unpickled."""
-        path = self.folder / ENGINE_FOLDER / name
-        known_classes = private.classes_in_files()
-        try:
-            with torch.serialization.safe_globals(known_classes):
-                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: is missing") from None
-        except Exception as error:  # torch raises many kinds of errors for damaged files
-            raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        return private.read_file(self.folder / ENGINE_FOLDER / name, mapped=True)
 
 
 class _Joined:

@@ -8,12 +8,18 @@ DeepSpeed takes seconds to import. A command that only reads a checkpoint needs 
 function here imports what it needs.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from mdmscale.system.disk import disk_errors
+from mdmscale.system.errors import UserError, first_line
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 
@@ -40,6 +46,11 @@ def is_part(parameter: nn.Parameter) -> bool:
 def whole_shape(parameter: nn.Parameter, is_sharded: bool) -> tuple[int, ...]:
     """The shape of `parameter` on this tensor rank. Under ZeRO-3 (`is_sharded`) its tensor is empty."""
     return tuple(parameter.ds_shape if is_sharded else parameter.shape)  # type: ignore[attr-defined]
+
+
+def own_values(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank holds of `parameter`: all of it, or its shard under ZeRO-3."""
+    return getattr(parameter, "ds_tensor", parameter)
 
 
 # ---- The optimizer, which DeepSpeed wraps in a class for each way of sharding it ----
@@ -84,6 +95,23 @@ def undo_first_step(optimizer: Any) -> None:
         with torch.no_grad():
             for low, high in masters(optimizer).items():
                 high.copy_(low)
+
+
+@contextmanager
+def skipped_if(optimizer: Any, is_skipped: Callable[[float], bool]) -> Iterator[None]:
+    """Within the block AdamW skips the step of a global gradient norm for which `is_skipped` is true.
+
+    DeepSpeed knows the norm only within its step, in which it calls AdamW for each part of the parameters. It
+    then copies the masters, which have not changed, to the weights.
+    """
+    inner: Any = adam(optimizer)
+    take_step = inner.step
+    decide = cache(lambda: is_skipped(float(optimizer._global_grad_norm)))
+    inner.step = lambda *arguments: None if decide() else take_step(*arguments)
+    try:
+        yield
+    finally:
+        del inner.step  # of this instance, so that the class's one is called again
 
 
 def link_moments(optimizer: Any) -> None:
@@ -223,7 +251,63 @@ def optimizer_file(tensor_rank: int, shard: int) -> str:
     return f"*zero_pp_rank_{shard}_mp_rank_{tensor_rank:02d}_optim_states.pt"
 
 
-def classes_in_files() -> list[Any]:
+def read_weights_only(engine: Any) -> None:
+    """Make DeepSpeed's `engine` load its files by `read_file`. Its own loader runs any code in them."""
+    engine.checkpoint_engine.load = lambda path, map_location=None: read_file(Path(path), map_location)
+
+
+def read_file(path: Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict[str, Any]:
+    """The content of one of these files. Only tensors, plain values and known classes are unpickled.
+
+    Args:
+        mapped: map the tensors into memory, so that only those that are used are read from disk.
+
+    Raises:
+        UserError: where the file is missing or damaged, or holds anything else. Nothing of it is run.
+    """
+    try:
+        with torch.serialization.safe_globals(_classes_in_files()):
+            return torch.load(path, map_location=map_location, mmap=mapped, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing") from None
+    except Exception as error:  # torch raises many kinds of errors for damaged files
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
+
+
+@contextmanager
+def put_off_write_errors(engine: Any) -> Iterator[None]:
+    """Within the block `engine` goes on after a file that it cannot write. The block's end raises the error.
+
+    Its ranks wait for each other several times in a save, which a rank that gives up would keep waiting.
+
+    Raises:
+        UserError: naming the file, if the disk is full or fails.
+    """
+    files, errors = engine.checkpoint_engine, list[Exception]()
+    save, copy_scripts = files.save, engine._copy_recovery_script
+
+    def attempt(path: str, write: Callable[[], None]) -> None:
+        try:
+            with disk_errors(Path(path)):
+                write()
+        except Exception as error:
+            errors.append(error)
+
+    def save_opened(state_dict: Any, path: str) -> None:
+        with open(path, "wb") as file:  # torch would lose the reason of an error if it opened the file itself
+            save(state_dict, file)
+
+    files.save = lambda state_dict, path: attempt(path, lambda: save_opened(state_dict, path))
+    engine._copy_recovery_script = lambda path: attempt(path, lambda: copy_scripts(path))
+    try:
+        yield
+    finally:
+        files.save, engine._copy_recovery_script = save, copy_scripts
+    if errors:
+        raise errors[0]
+
+
+def _classes_in_files() -> list[Any]:
     """DeepSpeed's classes in these files. They hold numbers only, so they are safe to unpickle."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

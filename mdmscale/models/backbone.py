@@ -16,8 +16,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from mdmscale.config.model import ModelSection
 from mdmscale.diffusion.objective import ModelKind
 from mdmscale.models.dropout import remove_dropout
-from mdmscale.models.folder_checks import check_not_adapter_alone
-from mdmscale.models.hub import opening_arguments
+from mdmscale.models.folder_checks import check_layers, check_not_adapter_alone
+from mdmscale.models.hub import opening_arguments, why_not_opened
 from mdmscale.models.lora import add_lora
 from mdmscale.models.opening import load_weights
 from mdmscale.models.precision import DTYPES
@@ -25,6 +25,8 @@ from mdmscale.models.shape import ROW_MULTIPLE, round_up, shape_of_keys
 from mdmscale.models.token_ids import set_special_tokens
 from mdmscale.models.tokenizer import load_tokenizer, num_token_ids
 from mdmscale.system.errors import UserError, first_line
+from mdmscale.system.files import read_object
+from mdmscale.system.run_folder import is_model
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +118,13 @@ def model_config(options: ModelSection, num_tokens: int, objective: ModelKind = 
         return scratch_config(options, num_tokens, objective)
     check_not_adapter_alone(Path(options.path))
     arguments = opening_arguments("model.path", options.path)
+    if is_model(Path(options.path)):
+        check_layers(read_object(Path(options.path) / "config.json"), Path(options.path))
     try:
-        config = AutoConfig.from_pretrained(options.path, **arguments)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(options.path, trust_remote_code=False, **arguments)
+    except Exception as error:  # transformers raises many types for damaged files
         raise UserError(
-            f"model.path = {options.path!r}: no model config there: {first_line(error)}"
+            f"model.path = {options.path!r}: no model config there: {why_not_opened(error)}"
         ) from None
     given = {name: getattr(options, name) for name in ARCHITECTURE_KEYS if name in options.model_fields_set}
     differing = [
@@ -182,7 +186,7 @@ def _make_model(options: ModelSection, config: PretrainedConfig, seed: int) -> P
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return AutoModelForCausalLM.from_config(config, **arguments)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **arguments)
         except ImportError as error:
             raise UserError(f"model.attention = {options.attention}: {first_line(error)}") from None
 

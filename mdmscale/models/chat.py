@@ -1,7 +1,8 @@
 """Conversations in the tokenizer's chat template: as text, and as the token ids of a prompt.
 
 In a rendered text the special tokens of messages are hidden (models/special_tokens.py), so all that are
-written out are the template's. Those are read and no others (models/text_reader.py).
+written out are the template's. Those are read and no others (models/text_reader.py). A template is a program
+of whoever made the tokenizer, so it runs with limits on its time and memory (system/bounded.py).
 """
 
 import re
@@ -12,8 +13,10 @@ from typing import Any, Self
 from mdmscale.models.messages import Message, check_messages, check_tools
 from mdmscale.models.special_tokens import hide
 from mdmscale.models.text_reader import rendered_reader
+from mdmscale.system.bounded import BoundedError, bounded
 from mdmscale.system.errors import UserError, first_line
 
+_RENDER = "mdmscale.models.chat_rendering:render"
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -49,7 +52,7 @@ class Chat:
         Raises:
             UserError: where the template refuses it.
         """
-        return self._render(self.messages, add_generation_prompt=False)
+        return self._render(self.messages)[0]
 
     def render_prompt(self, num_messages: int | None = None) -> str:
         """The first messages (all, if not given), up to where the assistant's answer begins.
@@ -57,7 +60,15 @@ class Chat:
         Raises:
             UserError: as `render`, and where there are no messages.
         """
-        return self._render(self.messages[:num_messages], add_generation_prompt=True)
+        return self._render(self.messages[:num_messages], add_generation_prompt=True)[0]
+
+    def render_open(self) -> str:
+        """The conversation with its last message left open, to be continued.
+
+        Raises:
+            UserError: as `render`.
+        """
+        return self._render(self.messages, continue_final_message=True)[0]
 
     def first(self, num_messages: int) -> "Chat":
         """The conversation of the first messages."""
@@ -69,38 +80,26 @@ class Chat:
         Raises:
             UserError: as `render`.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        template = self.tokenizer.get_chat_template(tools=self.tools)
-        if not _GENERATION_TAG.search(template):
+        if not _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=self.tools)):
             return None
-        # Typed Any: the annotation lacks the spans.
-        both: Any = render_jinja_template(
-            conversations=[self.messages],
-            tools=self.tools,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self.tokenizer.special_tokens_map,
-        )
-        rendered, spans = both
-        if rendered != [self.render()]:
+        rendered, spans = self._render(self.messages, return_assistant_tokens_mask=True)
+        if rendered != self.render():
             raise UserError(
                 "the chat template renders this conversation in two ways, so its tags mean nothing"
             )
-        return [(start, stop) for start, stop in spans[0] if start < stop]
+        return [(start, stop) for start, stop in spans if start < stop]
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _render(self, messages: Sequence[Message], **options: bool) -> tuple[str, list[list[int]]]:
+        """The text, and the spans of tags if they are asked for, with options of transformers."""
         if not messages:
             raise UserError("a conversation needs at least one message before the answer")
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages),
-                tools=self.tools,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except Exception as error:  # a template is a program: it may fail in any way on data unforeseen
+            template = self.tokenizer.get_chat_template(tools=self.tools)
+            options_and_tokens = {"tools": self.tools, **options, **self.tokenizer.special_tokens_map}
+            text, spans = bounded(_RENDER, template, list(messages), options_and_tokens)
+        except (BoundedError, ValueError) as error:
             raise UserError(f"the chat template refuses the messages: {first_line(error)}") from None
+        return text, spans
 
 
 def chat_prompt_ids(tokenizer: Any, messages: Any, tools: Any = None) -> list[int]:

@@ -11,6 +11,8 @@ from mdmscale.system.files import read_object
 from mdmscale.weights.adapter_names import CONFIG_FILE as ADAPTER_CONFIG
 
 QUANTIZATION = "quantization_config"
+MOST_LAYERS = 2000
+LAYER_KEYS = ("num_hidden_layers", "n_layers")  # transformers' and LLaDA's
 # Files in which older tools of GPTQ and AWQ state it.
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 
@@ -36,6 +38,21 @@ def check_unquantized(config: dict[str, Any], folder: Path) -> None:
         f"{where}: quantised weights can be neither trained nor converted; get the model without "
         "quantisation, or dequantize() it with transformers and save it"
     )
+
+
+def check_layers(config: dict[str, Any], folder: Path) -> None:
+    """Refuse a model of more layers than any has: transformers would build one after the other, for hours.
+
+    Args:
+        config: the content of the folder's config.json.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for name in LAYER_KEYS:
+        number = config.get(name)
+        if isinstance(number, int | float) and number > MOST_LAYERS:
+            raise UserError(f"{folder / 'config.json'}: {name} = {number:.10g} is above {MOST_LAYERS}")
 
 
 def check_no_adapter(folder: Path, mend: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mdmscale.system.errors import UserError, first_line
+from mdmscale.system.links import check_links
 
 SECONDS_TO_ANSWER = 5.0  # that the hub has, and once more for finding its address
 _LOG_IN = "check the name, or log in with `hf auth login`"
@@ -20,7 +21,9 @@ class UnreachableError(UserError):
 
 
 def check_local(option: str, source: str | Path) -> None:
-    """Refuse what is written like a local path but is no folder. Asks no one, so it costs nothing.
+    """Refuse what is written like a local path but is no folder, or one with links that leave it.
+
+    Asks no one, so it costs nothing.
 
     Args:
         option: what `source` was given for, such as model.path or --tokenizer.
@@ -32,6 +35,7 @@ def check_local(option: str, source: str | Path) -> None:
     if not str(source):  # which would name the working folder
         raise UserError(f"{label}: is empty; give a folder or a hub id (owner/name)")
     if path.is_dir():
+        check_links(path)
         return
     if path.is_file():
         raise UserError(f"{label}: is a file; give the folder that holds it")
@@ -110,6 +114,20 @@ def check_dataset(label: str, name: str) -> None:
             f"{label}: {failure}; on a machine that reaches it run `hf download --repo-type dataset {name} "
             "--local-dir FOLDER`, copy the folder here, and give its files"
         )
+
+
+def why_not_opened(error: BaseException) -> str:
+    """Why transformers could not open a model or tokenizer, in one line.
+
+    Every caller passes trust_remote_code=False. Without it transformers asks on the terminal whether to run a
+    folder's own code.
+    """
+    if "trust_remote_code" in str(error):
+        return (
+            "it needs code of its own (auto_map in its JSON files), which is never run here; give a model or "
+            "tokenizer of a class that transformers has"
+        )
+    return first_line(error)
 
 
 def labelled(option: str, value: str | Path) -> str:

@@ -4,11 +4,11 @@ What templates differ over is made alike: content is a string, the arguments of 
 keys without a value are left out.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import parse_json
 from mdmscale.system.unicode import check_strings
 
 Message = dict[str, Any]
@@ -36,7 +36,7 @@ def check_tools(tools: Any) -> list[Any] | None:
     """
     if isinstance(tools, str) and tools.strip():
         try:
-            tools = json.loads(tools)
+            tools = parse_json(tools)
         except ValueError as error:
             raise UserError(f"'tools' is a text, but not one of JSON: {error}") from None
     if not tools:
@@ -107,7 +107,7 @@ def _with_parsed_arguments(call: Message) -> Message:
     if not isinstance(arguments, str):
         return call
     try:
-        parsed = json.loads(arguments)
+        parsed = parse_json(arguments)
     except ValueError:
         return call  # a text of the user's own
     if not isinstance(parsed, dict):

@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from mdmscale.diffusion.objective import ModelKind
-from mdmscale.models.folder_checks import check_no_adapter, check_not_adapter_alone, check_unquantized
+from mdmscale.models.folder_checks import (
+    check_layers,
+    check_no_adapter,
+    check_not_adapter_alone,
+    check_unquantized,
+)
+from mdmscale.models.hub import why_not_opened
 from mdmscale.models.token_ids import TokenIds, settle_ids, stated_ids
 from mdmscale.models.tokenizer import load_tokenizer
-from mdmscale.system.errors import UserError, first_line
+from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
+from mdmscale.system.links import check_links
 from mdmscale.system.notices import say
 from mdmscale.system.run_folder import RunFolder, kind_of
 
@@ -95,7 +102,9 @@ def describe_model(folder: Path, *, autoregressive: bool = False) -> ModelDescri
         UserError: where the file is damaged or does not describe a model of that kind.
     """
     path = folder / "config.json"
+    check_links(folder)
     config = read_object(path)
+    check_layers(config, folder)
     mdm = config.get("mdm")
     if mdm is None and autoregressive:
         mdm = {"objective": "ar", "logit_shift": True}
@@ -193,9 +202,11 @@ def load_weights(folder: str | Path, **arguments: Any) -> "PreTrainedModel":
         check_folder(Path(folder))
     try:
         # Typed Any: from_pretrained's annotation lacks the pair that output_loading_info makes it return.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **arguments)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, trust_remote_code=False, **arguments
+        )
     except Exception as error:  # transformers and safetensors raise many types for damaged files
-        raise UserError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"{folder}: the model cannot be loaded: {why_not_opened(error)}") from error
     model, report = loaded
     if not is_gguf:
         _check_plain(model, folder)

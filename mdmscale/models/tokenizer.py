@@ -1,13 +1,15 @@
 """Open tokenizers by folder or hub id."""
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mdmscale.models.hub import check_local, labelled, opening_arguments
-from mdmscale.system.errors import UserError, first_line
+from mdmscale.models.hub import check_local, labelled, opening_arguments, why_not_opened
+from mdmscale.system.errors import UserError
+from mdmscale.system.files import read_json
+from mdmscale.system.links import check_links
 
+TEMPLATES_FOLDER = "additional_chat_templates"  # each file in it is one more chat template, by name
 # What tokenizers keep in files, whatever their kind; a folder without any of these has no tokenizer.
 _FILES = ("*token*", "vocab*", "*.model", "tekken.json", "*.tiktoken")
 
@@ -18,10 +20,11 @@ def check_tokenizer_folder(option: str, source: str | Path) -> None:
     `option` is what `source` was given for.
 
     Raises:
-        UserError: naming a folder in `source` that has a tokenizer, if there is one.
+        UserError: naming a folder in `source` that has a tokenizer, if there is one, or a link out of it.
     """
     check_local(option, source)
     folder = Path(source)
+    check_links(folder / TEMPLATES_FOLDER)
     if not folder.is_dir() or any(file.is_file() for name in _FILES for file in folder.glob(name)):
         return
     inside = next(folder.glob("*/tokenizer.json"), None)
@@ -38,7 +41,7 @@ def load_tokenizer(name_or_path: str | Path, option: str = "tokenizer") -> Any:
     AutoTokenizer would look at the config.json beside it and turn the tokenizer of a qwen2 model into Qwen's.
 
     Raises:
-        UserError: where there is no tokenizer, or it is damaged.
+        UserError: where there is no tokenizer, it is damaged, or it needs code of its own.
     """
     check_tokenizer_folder(option, name_or_path)
     arguments = opening_arguments(option, name_or_path)
@@ -47,13 +50,13 @@ def load_tokenizer(name_or_path: str | Path, option: str = "tokenizer") -> Any:
     is_generic = _declared_class(Path(name_or_path)) in ("PreTrainedTokenizerFast", "TokenizersBackend")
     opener = PreTrainedTokenizerFast if is_generic else AutoTokenizer
     try:
-        return opener.from_pretrained(name_or_path, **arguments)
+        return opener.from_pretrained(name_or_path, trust_remote_code=False, **arguments)
     except Exception as error:  # transformers and tokenizers raise many types for damaged files
         folder = Path(name_or_path)
         lacks = " (no tokenizer.json)" if folder.is_dir() and not (folder / "tokenizer.json").exists() else ""
         raise UserError(
             f"{labelled(option, name_or_path)}: no tokenizer there, or a damaged one{lacks}: "
-            f"{first_line(error)}"
+            f"{why_not_opened(error)}"
         ) from None
 
 
@@ -73,8 +76,6 @@ def _num_token_ids(tokenizer: Any, num_tokens: int) -> int:
 
 def _declared_class(folder: Path) -> str | None:
     try:
-        return json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get(
-            "tokenizer_class"
-        )
+        return read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     except (OSError, ValueError, AttributeError):
         return None

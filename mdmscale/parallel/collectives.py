@@ -1,4 +1,4 @@
-"""Small collective operations: sum over ranks, act on rank 0 for all, raise one rank's error on all."""
+"""Small collective operations: sum and ask over ranks, act on rank 0 for all, raise one's error on all."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -16,6 +16,12 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over ranks, in place."""
     dist.all_reduce(tensor)
     return tensor
+
+
+def on_all_ranks(ranks: Ranks, holds: bool) -> bool:
+    """Whether something holds on every rank. Every rank gets the same answer."""
+    num_others = all_reduce_sum(torch.tensor(int(not holds), device=ranks.device))
+    return int(num_others) == 0
 
 
 def on_first_rank(ranks: Ranks, action: Callable[[], T]) -> T:

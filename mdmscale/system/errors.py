@@ -9,6 +9,7 @@ from mdmscale.system.library_output import library_output
 
 # Launchers end all ranks as soon as one has failed, so the other ranks give rank 0 time to report.
 SECONDS_FOR_RANK_0 = 10.0
+LONGEST_LINE = 5000  # characters of a problem that are shown: a file may name its tensors by megabytes
 
 
 class UserError(ValueError):
@@ -58,4 +59,5 @@ def _report(error: UserError, rank: int) -> None:
     if rank > 0:
         time.sleep(SECONDS_FOR_RANK_0)
     for problem in error.problems:
-        print(f"error: {problem}" + (f" (on rank {rank})" if rank else ""), file=sys.stderr, flush=True)
+        shown = problem if len(problem) <= LONGEST_LINE else f"{problem[:LONGEST_LINE]}..."
+        print(f"error: {shown}" + (f" (on rank {rank})" if rank else ""), file=sys.stderr, flush=True)

@@ -13,8 +13,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from mdmscale.system.disk import disk_errors
 from mdmscale.system.errors import UserError
 from mdmscale.system.locks import locked_file
+
+# How the names of a file or folder begin while it is unfinished, and while it is on its way out.
+UNFINISHED, REPLACED = ".unfinished-", ".replaced-"
+MOST_BYTES = 2**26  # of a file that `read_json` reads; the largest are the indexes of very large models
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -24,7 +29,7 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: if the file is missing, is damaged, or holds no JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -32,6 +37,32 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no JSON object")
     return content
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file that describes something, and so is small.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is too large, no JSON, or nested too deeply.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES >> 20} MiB")
+    return parse_json(content.decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value of a text.
+
+    Raises:
+        ValueError: if it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_object(path: Path, content: dict[str, Any]) -> None:
@@ -61,15 +92,17 @@ def written_file(path: Path, *, durable: bool = True, writer: str = "") -> Itera
             then has its own unfinished file, and the last one to finish wins.
 
     Raises:
-        UserError: if a parent folder cannot be created, or another process is writing this file.
+        UserError: if a parent folder cannot be created, the disk is full or fails, or another process is
+            writing this file.
     """
     if path.exists() and not path.is_file():
-        yield path
+        with disk_errors(path):
+            yield path
         return
     if path.is_symlink():
         path = path.resolve()
     aside = unfinished(path.with_name(writer + path.name))
-    with made_parents(path, durable), locked_file(aside) if durable else nullcontext():
+    with disk_errors(path), made_parents(path, durable), locked_file(aside) if durable else nullcontext():
         try:
             yield aside
             if durable:
@@ -93,7 +126,8 @@ def made_parents(path: Path, durable: bool = True) -> Iterator[None]:
     missing = list(takewhile(lambda folder: not folder.exists(), path.parents))
     try:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{path}: cannot be created: {error.strerror}") from None
         yield
@@ -108,7 +142,7 @@ def made_parents(path: Path, durable: bool = True) -> Iterator[None]:
 
 def unfinished(path: Path) -> Path:
     """The path of a file or folder while it is unfinished. It has the same parent, so a rename suffices."""
-    return path.with_name(f".unfinished-{path.name}")
+    return path.with_name(UNFINISHED + path.name)
 
 
 def fsync(path: Path) -> None:

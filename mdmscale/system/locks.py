@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mdmscale.system.disk import disk_errors
 from mdmscale.system.errors import UserError
 
 
@@ -22,10 +23,11 @@ def locked_file(path: Path) -> Iterator[bool]:
 
     Raises:
         Busy: naming `path`, if another living process holds its lock.
-        UserError: if it may not be written to.
+        UserError: if it cannot be written to.
     """
     try:
-        descriptor, is_held = _open_locked(path, os.O_RDWR | os.O_CREAT)  # NFS locks only writable files
+        with disk_errors(path):
+            descriptor, is_held = _open_locked(path, os.O_RDWR | os.O_CREAT)  # NFS locks only writable files
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; see its owner") from None
     try:

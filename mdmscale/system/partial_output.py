@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from mdmscale.system.disk import disk_errors
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import cut_torn_line, written_file
 
@@ -50,10 +51,14 @@ class PartialOutput:
         }
 
     def append(self, lines: dict[Place, dict[str, Any]]) -> None:
-        """Write finished lines to disk, so that they survive whatever happens to the process."""
+        """Write finished lines to disk, so that they survive whatever happens to the process.
+
+        Raises:
+            UserError: if the disk is full or fails.
+        """
         cut_torn_line(self.file)
         is_new = not self.file.exists() or not self.file.stat().st_size
-        with self.file.open("a", encoding="utf-8") as file:
+        with disk_errors(self.file), self.file.open("a", encoding="utf-8") as file:
             if is_new:
                 file.write(_dump({"recipe": self.recipe}))
             for key, values in lines.items():

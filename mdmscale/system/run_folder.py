@@ -14,17 +14,20 @@ data/                 SFT data that the run has encoded
 hf/                   the trained model for Hugging Face transformers, with adapters merged
 adapter/              the adapters of model.lora, not merged
 hf_ema/, adapter_ema/ the same of the average of the weights, with train.ema_decay
-logs/                 deepspeed-<rank>.log, what libraries print; heartbeats/<rank>.json; after a stall
-                      also stall.json and stacks-<rank>.txt
+logs/                 deepspeed-<rank>.log, what libraries print; heartbeats/<first rank of a node>.jsonl;
+                      after a stall also stall.json and stacks-<rank>.txt; after an end by a value that is
+                      not finite nonfinite.json, with its step
 stop                  asks the run to stop
 lock                  while the run trains: who trains it
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mdmscale.system.errors import UserError
+from mdmscale.system.files import REPLACED, UNFINISHED
 
 ENGINE_FOLDER = "engine"
 MODEL_FOLDER = "model"
@@ -86,6 +89,11 @@ class RunFolder:
         return self.path / AVERAGED_ADAPTER_FOLDER
 
     @property
+    def exports(self) -> tuple[Path, ...]:
+        """The folders that a run writes when training ends, whether it writes them or not."""
+        return self.export, self.adapter, self.averaged_export, self.averaged_adapter
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -98,14 +106,23 @@ class RunFolder:
         return self.path / "lock"
 
     @property
+    def ends(self) -> Path:
+        return self.logs / "nonfinite.json"
+
+    @property
     def stall(self) -> Path:
         return self.logs / "stall.json"
 
     def library_log(self, rank: int) -> Path:
         return self.logs / f"deepspeed-{rank}.log"
 
-    def heartbeat(self, rank: int) -> Path:
-        return self.logs / "heartbeats" / f"{rank}.json"
+    @property
+    def heartbeats(self) -> Path:
+        return self.logs / "heartbeats"
+
+    def heartbeat(self, first_rank: int) -> Path:
+        """The heartbeats of the ranks of a node, of which `first_rank` is the first."""
+        return self.heartbeats / f"{first_rank}.jsonl"
 
     def stacks(self, rank: int) -> Path:
         return self.logs / f"stacks-{rank}.txt"
@@ -135,8 +152,24 @@ def step_of(checkpoint: Path) -> int:
 
 
 def published_checkpoints(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a run's checkpoints/ folder that have their final names, oldest first."""
-    return sorted(path for path in checkpoints.glob(f"{_STEP}*") if path.is_dir())
+    """The checkpoints in a run's checkpoints/ folder that have their final names, oldest first.
+
+    Folders with other names, such as step-best, are the user's own: no run reads or removes them.
+    """
+    return _named(checkpoints, "")
+
+
+def leftover_checkpoints(checkpoints: Path) -> list[Path]:
+    """What killed runs left in a run's checkpoints/ folder: checkpoints half written or half removed."""
+    return _named(checkpoints, UNFINISHED) + _named(checkpoints, REPLACED)
+
+
+def _named(checkpoints: Path, prefix: str) -> list[Path]:
+    """The folders whose name is `prefix` and that of a checkpoint."""
+    name = re.compile(rf"{re.escape(prefix + _STEP)}[0-9]{{8}}")
+    return sorted(
+        each for each in checkpoints.glob(f"{prefix}*") if name.fullmatch(each.name) and each.is_dir()
+    )
 
 
 def is_model(path: Path) -> bool:

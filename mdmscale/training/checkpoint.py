@@ -8,30 +8,36 @@ leaves it naming a damaged checkpoint. Here the latest checkpoint is the newest 
 and matches its manifest.
 """
 
-import hashlib
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from mdmscale.config.run import RunConfig
+from mdmscale.config.training import CheckpointSection
+from mdmscale.data.skipping import merged_ranges, ranges_before
 from mdmscale.data.source import SampleSource
 from mdmscale.engine.engine import Engine
-from mdmscale.parallel.collectives import on_first_rank
+from mdmscale.engine.manifest import find_fault, read_manifest, write_manifest
+from mdmscale.parallel.collectives import on_all_ranks, on_every_rank, on_first_rank
 from mdmscale.parallel.ranks import Ranks
+from mdmscale.system.disk import check_room, disk_errors
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import fsync
-from mdmscale.system.folders import make_unfinished, publish
+from mdmscale.system.folders import discard, make_unfinished, publish, remove_published
 from mdmscale.system.run_folder import (
-    MANIFEST_FILE,
     MODEL_FOLDER,
+    leftover_checkpoints,
     published_checkpoints,
     step_name,
 )
+from mdmscale.system.sums import Sum, file_names, sum_of
+from mdmscale.training.nonfinite import RESUME_LOWER, Ends
+from mdmscale.training.retention import retired
 from mdmscale.training.state import TrainingState
+
+T = TypeVar("T")
 
 
 def save(
@@ -39,31 +45,47 @@ def save(
     state: TrainingState,
     write_model: Callable[[Path], None],
     folder: Path,
-    keep: int,
+    options: CheckpointSection,
     ranks: Ranks,
 ) -> Path:
-    """Publish a checkpoint of `engine` in `folder`; keep the newest `keep` checkpoints (0: all).
+    """Publish a checkpoint of `engine` in `folder`, and remove those that `options` do not keep.
 
     Every rank calls this. Rank 0 calls `write_model`, which fills the model/ folder. A kill at any moment
-    leaves either the complete checkpoint or none of that name.
+    leaves either the complete checkpoint or none of that name. So the newest checkpoint, which always stays,
+    is one whose values were finite.
+
+    Raises:
+        FloatingPointError: on every rank, if a value of the weights or of the optimizer is not finite on any.
+            Nothing is written then.
+        UserError: on every rank, if the disk has too little room or fails, or if the ranks do not all write
+            to the same folder. Older checkpoints stay then.
     """
+    if not on_all_ranks(ranks, engine.is_finite()):
+        raise FloatingPointError(
+            f"the weights or the optimizer's state are not finite after step {state.step}, so they are not "
+            f"saved; {RESUME_LOWER}"
+        )
     target = folder / step_name(state.step)
-    unfinished = on_first_rank(ranks, lambda: make_unfinished(target))
-    engine.save(unfinished)
-    if ranks.is_first:
-        write_model(unfinished / MODEL_FOLDER)
-        state.write(unfinished)
-    dist.barrier()
-    names = on_first_rank(ranks, lambda: _file_names(unfinished))
-    digests = _digests(unfinished, names, ranks, sync=True)
-    on_first_rank(ranks, lambda: _publish(unfinished, target, digests, keep))
+    unfinished = on_first_rank(ranks, lambda: _begin(target, engine.checkpoint_bytes()))
+    try:
+        on_every_rank(ranks, lambda: engine.save(unfinished))
+        names = on_first_rank(ranks, lambda: _write_own_files(unfinished, state, write_model))
+        sums = _each_on_one_rank(names, ranks, lambda name: _synced_sum(unfinished / name))
+        on_first_rank(ranks, lambda: _publish(unfinished, target, sums, options))
+    except UserError:
+        if ranks.is_first:
+            discard(unfinished)
+        raise
     return target
 
 
-def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, list[str]]:
-    """The checkpoint to resume from (None: start from scratch), and warnings about damaged ones.
+def find_resume(
+    resume: str, folder: Path, ranks: Ranks, ends: Ends | None = None
+) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from (None: start from scratch), and warnings about what it passes over.
 
-    A run that has checkpoints in `folder` resumes from the newest undamaged one. Without any, it resumes from
+    A run that has checkpoints in `folder` resumes from the newest undamaged one, or from one before it if
+    `ends` say that it has ended by values that are not finite more than once. Without any, it resumes from
     the checkpoint that `resume` names, if `resume` is a path.
 
     Raises:
@@ -77,11 +99,17 @@ def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, l
             "choose another run.name, or checkpoint.resume=auto to continue"
         )
     warnings: list[str] = []
+    whole: list[Path] = []  # newest first
     for candidate in reversed(candidates):
+        if len(whole) > (ends.steps_back if ends else 0):
+            break
         damage = find_damage(candidate, ranks)
         if damage is None:
-            return candidate, warnings
-        warnings.append(f"checkpoint {candidate} is skipped: {damage}")
+            whole.append(candidate)
+        else:
+            warnings.append(f"checkpoint {candidate} is skipped: {damage}")
+    if whole:
+        return whole[-1], [*warnings, *(ends.warnings(whole) if ends else [])]
     if warnings:
         raise UserError(
             *warnings, f"{folder}: every checkpoint is damaged; choose another run.name to start from scratch"
@@ -95,40 +123,25 @@ def find_resume(resume: str, folder: Path, ranks: Ranks) -> tuple[Path | None, l
 
 
 def find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
-    """What is wrong with a checkpoint, and in which file; None if every file matches the manifest.
+    """What is wrong with a checkpoint, and in which file; None if it is whole (engine/manifest.py).
 
     Only rank 0 checks names and sizes: ranks that look at a shared folder at different moments could disagree
-    about them. The ranks share the work of hashing.
+    about them. The ranks share the work of reading.
     """
-    damage, expected = on_first_rank(ranks, lambda: _read_manifest(checkpoint))
-    if damage is not None:
-        return damage
-    digests = _digests(checkpoint, sorted(expected), ranks)
-    damaged = [name for name in sorted(expected) if list(digests[name]) != expected[name]]
-    return f"{checkpoint / damaged[0]} does not match its sha256" if damaged else None
-
-
-def _read_manifest(checkpoint: Path) -> tuple[str | None, dict[str, list[Any]]]:
-    """The damage that names and sizes show (None: none), and the manifest: {name: [size, sha256]}."""
-    manifest = checkpoint / MANIFEST_FILE
-    if not manifest.is_file():
-        return f"this is no checkpoint ({manifest} is missing)", {}
     try:
-        files = json.loads(manifest.read_text())["files"]
-        expected = {name: [size, digest] for name, (size, digest) in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{manifest} is damaged", {}
-    for name, (size, _) in expected.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{path} is missing", {}
-        if path.stat().st_size != size:
-            return f"{path} has {path.stat().st_size} bytes instead of {size}", {}
-    return None, expected
+        expected = on_first_rank(ranks, lambda: read_manifest(checkpoint))
+    except UserError as error:
+        return str(error)
+
+    def fault(name: str) -> str | None:
+        return find_fault(checkpoint / name, expected[name], sum_of(checkpoint / name))
+
+    faults = _each_on_one_rank(sorted(expected), ranks, fault)
+    return next((each for each in faults.values() if each is not None), None)
 
 
 def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -> None:
-    """Refuse to resume with another seed, batch size or LoRA section.
+    """Refuse to resume with another seed, batch size or LoRA section, or other samples left out until then.
 
     Raises:
         UserError: naming the config's value and the checkpoint's.
@@ -144,6 +157,15 @@ def check_continues(state: TrainingState, checkpoint: Path, config: RunConfig) -
                 f"{name} = {now}, but checkpoint {checkpoint} was trained with {then}; use that value, "
                 "or choose another run.name to start from scratch"
             )
+    skip, skip_then = config.data.skip, state.config["data"].get("skip", []) if state.config else []
+    passed, passed_then = (
+        ranges_before(state.consumed_samples, merged_ranges(ranges)) for ranges in (skip, skip_then)
+    )
+    if passed != passed_then:
+        problems.append(
+            f"data.skip = {skip}, but checkpoint {checkpoint} has consumed {state.consumed_samples} samples "
+            f"with {skip_then}; change only what comes later, or resume from an earlier checkpoint"
+        )
     if problems:
         raise UserError(*problems)
 
@@ -161,35 +183,53 @@ def check_data(state: TrainingState, checkpoint: Path, source: SampleSource) -> 
         )
 
 
-def _publish(unfinished: Path, target: Path, digests: dict[str, tuple[int, str]], keep: int) -> None:
-    manifest = unfinished / MANIFEST_FILE
-    manifest.write_text(json.dumps({"files": digests}, indent=1))
-    fsync(manifest)
-    # Checkpoints of this step or a later one are damaged: the run skipped them when it resumed.
-    for damaged in published_checkpoints(target.parent):
-        if damaged.name >= target.name:
-            shutil.rmtree(damaged)
+def _begin(target: Path, num_bytes: int) -> Path:
+    """Remove what interrupted saves have left, see that there is room, and make the unfinished folder."""
+    with disk_errors(target):
+        for leftover in leftover_checkpoints(target.parent):
+            discard(leftover)
+        unfinished = make_unfinished(target)
+        try:
+            check_room(target, num_bytes)
+        except UserError:
+            unfinished.rmdir()
+            raise
+    return unfinished
+
+
+def _write_own_files(
+    unfinished: Path, state: TrainingState, write_model: Callable[[Path], None]
+) -> list[str]:
+    """Write what is not DeepSpeed's. Returns the names of all files."""
+    with disk_errors(unfinished):
+        write_model(unfinished / MODEL_FOLDER)
+        state.write(unfinished)
+        return file_names(unfinished)
+
+
+def _publish(unfinished: Path, target: Path, sums: dict[str, Sum], options: CheckpointSection) -> None:
+    with disk_errors(unfinished):
+        write_manifest(unfinished, sums)
+    # The run passed over checkpoints of this step or a later one when it resumed.
+    for passed_over in published_checkpoints(target.parent):
+        if passed_over.name >= target.name:
+            remove_published(passed_over)
     publish(unfinished, target, files_are_synced=True)
-    for old in published_checkpoints(target.parent)[:-keep] if keep else []:
-        shutil.rmtree(old)
+    for old in retired(published_checkpoints(target.parent), options):
+        remove_published(old)
 
 
-def _file_names(checkpoint: Path) -> list[str]:
-    return sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
-
-
-def _digests(
-    checkpoint: Path, names: list[str], ranks: Ranks, sync: bool = False
-) -> dict[str, tuple[int, str]]:
-    """(size, sha256) of every named file. One rank hashes each file, and syncs it to disk if `sync`."""
-    mine = {name: _digest(checkpoint / name, sync) for name in names[ranks.rank :: ranks.world_size]}
+def _each_on_one_rank(names: list[str], ranks: Ranks, work: Callable[[str], T]) -> dict[str, T]:
+    """The (picklable) result of `work` for every name, each done by one rank. Every rank gets all."""
+    own = names[ranks.rank :: ranks.world_size]
+    mine = on_every_rank(ranks, lambda: {name: work(name) for name in own})
     parts: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(parts, mine)
-    return {name: digest for part in parts for name, digest in part.items()}
+    found = {name: result for part in parts for name, result in part.items()}
+    return {name: found[name] for name in names}
 
 
-def _digest(path: Path, sync: bool) -> tuple[int, str]:
-    if sync:
+def _synced_sum(path: Path) -> Sum:
+    with disk_errors(path):
         fsync(path)
-    with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return sum_of(path)

@@ -10,6 +10,7 @@ from mdmscale.models.lora import save_adapter
 from mdmscale.parallel.collectives import on_first_rank
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.folders import published_folder
+from mdmscale.system.sums import write_sums
 from mdmscale.weights.adapters import merge_trained
 
 
@@ -36,6 +37,7 @@ def export_model(engine: Engine, backbone: Backbone, folder: Path, adapter: Path
 def _publish(folder: Path, write: Callable[[Path], None]) -> None:
     with published_folder(folder) as unfinished:
         write(unfinished)
+        write_sums(unfinished)
 
 
 def write_description(backbone: Backbone, folder: Path) -> None:

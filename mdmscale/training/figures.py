@@ -1,12 +1,13 @@
 """Figures of a run, drawn without a display. matplotlib is imported only when a figure is drawn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mdmscale.diffusion.density import DensityTable
 from mdmscale.system.files import written_file
+from mdmscale.training.metrics import Series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,38 +39,48 @@ def p_pots_figure(edges: np.ndarray, moment: np.ndarray, density: DensityTable, 
     return figure
 
 
-def training_figure(records: list[dict[str, Any]]) -> "Figure":
+LOSSES = ("loss", "loss_controlled", "eval_loss", "eval_loss_ema")  # the metrics that `training_figure` shows
+MOST_POINTS = 5000  # of a curve: more than a figure has pixels
+
+
+def training_figure(losses: dict[str, Series]) -> "Figure":
     """The controlled training loss and the held-out loss over steps, with each step's own loss behind them.
 
     The axis follows the curves. A step's loss depends on the t that it draws, so single ones may lie outside.
     """
     figure = new_figure()
     axes = figure.subplots()
-    steps, losses = _series(records, "loss")
-    axes.plot(steps, losses, color="0.6", alpha=0.35, linewidth=0.5, label="training, each step")
-    is_controlled = any("loss_controlled" in record for record in records)
+    axes.plot(*_thinned(losses["loss"]), color="0.6", alpha=0.35, linewidth=0.5, label="training, each step")
+    is_controlled = len(losses["loss_controlled"].steps) > 0
     what = "training, controlled" if is_controlled else "training"
-    steps, losses = _series(records, "loss_controlled" if is_controlled else "loss")
-    window = max(1, len(losses) // 50)
-    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], smooth, color="C0", label=f"{what}, mean of {window}")
-    shown = [smooth]
+    curve = losses["loss_controlled" if is_controlled else "loss"]
+    window = max(1, len(curve.steps) // 50)
+    smooth = Series(curve.steps[window - 1 :], _moving_mean(curve.values, window))
+    axes.plot(*_thinned(smooth), color="C0", label=f"{what}, mean of {window}")
+    shown = [smooth.values]
     for name, color, label in (("eval_loss", "C1", "held out"), ("eval_loss_ema", "C2", "held out, average")):
-        steps, losses = _series(records, name)
-        if len(steps):
-            axes.plot(steps, losses, "o-", color=color, markersize=3, label=label)
-            shown.append(losses)
-    low, high = min(values.min() for values in shown), max(values.max() for values in shown)
-    margin = 0.1 * (high - low) or 0.1
-    axes.set(xlabel="step", ylabel="loss, nats a token", ylim=(low - margin, high + margin))
+        if len(losses[name].steps):
+            axes.plot(*_thinned(losses[name]), "o-", color=color, markersize=3, label=label)
+            shown.append(losses[name].values)
+    values = np.concatenate(shown)
+    if len(values):  # none if every step was skipped
+        margin = 0.1 * np.ptp(values) or 0.1
+        axes.set_ylim(values.min() - margin, values.max() + margin)
+    axes.set(xlabel="step", ylabel="loss, nats a token")
     axes.legend()
     return figure
 
 
-def _series(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The steps whose records have a value of this name, and the values."""
-    pairs = [(record["step"], record[name]) for record in records if name in record]
-    return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs], dtype=float)
+def _moving_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The means of `window` consecutive values, float64 [values - window + 1], in one pass."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[window:] - sums[:-window]) / window
+
+
+def _thinned(series: Series) -> Series:
+    """At most MOST_POINTS of the points of a series, evenly spread."""
+    stride = -(-len(series.steps) // MOST_POINTS) or 1
+    return Series(series.steps[::stride], series.values[::stride])
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -30,9 +30,9 @@ class GradientNorms:
             metrics["grad_norm_variation"] = variation(self._recent)
         return metrics
 
-    def recall(self, norms: Iterable[float]) -> None:
-        """Add the norms of earlier steps."""
-        self._recent.extend(norm for norm in norms if math.isfinite(norm))
+    def recall(self, norms: Iterable[float | None]) -> None:
+        """Add the norms of earlier steps; None stands for one that is not finite."""
+        self._recent.extend(norm for norm in norms if norm is not None and math.isfinite(norm))
 
 
 def variation(norms: Sequence[float] | np.ndarray) -> float:

@@ -49,9 +49,11 @@ from mdmscale.training.evaluation import check_held_out
 from mdmscale.training.facts import gather_facts
 from mdmscale.training.gradient_norms import GradientNorms
 from mdmscale.training.identity import changes_since, check_model, model_identity
+from mdmscale.training.nonfinite import read_ends
 from mdmscale.training.p_pots import PPots
 from mdmscale.training.p_pots_probe import measure_p_pots
 from mdmscale.training.run_data import open_run_data, undone_on_refusal
+from mdmscale.training.skipped_steps import SkippedSteps
 from mdmscale.training.state import TrainingState
 from mdmscale.training.task_questions import Questions, prepare_questions
 
@@ -84,9 +86,9 @@ class Run:
 
     p_pots: PPots
     baseline: EmaBaseline
-    step: int = 0  # optimizer steps taken
+    skipped: SkippedSteps
+    step: int = 0  # optimizer steps taken or skipped
     consumed_tokens: int = 0
-    skipped_in_a_row: int = 0  # steps whose gradient was not finite
     gradient_norms: GradientNorms = field(default_factory=GradientNorms)
 
     @property
@@ -100,7 +102,7 @@ class Run:
     @property
     def components(self) -> dict[str, Stateful]:
         """The parts that have a state of their own, by their names in checkpoints."""
-        return {"p_pots": self.p_pots, "baseline": self.baseline}
+        return {"p_pots": self.p_pots, "baseline": self.baseline, "skipped_steps": self.skipped}
 
     def engine_layout(self) -> EngineLayout:
         """How DeepSpeed's files of this job are laid out."""
@@ -112,8 +114,8 @@ class Run:
             parameter_groups=named_groups(self.engine.module),
         )
 
-    def state(self) -> TrainingState:
-        """The values that a checkpoint stores for this run."""
+    def state(self, scores: dict[str, float]) -> TrainingState:
+        """What a checkpoint stores of this run now. `scores`: the metrics of an evaluation of it, if any."""
         return TrainingState(
             step=self.step,
             consumed_samples=self.consumed_samples,
@@ -127,6 +129,7 @@ class Run:
             components={name: part.state_dict() for name, part in self.components.items()},
             model=self.model_identity,
             config=self.config.model_dump(mode="json"),
+            scores=scores,
         )
 
 
@@ -192,6 +195,7 @@ def set_up(config: RunConfig, ranks: Ranks) -> Run:
         identity,
         p_pots,
         baseline,
+        SkippedSteps(config.train.skip_spikes),
     )
     if resumed is not None:
         restore(run, resumed)
@@ -238,7 +242,8 @@ def announce(
 
 def find_start(config: RunConfig, folder: RunFolder, ranks: Ranks) -> Start | None:
     """The checkpoint to resume from, checked against this job; None to start from scratch."""
-    path, warnings = checkpoint.find_resume(config.checkpoint.resume, folder.checkpoints, ranks)
+    ends = on_first_rank(ranks, lambda: read_ends(folder))
+    path, warnings = checkpoint.find_resume(config.checkpoint.resume, folder.checkpoints, ranks, ends)
     if ranks.is_first:
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
@@ -304,6 +309,5 @@ def check_length(config: RunConfig, backbone: Backbone) -> None:
 
 
 def write_config(config: RunConfig, folder: RunFolder) -> None:
-    """Write the resolved config, and remove the stop file of an earlier run."""
-    folder.stop.unlink(missing_ok=True)
+    """Write the resolved config."""
     write_file(folder.config, dump_config(config))

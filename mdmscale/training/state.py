@@ -7,7 +7,7 @@ its name. Model and optimizer are in DeepSpeed's files instead.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from mdmscale.system.run_folder import STATE_FILE
 from mdmscale.system.stateful import Stateful
 
 # Format 1 has no format number and keeps all keys in one dictionary. Format 2 has no `model` and no `config`.
-FORMAT = 3
+# Format 3 has no `scores`.
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class TrainingState:
     components: dict[str, dict[str, Any]]
     model: dict[str, Any] | None = None  # what the model is, see identity.py; None in older formats
     config: dict[str, Any] | None = None  # the run's resolved config; None in older formats
+    scores: dict[str, float] = field(
+        default_factory=dict
+    )  # metrics of the evaluation after this step, if any
 
     def write(self, folder: Path) -> None:
         """Write state.json into an unfinished checkpoint folder."""
@@ -53,7 +57,7 @@ class TrainingState:
         values = read_object(path)
         try:
             version = values.pop("format", 1)
-            if version not in (1, 2, FORMAT):
+            if version not in range(1, FORMAT + 1):
                 raise UserError(f"{path}: has format {version}; this version reads up to {FORMAT}; update it")
             return cls._of_format_1(values) if version == 1 else cls._of_values(values)
         except (KeyError, TypeError) as error:

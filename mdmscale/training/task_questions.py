@@ -28,7 +28,17 @@ class Questions:
     @property
     def label(self) -> str:
         """The task's name as metrics have it."""
-        return self.task.name.replace(":", "_")
+        return label_of(self.task)
+
+
+def label_of(task: Task) -> str:
+    """A task's name as metrics have it."""
+    return task.name.replace(":", "_")
+
+
+def accuracy_metric(name: str) -> str:
+    """The metric with the share of right answers to a task of eval.tasks."""
+    return f"task_{label_of(opened_task(name))}_accuracy"
 
 
 def asks_every(options: EvalSection) -> int:

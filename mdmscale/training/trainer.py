@@ -19,31 +19,34 @@ from mdmscale.models.flops import peak_flops
 from mdmscale.parallel.collectives import all_reduce_sum, on_first_rank
 from mdmscale.parallel.ranks import Ranks, initialise
 from mdmscale.system.allocator import KeptMemory, keep_freed_memory
+from mdmscale.system.disk import disk_errors
+from mdmscale.system.folders import finish_swap
 from mdmscale.system.library_output import library_output
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.system.run_lock import only_training
 from mdmscale.system.stop import StopRequest
 from mdmscale.system.timing import StepClock, peak_memory
-from mdmscale.system.transfer import to_device
+from mdmscale.system.transfer import Arriving, to_device
 from mdmscale.training import checkpoint, export
 from mdmscale.training.evaluation import eval_t, evaluate
-from mdmscale.training.figures import p_pots_figure, save_figure, training_figure
+from mdmscale.training.figures import LOSSES, p_pots_figure, save_figure, training_figure
 from mdmscale.training.gradient_norms import WINDOW
 from mdmscale.training.metrics import (
     MetricsWriter,
     ProgressLine,
     closing_summary,
     describe_evaluation,
-    read_metrics,
+    read_last_metrics,
+    read_series,
 )
+from mdmscale.training.nonfinite import RESUME_LOWER, counted_ends, forget_ends
+from mdmscale.training.replicas import check_replicas
 from mdmscale.training.setup import Run, set_up
+from mdmscale.training.skipped_steps import NOT_FINITE
 from mdmscale.training.step_sums import StepSums, StepTotals
 from mdmscale.training.task_answers import TaskAnswers, answer
 from mdmscale.training.task_questions import asks_every
-from mdmscale.training.watchdog import Watchdog
-
-MAX_SKIPPED_IN_A_ROW = 10
-RESUME_LOWER = "resume from the last checkpoint, for example with a lower optimizer.lr"
+from mdmscale.training.watchdog import Watchdog, limits_of
 
 
 class Outcome(NamedTuple):
@@ -57,30 +60,49 @@ def train(config: RunConfig) -> Outcome:
     """Train as `config` says, on this process's rank. Every rank of the job calls this.
 
     Raises:
-        UserError: for data, a model or a checkpoint that does not fit the config.
-        FloatingPointError: if the loss or the held-out loss is not finite, or the gradient is not finite in
-            many steps in a row.
+        UserError: for data, a model or a checkpoint that does not fit the config; if the disk of the run
+            folder is full or fails.
+        FloatingPointError: if the held-out loss or what would be saved is not finite, or the loss or gradient
+            is not in many of the recent steps.
+        ReplicasDiffer: if ranks that should hold the same weights do not.
     """
-    with library_output() as log:
+    folder = Path(config.run.output_dir) / config.run.name
+    with library_output() as log, disk_errors(folder):
         ranks = initialise(config.parallel.tensor, config.parallel.sequence)
-        with own_run_folder(config, ranks), nvme.own_folder(config, ranks):
+        with (
+            own_run_folder(config, ranks),
+            nvme.own_folder(config, ranks),
+            Watchdog(folder, ranks, limits_of(config.run)) as watchdog,
+        ):
             run = set_up(config, ranks)
+            on_first_rank(ranks, watchdog.forget_earlier_run)
             log.open(run.folder.library_log(ranks.rank))  # not before the input has been checked
             if ranks.device.type == "cpu":
                 keep_freed_memory()
-            return run_to_end(run)
+            return run_to_end(run, watchdog)
 
 
 @contextmanager
 def own_run_folder(config: RunConfig, ranks: Ranks) -> Iterator[None]:
-    """Within the block no other job trains in the run folder. Rank 0 holds the lock for all."""
+    """Within the block no other job trains in the run folder. Rank 0 holds the lock for all.
+
+    A stop file of an earlier run is removed first of all, so one that is made during set-up counts. A model
+    whose replacement was interrupted has its name again.
+    """
     folder = RunFolder(Path(config.run.output_dir) / config.run.name)
+
+    def own() -> None:
+        held.enter_context(only_training(folder))
+        folder.stop.unlink(missing_ok=True)
+        for model in folder.exports:
+            finish_swap(model)
+
     with ExitStack() as held:
-        on_first_rank(ranks, lambda: held.enter_context(only_training(folder)))
+        on_first_rank(ranks, own)
         yield
 
 
-def run_to_end(run: Run) -> Outcome:
+def run_to_end(run: Run, watchdog: Watchdog) -> Outcome:
     """Take the remaining steps, with probes, evaluations and checkpoints when they are due."""
     config, ranks, folder = run.config, run.ranks, run.folder.path
     asking = asks_every(config.eval)
@@ -88,15 +110,16 @@ def run_to_end(run: Run) -> Outcome:
     memory = KeptMemory()
     with (
         StopRequest(folder) as stop,
-        Watchdog(folder, ranks, config.run.stall_timeout) as watchdog,
+        watchdog.within("step"),
         MetricsWriter(folder, first_step, config.logging.tensorboard, enabled=ranks.is_first) as writer,
         ProgressLine(config.train.steps, first_step, enabled=ranks.is_first) as line,
         run.loader,
+        counted_ends(run.folder, lambda: run.step, enabled=ranks.is_first),
     ):
         if ranks.is_first:  # which alone writes metrics; those after `first_step` have been dropped
-            # A run ends after some steps in a row without a finite norm, so these records fill the window.
-            records = read_metrics(folder, last=WINDOW * MAX_SKIPPED_IN_A_ROW)
-            run.gradient_norms.recall(record["grad_norm"] for record in records)
+            # Few steps have no finite norm, so these records fill the window.
+            records = read_last_metrics(folder, 2 * WINDOW)
+            run.gradient_norms.recall(record.get("grad_norm") for record in records)
         # Every forward counts as progress, whether of training, a probe or an evaluation.
         run.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat(run.step))
         while run.step < config.train.steps and not stopped:
@@ -105,26 +128,37 @@ def run_to_end(run: Run) -> Outcome:
             record |= renewed
             if ranks.device.type == "cpu":
                 memory.after_step()
+            scores: dict[str, float] = {}  # of an evaluation after this step
             is_end = run.step == config.train.steps
             is_last = stopped or is_end
+            # A step that is not finite may be the weights' fault, so the next one is to clear them first.
+            is_in_doubt = record.get("skipped") == NOT_FINITE
+            saves = is_last or (is_due(config.checkpoint.every, run.step) and not is_in_doubt)
+            if saves or is_due(config.train.check_replicas_every, run.step):
+                compare_replicas(run)
             if is_due(config.eval.every, run.step) or (is_end and config.eval.every):
-                record |= run_evaluation(run)
-                line.say(f"step {run.step}: {describe_evaluation(record)}")
+                with watchdog.within("evaluation"):
+                    scores |= run_evaluation(run)
+                line.say(f"step {run.step}: {describe_evaluation(scores)}")
             if is_due(asking, run.step) or (is_end and asking):
-                answers = answer_tasks(run)
-                record |= answers.metrics()
+                with watchdog.within("evaluation"):
+                    answers = answer_tasks(run)
+                scores |= answers.metrics()
                 answers.show(writer, line, run.step)
+            record |= scores
             writer.write(record)
             line.add(record)
+            if "skipped" in record:
+                line.say(f"step {run.step}: skipped, {record['skipped']}")
             if is_due(config.logging.every, run.step) or is_last:
                 writer.flush()
                 line.show()
-            if is_due(config.checkpoint.every, run.step) or is_last:
-                writer.flush()
-                with watchdog.paused():
-                    save_checkpoint(run)
+            if saves:
+                with watchdog.within("save"):
+                    writer.sync()  # no later than the checkpoint, so a resumed run lacks no step of it
+                    save_checkpoint(run, scores)
         if not stopped:
-            with watchdog.paused():
+            with watchdog.within("export"):
                 finish(run)
     if ranks.is_first:
         print(closing_summary(run, run.step - first_step, time.monotonic() - started, stopped), flush=True)
@@ -151,20 +185,25 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
     rate = learning_rate(run.step, run.config.train.steps, run.config.optimizer)
     set_learning_rate(run.engine.optimizer, rate)
     clock.mark("reduce")
-    grad_norm = run.engine.step()
+    # To find a spike, the host must wait for the sums before the optimizer's step is launched.
+    grad_norm = run.engine.step(None if run.skipped.threshold is None else partial(is_skipped, run, sent))
     clock.mark("step")
     totals = StepTotals.of(sent)
-    loss_mean = totals.loss / run.layout.global_batch_size
-    check_finite(run, loss_mean, grad_norm)
+    controlled = controlled_loss(run, totals)
+    reason = run.skipped.reason(controlled, grad_norm)
+    skipping = run.skipped.observe(run.step + 1, controlled, grad_norm, reason)
+    if reason is None:
+        observe(run, totals)
     num_tokens = totals.num_tokens // run.layout.rows_per_sample
     run.step += 1
     run.consumed_tokens += num_tokens
     record = {
         "step": run.step,
-        "loss": loss_mean,
-        **observe(run, totals),
+        "loss": totals.loss / run.layout.global_batch_size,
+        **({"loss_controlled": controlled} if run.baseline.decay else {}),
         "grad_norm": grad_norm,
-        **run.gradient_norms.observe(grad_norm, run.config.optimizer.gradient_clipping),
+        **skipping,
+        **run.gradient_norms.observe(grad_norm, 0.0 if reason else run.config.optimizer.gradient_clipping),
         "lr": rate,
         "consumed_samples": run.consumed_samples,
         "tokens": run.consumed_tokens,
@@ -172,6 +211,11 @@ def train_step(run: Run, stop: StopRequest) -> tuple[dict[str, Any], bool]:
         **speed(run, totals, num_tokens, clock),
     }
     return record, totals.num_stops > 0
+
+
+def is_skipped(run: Run, sent: Arriving, grad_norm: float) -> bool:
+    """Whether a step with this gradient norm is skipped. Every rank has the same sums, so all agree."""
+    return run.skipped.reason(controlled_loss(run, StepTotals.of(sent)), grad_norm) is not None
 
 
 def speed(run: Run, totals: StepTotals, num_tokens: int, clock: StepClock) -> dict[str, float]:
@@ -190,34 +234,21 @@ def speed(run: Run, totals: StepTotals, num_tokens: int, clock: StepClock) -> di
     }
 
 
-def observe(run: Run, totals: StepTotals) -> dict[str, float]:
-    """Update the baseline and P-POTS with a step. Returns loss_controlled: the loss with less noise."""
-    run.p_pots.observe(totals.cells)
-    if not run.baseline.decay:
-        return {}
+def controlled_loss(run: Run, totals: StepTotals) -> float:
+    """The loss of a step with less noise, or the loss itself where there is no baseline."""
     batch = run.layout.global_batch_size
-    counts, losses, *_ = totals.cells
-    controlled = run.baseline.observe(totals.loss / batch, totals.baseline / batch, counts, losses)
-    return {"loss_controlled": controlled}
+    if not run.baseline.decay:
+        return totals.loss / batch
+    return run.baseline.control_step(totals.loss / batch, totals.baseline / batch)
 
 
-def check_finite(run: Run, loss: float, grad_norm: float) -> None:
-    """End the run if its loss is not finite, or if many steps in a row were skipped.
-
-    A step whose gradient is not finite is skipped: it leaves the weights as they are.
-
-    Raises:
-        FloatingPointError: naming the step. The optimizer may already have used the bad loss, but no
-            checkpoint or export is written after it.
-    """
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss of step {run.step + 1} is {loss}; {RESUME_LOWER}")
-    run.skipped_in_a_row = 0 if math.isfinite(grad_norm) else run.skipped_in_a_row + 1
-    if run.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-        raise FloatingPointError(
-            f"the gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, the last {run.step + 1}; "
-            f"{RESUME_LOWER}"
-        )
+def observe(run: Run, totals: StepTotals) -> None:
+    """Update P-POTS and the baseline with a step."""
+    run.p_pots.observe(totals.cells)
+    if run.baseline.decay:
+        batch = run.layout.global_batch_size
+        counts, losses, *_ = totals.cells
+        run.baseline.observe(totals.loss / batch, totals.baseline / batch, counts, losses)
 
 
 def loss_scale(run: Run, batches: list[Batch]) -> float | torch.Tensor:
@@ -311,16 +342,24 @@ def answer_tasks(run: Run) -> TaskAnswers:
     return answer(run.engine, run.backbone, run.questions, run.config.parallel.zero_stage, run.ranks)
 
 
-def save_checkpoint(run: Run) -> None:
-    """Publish a checkpoint of the run's current state."""
+def compare_replicas(run: Run) -> None:
+    """At ZeRO-0, end the run if the weights of any rank have drifted apart from the others'."""
+    if run.config.train.check_replicas_every and run.config.parallel.zero_stage == 0:
+        check_replicas(run.engine.module.parameters(), run.step, run.ranks)
+
+
+def save_checkpoint(run: Run, scores: dict[str, float]) -> None:
+    """Publish a checkpoint of the run's current state, with the `scores` of an evaluation of it, if any."""
     checkpoint.save(
         run.engine,
-        run.state(),
+        run.state(scores),
         partial(export.write_description, run.backbone),
         run.folder.checkpoints,
-        run.config.checkpoint.keep,
+        run.config.checkpoint,
         run.ranks,
     )
+    if run.ranks.is_first:
+        forget_ends(run.folder, run.step)
 
 
 def finish(run: Run) -> None:
@@ -333,7 +372,8 @@ def finish(run: Run) -> None:
                 run.engine, run.backbone, folder.averaged_export, folder.averaged_adapter, run.ranks
             )
     if run.ranks.is_first:
-        save_figure(training_figure(read_metrics(run.folder.path)), run.folder.figures / "loss.png")
+        losses = read_series(folder.path, LOSSES)
+        save_figure(training_figure(losses), folder.figures / "loss.png")
 
 
 def is_due(every: int, step: int) -> bool:

@@ -1,15 +1,18 @@
 """LoRA adapters in peft's format: merged into the weights, or written as a folder of their own."""
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mdmscale.system.bounded import BoundedError
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object, write_object
+from mdmscale.system.links import check_links
+from mdmscale.system.patterns import found_in
+from mdmscale.system.sums import check_sums
 from mdmscale.weights.adapter_names import (
     CONFIG_FILE,
     OLD_WEIGHTS_FILE,
@@ -127,10 +130,11 @@ class AdapterFile:
     """The tensors of a peft adapter folder, whose file is safetensors, or .bin of older releases.
 
     Raises:
-        UserError: where the file is missing or damaged.
+        UserError: where the file is missing or damaged, or does not match the sums of the folder.
     """
 
     def __init__(self, folder: Path) -> None:
+        check_sums(folder)
         old, path = folder / OLD_WEIGHTS_FILE, folder / WEIGHTS_FILE
         if not path.is_file() and not old.is_file():
             raise UserError(f"{path}: is missing, but {CONFIG_FILE} is there")
@@ -151,6 +155,7 @@ def read_adapter(folder: Path) -> Adapter | None:
     """
     if not (folder / CONFIG_FILE).is_file():
         return None
+    check_links(folder)
     return Adapter(read_object(folder / CONFIG_FILE), AdapterFile(folder), str(folder))
 
 
@@ -163,8 +168,17 @@ def split_adapter(source: TensorSource, config: dict[str, Any]) -> tuple[TensorS
 
 
 def _of_pattern(pattern: dict[str, float] | None, module: str, default: float) -> float:
-    """By peft's rule: the first key that matches the module's name, or the end of it after a dot."""
+    """By peft's rule: the first key that matches the module's name, or the end of it after a dot.
+
+    Keys are regular expressions.
+
+    Raises:
+        UserError: naming one that is none, or takes too long.
+    """
     for key, value in (pattern or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
-            return value
+        try:
+            if found_in(rf"\A(?:(.*\.)?({key}))\Z", [module]):
+                return value
+        except BoundedError as error:
+            raise UserError(f"{CONFIG_FILE}: the pattern {key!r}: {error}") from None
     return default

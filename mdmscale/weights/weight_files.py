@@ -1,10 +1,9 @@
 """Folders of weights as tensor sources: safetensors or PyTorch .bin files, one file or several with an index.
 
 Nothing in such a folder is trusted: .bin files are read with weights_only, and an index may name only files
-beside itself.
+beside itself, none of which is a link to elsewhere.
 """
 
-import json
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mdmscale.system.errors import UserError, first_line
+from mdmscale.system.files import read_json
+from mdmscale.system.links import check_links, is_plain_name
+from mdmscale.system.sums import check_sums
 from mdmscale.weights.tensor_source import TensorInfo, TensorSource
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -75,7 +77,7 @@ class SafetensorsFile:
         if kind not in _DTYPES:
             raise UserError(f"{self._path}: {name} has the dtype {kind}, which torch does not have")
         dtype = _DTYPES[kind]
-        if dtype == torch.float4_e2m1fn_x2:
+        if dtype == torch.float4_e2m1fn_x2 and shape:
             shape = (*shape[:-1], shape[-1] // 2)
         return TensorInfo(shape, dtype)
 
@@ -97,6 +99,8 @@ class BinFile:
 class WeightFolder:
     """The tensors of a model folder, with one of its files open at a time.
 
+    A folder that has sums is checked against them first (system/sums.py), which reads all of its files.
+
     Attributes:
         ignored: an index beside a single file of the same format. Two saves of different size leave both.
             transformers takes the single file, and so does this class.
@@ -106,6 +110,8 @@ class WeightFolder:
     """
 
     def __init__(self, folder: Path) -> None:
+        check_links(folder)
+        check_sums(folder)
         self.folder = folder
         self.ignored: str | None = None
         self._file_of: dict[str, str] = {}
@@ -193,13 +199,13 @@ def _listed_files(folder: Path) -> dict[str, set[str] | None]:
 
 def _read_index(path: Path) -> dict[str, set[str]]:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(path)["weight_map"]
         pairs: Iterable[tuple[str, str]] = weight_map.items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: is damaged: no weight_map of tensors and files") from None
     listed: dict[str, set[str]] = {}
     for name, file_name in pairs:
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+        if not is_plain_name(file_name):
             raise UserError(f"{path}: names the file {file_name!r}, which is not in its folder")
         if not file_name.endswith((".safetensors", ".bin")):
             raise UserError(f"{path}: names the file {file_name!r}, which is neither .safetensors nor .bin")

@@ -172,6 +172,21 @@ def test_sensible_combinations_are_taken(config_file: Path, overrides: list[str]
             "train: global_batch_size = 8 is not a multiple of micro_batch_size = 3",
         ),
         (["eval.every=5", "data.held_out=0"], "eval.every is set but data.held_out = 0"),
+        (["checkpoint.keep_best=loss"], "checkpoint.keep_best = loss, but eval.every = 0 never evaluates"),
+        (
+            ["checkpoint.keep_best=gsm8k"],
+            "checkpoint.keep_best = gsm8k is neither loss nor one of eval.tasks = []; name one of them",
+        ),
+        (
+            ["checkpoint.keep_best=loss", "checkpoint.every=8", "eval.every=5"],
+            "checkpoint.keep_best = loss needs an evaluation at every checkpoint, but checkpoint.every = 8 "
+            "is not a multiple of eval.every = 5",
+        ),
+        (
+            ["checkpoint.keep_best=gsm8k", "checkpoint.every=8", "eval={tasks: [gsm8k], tasks_every: 3}"],
+            "checkpoint.keep_best = gsm8k needs an evaluation at every checkpoint, but checkpoint.every = 8 "
+            "is not a multiple of eval.tasks_every = 3",
+        ),
         (["optimizer.warmup_steps=11"], "optimizer.warmup_steps = 11 exceeds train.steps = 10"),
         (
             ["data.sequence_length=5000"],
@@ -192,6 +207,9 @@ def test_combinations_that_cannot_be(config_file: Path, overrides: list[str], ex
         ["model.num_key_value_heads=2"],
         ["diffusion.strata=4", "diffusion.t_sampler=p_pots"],
         ["optimizer.warmup_steps=10"],
+        ["checkpoint.keep_best=loss", "checkpoint.every=10", "eval.every=5"],
+        ["checkpoint.keep_best=loss", "checkpoint.every=0", "eval.every=5"],
+        ["checkpoint.keep_best=gsm8k", "checkpoint.every=9", "eval={tasks: [gsm8k], tasks_every: 3}"],
         ["data.held_out=0"],
         ["data.sequence_length=5000", "model.path=m"],
     ],

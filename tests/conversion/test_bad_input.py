@@ -182,3 +182,40 @@ def test_a_model_without_a_mask_token(source: Path) -> None:
     set_config(source, mask_token_id=None)
     assert "has no mask_token_id; give --mask-token" in refusal(source)
     import_folder(source, source.with_name("ours"), ImportOptions(mask_token="5"))
+
+
+@pytest.mark.parametrize("layers", [10**6, 10**18, 1e300])
+def test_endless_layers(source: Path, layers: float) -> None:
+    """transformers would build them one after the other."""
+    set_config(source, n_layers=layers)
+    assert "config.json: n_layers = " in refusal(source) and "is above 2000" in refusal(source)
+
+
+@pytest.mark.parametrize("declared", [-1, "x", {}, [None], True])
+def test_architectures_of_any_kind(source: Path, declared: object) -> None:
+    set_config(source, architectures=declared, n_layers=1)
+    assert "not known to the model" in refusal(source)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "offsets", "problem"),
+    [
+        ("F6_E2M3", [4], [0, 3], "has the dtype F6_E2M3, which torch does not have"),
+        ("F4", [], [0, 0], "is damaged or no safetensors file"),
+        ("F4", [2], [0, 1], "has the dtype float4_e2m1fn_x2, so the model is quantised"),
+        ("F32", [2**62, 4], [0, 16], "is damaged or no safetensors file"),
+        ("F32", [-1], [0, 4], "is damaged or no safetensors file"),
+        ("XX", [1], [0, 4], "is damaged or no safetensors file"),
+    ],
+)
+def test_odd_headers(source: Path, dtype: str, shape: list[int], offsets: list[int], problem: str) -> None:
+    header = json.dumps({"x": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}).encode()
+    file = source / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(offsets[1]))
+    assert problem in refusal(source)
+
+
+@pytest.mark.parametrize("size", [2**40, 2**63, 2**64 - 1])
+def test_a_header_that_claims_a_huge_size(source: Path, size: int) -> None:
+    (source / "model.safetensors").write_bytes(struct.pack("<Q", size) + b"{}")
+    assert "is damaged or no safetensors file" in refusal(source)

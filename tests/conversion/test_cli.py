@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import renew_manifest
 from conftest import WORKERS, run_ranks, run_script, tiny_values
 from conversion.folders import (
     DREAM,
@@ -80,11 +81,12 @@ def test_inspecting_a_checkpoint(run: Path, tmp_path: Path, capsys: pytest.Captu
     shutil.copytree(
         run / "hf", checkpoint / "model", ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True
     )
+    renew_manifest(checkpoint)
     found = inspected(capsys, checkpoint)
     assert (found["kind"], found["step"], found["mask_token_id"]) == ("checkpoint", 2, 512)
     assert found["parameters"] == sum(weight.numel() for weight in read_weights(run / "hf").values())
     (checkpoint / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"state\.json: is damaged"):
+    with pytest.raises(UserError, match=r"state\.json has 1 bytes instead of"):
         main(["inspect", str(checkpoint)])
 
 

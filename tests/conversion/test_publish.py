@@ -102,7 +102,7 @@ def test_killed_between_the_renames_the_old_one_survives(
 ) -> None:
     fill(tmp_path / "ours", "old")
     (tmp_path / "ours").rename(tmp_path / ".replaced-ours")  # where a kill at that moment leaves it
-    monkeypatch.setattr(folders, "_check_room", full_disk)
+    monkeypatch.setattr(folders, "check_room", full_disk)
     with pytest.raises(UserError, match="no room"):
         import_folder(source, tmp_path / "ours", ImportOptions())
     assert (tmp_path / "ours" / "config.json").read_text() == "old"

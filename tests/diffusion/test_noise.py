@@ -12,6 +12,7 @@ from mdmscale.diffusion.levels import Levels
 from mdmscale.diffusion.noise import noise_sample
 from mdmscale.diffusion.sample import Sample
 from mdmscale.models.tokenizer import load_tokenizer
+from mdmscale.system import bounded
 from mdmscale.system.errors import UserError
 
 VOCAB = 512
@@ -56,6 +57,17 @@ def test_tokens_that_are_not_there_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         make_noise(DiffusionSection(**options), tokenizer, VOCAB)
+
+
+def test_a_pattern_that_searches_for_ever_is_refused(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounded._child.cache_clear()
+    monkeypatch.setattr(bounded, "SECONDS", 0.5)
+    endless = "(.?){99}#~#"
+    with pytest.raises(UserError, match=r"syrm\.pattern = '.*': takes more than 0\.5 s; simplify it"):
+        make_noise(DiffusionSection(syrm={"pattern": endless}), tokenizer, VOCAB)
+    bounded._child.cache_clear()
 
 
 def test_syrm_masks_structural_prompt_tokens_and_counts_them(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_values, train_all
+from engine.small_engine import Planted
 from transformers import AutoModelForCausalLM
 
 from mdmscale.engine.averaging import AVERAGE
@@ -220,17 +221,7 @@ def test_pickled_code_in_a_checkpoint_is_not_run(runs: Path, tmp_path: Path) -> 
     source = runs / source_name("fp32", 1, 0) / "checkpoints" / f"step-{STEPS:08d}"
     copied = tmp_path / source.name
     shutil.copytree(source, copied)
-    torch.save({"module": _Planted(tmp_path / "ran")}, copied / "engine" / "mp_rank_00_model_states.pt")
+    torch.save({"module": Planted(tmp_path / "ran")}, copied / "engine" / "mp_rank_00_model_states.pt")
     with pytest.raises(UserError, match="cannot be read"):
         DeepSpeedCheckpoint(copied)
     assert not (tmp_path / "ran").exists()
-
-
-class _Planted:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return Path.touch, (self.path,)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine.small_engine import make_config, make_engine, take_step
+from engine.small_engine import Planted, make_config, make_engine, take_step
 
 from mdmscale.engine.checkpoint_weights import DeepSpeedCheckpoint
 from mdmscale.engine.deepspeed_config import deepspeed_config
@@ -75,6 +75,26 @@ def test_gathered_weights_are_whole_and_in_host_memory(
     before = {name: weight.clone() for name, weight in weights.items()}
     take_step(engine)
     assert all(torch.equal(weight, before[name]) for name, weight in weights.items()), "a copy"
+
+
+@pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
+def test_a_resume_runs_no_code_of_a_checkpoint(ranks: Ranks, tmp_path: Path, stage: int, dtype: str) -> None:
+    """In every file that DeepSpeed itself loads, beside what the file has to hold."""
+    engine = make_engine(make_config(stage, dtype), ranks)
+    take_step(engine)
+    engine.save(tmp_path)
+    files = list((tmp_path / "engine").glob("*.pt"))
+    assert len(files) == (1 if stage == 0 else 2)
+    for file in files:
+        whole = file.read_bytes()
+        content = torch.load(file, weights_only=False)
+        torch.save({**content, "more": Planted(tmp_path / "ran")}, file)
+        with pytest.raises(UserError, match=rf"{file.name}: cannot be read: .*") as refused:
+            engine.load(tmp_path)
+        assert len(refused.value.problems) == 1
+        assert not (tmp_path / "ran").exists()
+        file.write_bytes(whole)
+    engine.load(tmp_path)
 
 
 def test_another_models_weights_are_refused(ranks: Ranks, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ If a new release renames one, the test of that name fails. Fix the name in engin
 
 import ast
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ OPTIMIZER_ATTRIBUTES = [
     ("_reassign_or_swap_out_partitioned_parameters", 3, "bf16"),
     ("persistent_parameters", 3, "bf16"),
     ("invalidate_secondary_tensor", 3, "bf16"),
+    *(("_global_grad_norm", stage, dtype) for stage, dtype in SETTINGS if (stage, dtype) != (0, "fp32")),
     ("swap_optimizer", 3, "fp32"),
     ("optimizer_swapper", 3, "fp32"),
 ]
@@ -72,13 +74,19 @@ SWAPPER_ATTRIBUTES = ["swap_params_info", "swap_folder", "dtype"]
 SWAPPER_METHODS = ["_get_param_swap_info", "_io_aligned_numel"]
 SWAPPED_ATTRIBUTES = ["tensors", "numel", "release_memory"]
 SWAPPED_TENSOR_ATTRIBUTES = ["compute_tensor", "swap_path"]
+SAVING_ATTRIBUTES = ["checkpoint_engine", "_copy_recovery_script"]  # of an engine
 # "mpu" of a module of DeepSpeed; the others of parameters.
-OTHER_ATTRIBUTES = ["mpu", "model_parallel", "ds_shape", "ds_id", "all_gather"]
+OTHER_ATTRIBUTES = ["mpu", "model_parallel", "ds_shape", "ds_id", "ds_tensor", "all_gather"]
 
 
 @pytest.mark.parametrize(("name", "stage", "dtype"), OPTIMIZER_ATTRIBUTES)
 def test_optimizers_have(engines: dict[tuple[int, str], Engine], name: str, stage: int, dtype: str) -> None:
     assert_has(engines[stage, dtype].optimizer, name)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
+def test_engines_load_through(engines: dict[tuple[int, str], Engine], stage: int, dtype: str) -> None:
+    assert_has(type(engines[stage, dtype].deepspeed.checkpoint_engine), "load")
 
 
 @pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
@@ -103,6 +111,14 @@ def test_the_swapper_sets(name: str) -> None:
 @pytest.mark.parametrize("name", SWAPPER_METHODS)
 def test_the_swapper_has(name: str) -> None:
     assert_has(PartitionedOptimizerSwapper, name)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), SETTINGS)
+def test_engines_save_through(engines: dict[tuple[int, str], Engine], stage: int, dtype: str) -> None:
+    engine = engines[stage, dtype].deepspeed
+    for name in SAVING_ATTRIBUTES:
+        assert_has(engine, name)
+    assert list(signature(engine.checkpoint_engine.save).parameters) == ["state_dict", "path"]
 
 
 def swapped_shard() -> OptimizerStateSwapInfo:
@@ -138,6 +154,7 @@ def test_zero_3s_parameters_have_a_whole_shape_and_shards_an_id(
     for name, parameter in engine.module.named_parameters():
         assert_has(parameter, "ds_shape")
         assert_has(parameter, "all_gather")
+        assert private.own_values(parameter) is parameter.ds_tensor  # type: ignore[attr-defined]
         assert private.whole_shape(parameter, is_sharded=True) == tuple(whole[name].shape)
     for shard in private.flat_shards(engine.optimizer):
         assert_has(shard, "ds_id")
@@ -234,17 +251,12 @@ def saved(
     return folders
 
 
-def opened(path: Path) -> dict[str, Any]:
-    with torch.serialization.safe_globals(private.classes_in_files()):
-        return torch.load(path, weights_only=True)
-
-
 @pytest.mark.parametrize(
     ("setting", "key"), [(setting, key) for setting, keys in MODEL_KEYS.items() for key in keys]
 )
 def test_model_files_have(saved: dict[tuple[int, str], Path], setting: tuple[int, str], key: str) -> None:
     name = private.model_file(0, shard=0 if setting[0] == 3 else None)
-    content = opened(saved[setting] / name)
+    content = private.read_file(saved[setting] / name)
     assert key in content, f"deepspeed {deepspeed.__version__}: {name} has no {key} any more"
 
 
@@ -253,17 +265,17 @@ def test_model_files_have(saved: dict[tuple[int, str], Path], setting: tuple[int
 )
 def test_optimizer_files_have(saved: dict[tuple[int, str], Path], setting: tuple[int, str], key: str) -> None:
     (path,) = saved[setting].glob(private.optimizer_file(0, shard=0))
-    content = opened(path)["optimizer_state_dict"]
+    content = private.read_file(path)["optimizer_state_dict"]
     assert key in content, f"deepspeed {deepspeed.__version__}: {path.name} has no {key} any more"
 
 
 def test_zero_0_in_bf16_keeps_masters_and_adams_state(saved: dict[tuple[int, str], Path]) -> None:
-    optimizer = opened(saved[0, "bf16"] / private.model_file(0, None))["optimizer"]
+    optimizer = private.read_file(saved[0, "bf16"] / private.model_file(0, None))["optimizer"]
     assert {"fp32_groups", "optimizer_state_dict"} <= optimizer.keys()
 
 
 def test_frozen_and_tied_parameters_are_told_apart(saved: dict[tuple[int, str], Path]) -> None:
-    content = opened(saved[3, "bf16"] / private.model_file(0, shard=0))
+    content = private.read_file(saved[3, "bf16"] / private.model_file(0, shard=0))
     assert content["frozen_param_fragments"].keys() == {FROZEN} == content["frozen_param_shapes"].keys()
     assert FROZEN not in {name for group in content["param_shapes"] for name in group}
     assert content["shared_params"] == {"backbone.lm_head.weight": "backbone.model.embed_tokens.weight"}
@@ -278,11 +290,13 @@ NAMES = {
     *SWAPPED_ATTRIBUTES,
     *SWAPPED_TENSOR_ATTRIBUTES,
     *OTHER_ATTRIBUTES,
+    *SAVING_ATTRIBUTES,
 }
 KEYS = {"fp32_groups", *(key for keys in (*MODEL_KEYS.values(), *OPTIMIZER_KEYS.values()) for key in keys)}
 # What private.py uses of Python, torch and itself.
 OTHERS_OWN = {"Tensor", "Parameter", "Optimizer", "optim", "shape", "get", "values", "items", "is_compatible"}
-OTHERS_OWN |= {"no_grad", "copy_", "state", "clear"}
+OTHERS_OWN |= {"no_grad", "copy_", "state", "clear", "append", "save", "step", "load", "serialization"}
+OTHERS_OWN |= {"safe_globals"}
 # DeepSpeed's names that torch or mdmscale have, too.
 COMMON = {"optimizer", "dtype", "numel", "tensors", "all_gather"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mdmscale.system.errors import UserError
-from mdmscale.system.files import cut_torn_line, fsync, write_file, written_file
+from mdmscale.system.files import MOST_BYTES, cut_torn_line, fsync, read_object, write_file, written_file
 
 
 def names(folder: Path) -> list[str]:
@@ -119,3 +119,23 @@ def test_only_a_torn_line_is_cut(tmp_path: Path, text: str, kept: str) -> None:
     path.write_text(text)
     cut_torn_line(path)
     assert path.read_text() == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 100_000, "is damaged: it is nested too deeply"),
+        ('{"a": ' * 100_000, "is damaged: it is nested too deeply"),
+        ("9" * 5000, "is damaged: Exceeds the limit"),
+        ("\xff", "is damaged: 'utf-8' codec"),
+        ("[]", "holds no JSON object"),
+        (" " * (MOST_BYTES + 1), "is damaged: it has more than 64 MiB"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_json_of_any_content_is_refused_in_a_line(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError) as refused:
+        read_object(file)
+    assert str(refused.value).startswith(f"{file}: {problem}") and "\n" not in str(refused.value)

@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from mdmscale.system import folders
 from mdmscale.system.errors import UserError
-from mdmscale.system.folders import make_unfinished, publish, published_files, published_folder
+from mdmscale.system.folders import (
+    make_unfinished,
+    publish,
+    published_files,
+    published_folder,
+    remove_published,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -52,7 +59,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_a_disk_without_room_is_noticed_first(tmp_path: Path) -> None:
     with (
-        pytest.raises(UserError, match=r"needs 9000000\.00 GB, and the disk has"),
+        pytest.raises(UserError, match=r"needs 9000000\.00 GB and 0\.07 GB to spare, but the disk at"),
         published_folder(tmp_path / "out", 9 * 10**15),
     ):
         raise AssertionError("not reached")
@@ -75,6 +82,8 @@ def refuse_rename(monkeypatch: pytest.MonkeyPatch, of: str) -> None:
 def test_a_failed_swap_puts_the_earlier_folder_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
+    """On a file system that cannot exchange two names."""
+    monkeypatch.setattr(folders, "_exchange", lambda *_: False)
     fill(tmp_path / "out", "old")
     refuse_rename(monkeypatch, of)
     with pytest.raises(OSError, match="stale"):
@@ -86,9 +95,12 @@ def test_a_failed_swap_puts_the_earlier_folder_back(
 PUBLISH = """
 import os, signal, sys
 from pathlib import Path
+from mdmscale.system import folders
 from mdmscale.system.folders import published_folder
 
 destination, last = Path(sys.argv[1]), int(sys.argv[2])
+if sys.argv[3] == "twice":  # as on a file system that cannot exchange two names
+    folders._exchange = lambda *_: False
 operations = 0
 
 def kill_at_the_last(event, _):
@@ -106,15 +118,15 @@ with published_folder(destination, 10) as folder:
 """
 
 
-def publish_until(destination: Path, operation: int) -> int:
+def publish_until(destination: Path, operation: int, renames: str) -> int:
     """Publish in a process that is killed before a given file-system operation. Returns its exit status."""
-    command = [sys.executable, "-c", PUBLISH, str(destination), str(operation)]
+    command = [sys.executable, "-c", PUBLISH, str(destination), str(operation), renames]
     return subprocess.run(command, check=False).returncode
 
 
-@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize(("earlier", "renames"), [(False, "once"), (True, "once"), (True, "twice")])
 def test_killed_at_any_stage_nothing_is_half_there_and_the_next_publish_succeeds(
-    tmp_path: Path, earlier: bool
+    tmp_path: Path, earlier: bool, renames: str
 ) -> None:
     seen = set()
     for operation in range(1, 100):
@@ -123,7 +135,7 @@ def test_killed_at_any_stage_nothing_is_half_there_and_the_next_publish_succeeds
         destination = folder / "out"
         if earlier:
             fill(destination, "old")
-        status = publish_until(destination, operation)
+        status = publish_until(destination, operation, renames)
         if status == 0:
             break
         assert status == -signal.SIGKILL
@@ -131,16 +143,27 @@ def test_killed_at_any_stage_nothing_is_half_there_and_the_next_publish_succeeds
         if destination.exists():
             assert contents(destination) in ([["old"] * 2, ["new"] * 2] if earlier else [["new"] * 2])
         elif earlier:  # between the two renames
+            assert renames == "twice"
             assert contents(folder / ".replaced-out") == ["old", "old"]
         fill(destination, "newest")
         assert contents(destination) == ["newest", "newest"]
         assert names(folder) == ["out"]
     else:
         raise AssertionError("it was killed every time")
-    if earlier:
+    if earlier and renames == "once":
+        assert {(".unfinished-out", "out"), ("out",)} == seen
+    elif earlier:
         assert {(".replaced-out", ".unfinished-out"), (".replaced-out", "out"), ("out",)} <= seen
     else:
         assert {(), (".unfinished-out",), ("out",)} <= seen
+
+
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    fill(tmp_path / "elsewhere", "old")
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    fill(tmp_path / "out", "new")
+    assert contents(tmp_path / "out") == ["new", "new"] and contents(tmp_path / "elsewhere") == ["old", "old"]
+    assert names(tmp_path) == ["elsewhere", "out"]
 
 
 def test_after_a_kill_between_the_renames_a_failure_brings_the_earlier_folder_back(tmp_path: Path) -> None:
@@ -204,11 +227,20 @@ def test_files_that_belong_together_all_stay_away_after_a_failure(tmp_path: Path
 
 
 def test_a_folder_that_several_processes_write(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / ".unfinished-step-1").mkdir(parents=True)
     destination = tmp_path / "checkpoints" / "step-2"
+    (make_unfinished(destination) / "of a killed writer").touch()
     unfinished = make_unfinished(destination)
     (unfinished / "shard").write_text("whole")
     assert names(destination.parent) == [unfinished.name]
     publish(unfinished, destination)
     assert names(destination.parent) == ["step-2"]
+    assert names(destination) == ["shard"]
     assert (destination / "shard").read_text() == "whole"
+
+
+def test_a_published_folder_is_removed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves a part of it only under a name that no reader opens."""
+    fill(tmp_path / "out", "old")
+    monkeypatch.setattr("shutil.rmtree", lambda folder, ignore_errors: (folder / "a").unlink())
+    remove_published(tmp_path / "out")
+    assert names(tmp_path) == [".replaced-out"]

@@ -20,7 +20,7 @@ def test_the_layout_is_the_one_of_runs_that_are_on_disk() -> None:
         run.adapter: "adapter",
         run.stop: "stop",
         run.checkpoint(100): "checkpoints/step-00000100",
-        run.heartbeat(3): "logs/heartbeats/3.json",
+        run.heartbeat(3): "logs/heartbeats/3.jsonl",
         run.library_log(3): "logs/deepspeed-3.log",
         run.stall: "logs/stall.json",
         run.stacks(3): "logs/stacks-3.txt",

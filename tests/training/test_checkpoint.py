@@ -68,6 +68,15 @@ def test_a_path_is_where_a_run_starts_and_then_it_has_its_own(
     assert path == branch / "checkpoints" / "step-00000012"
 
 
+def test_a_start_gives_an_exported_model_its_name_back(trained: tuple[dict[str, Any], Path]) -> None:
+    """A kill between the two renames of a file system that cannot exchange names has taken it."""
+    values, folder = trained
+    (folder / "hf").rename(folder / ".replaced-hf")
+    with pytest.raises(UserError, match="was trained with"):
+        train(config_of(values, run={"seed": 4}))
+    assert (folder / "hf" / "config.json").is_file() and not (folder / ".replaced-hf").exists()
+
+
 def test_a_state_of_another_version_is_named(trained: tuple[dict[str, Any], Path]) -> None:
     state = trained[1] / "checkpoints" / "step-00000012" / "state.json"
     state.write_text('{"step": 3}')

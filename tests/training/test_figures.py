@@ -8,27 +8,48 @@ import numpy as np
 import pytest
 
 from mdmscale.diffusion.density import DensityTable
-from mdmscale.training.figures import p_pots_figure, save_figure, training_figure
+from mdmscale.training.figures import LOSSES, p_pots_figure, save_figure, training_figure
+from mdmscale.training.metrics import Series
+
+NONE = dict.fromkeys(LOSSES, Series(np.array([]), np.array([])))
 
 
 def test_losses_are_drawn(tmp_path: Path) -> None:
-    records = [{"step": step, "loss": 1 / step, "eval_loss": 2 / step} for step in range(1, 9)]
-    save_figure(training_figure(records), tmp_path / "figures" / "loss.png")
+    steps = np.arange(1, 9)
+    losses = {**NONE, "loss": Series(steps, 1 / steps), "eval_loss": Series(steps, 2 / steps)}
+    save_figure(training_figure(losses), tmp_path / "figures" / "loss.png")
     assert (tmp_path / "figures" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_steady_curve_decides_what_is_shown() -> None:
     """A step's own loss is noisy: it lies behind the controlled one, and does not stretch the axis."""
-    rng = np.random.default_rng(0)
-    records = [
-        {"step": step, "loss": 4 + 3 * rng.normal(), "loss_controlled": 4.0, "eval_loss": 4.2}
-        for step in range(9)
-    ]
-    (axes,) = training_figure(records).axes
+    noise, steps = np.random.default_rng(0).normal(size=9), np.arange(9)
+    constant = {
+        "loss_controlled": Series(steps, np.full(9, 4.0)),
+        "eval_loss": Series(steps, np.full(9, 4.2)),
+    }
+    (axes,) = training_figure({**NONE, "loss": Series(steps, 4 + 3 * noise), **constant}).axes
     raw, controlled, held_out = axes.get_lines()
     assert raw.get_zorder() <= controlled.get_zorder() and len(raw.get_ydata()) == 9
     assert set(controlled.get_ydata()) == {4.0} and set(held_out.get_ydata()) == {4.2}
     assert axes.get_ylim() == pytest.approx((3.98, 4.22))
+
+
+def test_a_million_steps_are_drawn_with_as_many_points_as_can_be_seen() -> None:
+    steps = np.arange(1_000_000)
+    losses = 4 + np.random.default_rng(0).normal(size=len(steps))
+    (axes,) = training_figure({**NONE, "loss": Series(steps, losses)}).axes
+    raw, smooth = axes.get_lines()
+    assert len(raw.get_xdata()) == 5000 and raw.get_xdata()[-1] == 999_800
+    window = 20_000
+    assert smooth.get_label() == f"training, mean of {window}"
+    last = int(smooth.get_xdata()[-1])
+    assert smooth.get_ydata()[-1] == pytest.approx(losses[last - window + 1 : last + 1].mean())
+
+
+def test_a_run_whose_steps_were_all_skipped_has_an_empty_figure() -> None:
+    (axes,) = training_figure(NONE).axes
+    assert all(len(line.get_xdata()) == 0 for line in axes.get_lines())
 
 
 def test_a_fit_is_drawn_beside_what_was_measured(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mdmscale.models.backbone import build_backbone
 from mdmscale.parallel.ranks import Ranks
 from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import RunFolder
+from mdmscale.system.sums import SUMS_FILE
 from mdmscale.training.identity import changes_since, check_model, model_identity
 from mdmscale.training.setup import set_up
 from mdmscale.training.state import TrainingState
@@ -46,6 +47,8 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory, process_grou
     shutil.copytree(folder / "base" / "hf", folder / "moved")
     shutil.copytree(folder / "base" / "hf", folder / "turned")
     shutil.copytree(folder / "base" / "hf", folder / "swapped")
+    for changed in ("turned", "swapped"):
+        (folder / changed / SUMS_FILE).unlink()
     config = json.loads((folder / "turned" / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] = 5e5
     (folder / "turned" / "config.json").write_text(json.dumps(config))

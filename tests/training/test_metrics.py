@@ -2,22 +2,30 @@
 
 import json
 import math
+import os
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.training import metrics
+from mdmscale.config.training import CheckpointSection
 from mdmscale.training.metrics import (
     MetricsWriter,
     ProgressLine,
     closing_summary,
     describe_evaluation,
     format_duration,
+    read_last_metrics,
     read_metrics,
+    read_series,
 )
+from mdmscale.training.skipped_steps import SkippedSteps
 
 
 def record(step: int, **more: float) -> dict[str, Any]:
@@ -64,6 +72,74 @@ def test_flush_hands_every_line_to_the_disk(tmp_path: Path) -> None:
         writer.write(record(1))
         writer.flush()
         assert read_metrics(tmp_path) == [record(1)]
+
+
+def test_a_value_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """NaN and Infinity are no JSON, so jq, browsers and most parsers refuse them."""
+    with MetricsWriter(tmp_path, 0, tensorboard=False, enabled=True) as writer:
+        writer.write(record(1, grad_norm=math.inf, eval_loss=math.nan))
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert read_metrics(tmp_path) == [{**record(1), "grad_norm": None, "eval_loss": None}]
+    assert read_series(tmp_path, ("grad_norm",))["grad_norm"].values.tolist() == []
+
+
+def test_what_is_no_record_is_passed_over_and_a_resume_goes_on(tmp_path: Path) -> None:
+    write_steps(tmp_path, 0, 5)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe\n{"note": "no step"}\n' + bytes(100) + b"\nhello")
+    write_steps(tmp_path, 5, 7)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["step"] for line in read_last_metrics(tmp_path, 3)] == [5, 6, 7]
+    assert read_last_metrics(tmp_path, 100) == read_metrics(tmp_path)
+
+
+def test_a_record_without_the_end_of_its_line_is_kept(tmp_path: Path) -> None:
+    write_steps(tmp_path, 0, 5)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().removesuffix("\n"))
+    assert len(read_metrics(tmp_path)) == 5
+    write_steps(tmp_path, 5, 6)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_long_file_takes_little_memory(tmp_path: Path) -> None:
+    """A resume reads its end, and the closing summary keeps numbers rather than records."""
+    seconds = {f"seconds_{number}": 0.5 for number in range(20)}
+    line = json.dumps({"step": 1, "loss": 1.0, "grad_norm": 1.0, "clipped": 0, **seconds})
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        file.writelines(line.replace('"step": 1', f'"step": {step}') + "\n" for step in range(1, 10_001))
+    whole = peak_memory(lambda: read_metrics(tmp_path))
+    assert peak_memory(lambda: write_steps(tmp_path, 10_000, 10_001)) < whole / 50
+    assert len(read_metrics(tmp_path)) == 10_001
+    assert peak_memory(lambda: read_last_metrics(tmp_path, 10)) < whole / 50
+    assert peak_memory(lambda: closing_summary(finished_run(tmp_path), 1, 1.0, stopped=True)) < whole / 10
+
+
+def peak_memory(action: Callable[[], Any]) -> int:
+    """The bytes that Python's objects took at most."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, name: str) -> None:
+    told = pytest.raises(UserError, match=rf"/{name}: No space left on device \(the disk at /")
+    with told, MetricsWriter(tmp_path, 0, tensorboard=True, enabled=True) as writer:
+        writer.write(record(1))
+        writer.sync()
+        (file,) = tmp_path.rglob("metrics.jsonl" if name == "metrics.jsonl" else "events*")
+        file.rename(tmp_path / "whole")
+        file.symlink_to("/dev/full")
+        if name == "metrics.jsonl":  # which stays open, while the file of events is opened for each write
+            assert writer.file is not None
+            os.dup2(os.open(file, os.O_WRONLY), writer.file.fileno())
+        writer.write(record(2))
+        writer.sync()
 
 
 def test_only_the_enabled_rank_writes(tmp_path: Path) -> None:
@@ -155,9 +231,14 @@ def test_progress_is_silent_on_other_ranks(capsys: pytest.CaptureFixture[str]) -
 
 def finished_run(folder: Path) -> Any:
     """The attributes of a Run that the summary uses."""
-    config = SimpleNamespace(train=SimpleNamespace(steps=40))
+    config = SimpleNamespace(train=SimpleNamespace(steps=40), checkpoint=CheckpointSection())
     return SimpleNamespace(
-        folder=RunFolder(folder), step=40, config=config, consumed_tokens=123_456, consumed_samples=320
+        folder=RunFolder(folder),
+        step=40,
+        config=config,
+        consumed_tokens=123_456,
+        consumed_samples=320,
+        skipped=SkippedSteps(None),
     )
 
 

@@ -177,6 +177,16 @@ def test_stop_is_a_checkpoint_and_the_same_command_goes_on(
     assert losses(tmp_path / "tiny") == losses(reference)
 
 
+def test_a_stop_file_that_is_made_during_set_up_counts(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = write(tmp_path / "config.yaml", tiny)
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "stop").touch()  # of an earlier run
+    done = run_script(str(WORKERS / "stop_in_set_up.py"), "--config", config)
+    assert done.returncode == 75, done.stderr
+    assert len(losses(folder)) == 1 and (folder / "checkpoints" / "step-00000001").is_dir()
+
+
 def test_signal_stops_with_a_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["train"]["steps"] = 100_000
     config = write(tmp_path / "config.yaml", tiny)

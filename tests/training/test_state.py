@@ -25,6 +25,7 @@ STATE = TrainingState(
     components={"p_pots": {"x": 0.1 + 0.2}, "baseline": {"y": [1e-300]}},
     model={"mask_token_id": 1, "config": {"hidden_size": 8}},
     config={"optimizer": {"lr": 0.1}},
+    scores={"eval_loss": 2.5},
 )
 FORMAT_1: dict[str, Any] = {
     "step": 10,
@@ -49,7 +50,11 @@ FORMAT_1: dict[str, Any] = {
 
 FORMAT_2: dict[str, Any] = {
     "format": 2,
-    **{name: value for name, value in vars(STATE).items() if name not in ("engine", "model", "config")},
+    **{
+        name: value
+        for name, value in vars(STATE).items()
+        if name not in ("engine", "model", "config", "scores")
+    },
     "engine": vars(LAYOUT),
 }
 
@@ -77,7 +82,7 @@ def test_it_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
 
 def test_the_second_format_is_read(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text(json.dumps(FORMAT_2))
-    assert TrainingState.read(tmp_path) == replace(STATE, model=None, config=None)
+    assert TrainingState.read(tmp_path) == replace(STATE, model=None, config=None, scores={})
 
 
 def test_the_first_format_is_read(tmp_path: Path) -> None:
@@ -99,7 +104,7 @@ def test_the_first_format_is_read(tmp_path: Path) -> None:
             json.dumps({key: FORMAT_1[key] for key in FORMAT_1 if key != "density"}),
             "another version.*density",
         ),
-        (json.dumps({"format": 9}), "has format 9; this version reads up to 3"),
+        (json.dumps({"format": 9}), "has format 9; this version reads up to 4"),
         ("[]", "holds no JSON object"),
     ],
 )

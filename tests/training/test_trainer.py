@@ -172,7 +172,8 @@ def test_a_probe_on_the_way_changes_the_density_and_shows_it(runs: Path) -> None
     assert [event.step for event in events.Images("p_pots")] == [0, 5]
 
 
-def test_a_loss_that_is_not_finite_leaves_the_weights_alone(tiny: dict[str, Any], ranks: Ranks) -> None:
+def test_a_step_whose_loss_is_not_finite_is_skipped(tiny: dict[str, Any], ranks: Ranks) -> None:
+    """It leaves the weights, p(t) and the baseline alone, is named in its metrics, and the run goes on."""
     run = set_up(
         RunConfig.model_validate(
             changed(tiny, "poisoned", diffusion={"t_sampler": "uniform"}, parallel={"zero_stage": 0})
@@ -181,14 +182,23 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_alone(tiny: dict[str, Any]
     )
     parameters = dict(run.engine.deepspeed.module.named_parameters())
     train_step(run, StopRequest(run.folder.path))
+    weight = run.backbone.model.model.norm.weight
+    kept, norms = float(weight[0].detach()), len(run.gradient_norms._recent)
     with torch.no_grad():
-        run.backbone.model.model.norm.weight[0] = math.nan
+        weight[0] = math.nan
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    with pytest.raises(FloatingPointError, match="the loss of step 2 is nan"):
-        train_step(run, StopRequest(run.folder.path))
-    assert run.step == 1
+    states = {name: run.components[name].state_dict() for name in ("p_pots", "baseline")}
+    record, _ = train_step(run, StopRequest(run.folder.path))
+    assert (record["skipped"], record["skipped_recently"], run.step) == ("not finite", 1, 2)
     for name, parameter in parameters.items():
         torch.testing.assert_close(parameter, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
+    assert {name: run.components[name].state_dict() for name in states} == states
+    with torch.no_grad():
+        weight[0] = kept
+    record, _ = train_step(run, StopRequest(run.folder.path))
+    assert "skipped" not in record and record["skipped_recently"] == 1
+    assert math.isfinite(record["loss"]) and len(run.gradient_norms._recent) == norms + 1
+    assert run.skipped.describe() == "step 2 (1 not finite)"
 
 
 def test_gradients_that_are_not_finite_leave_the_weights_alone(tiny: dict[str, Any], ranks: Ranks) -> None:
@@ -218,9 +228,11 @@ def test_a_run_whose_loss_is_not_finite_writes_neither_checkpoint_nor_model(
     tiny["model"] = {"path": str(tmp_path / "broken"), "dtype": "fp32"}
     tiny["diffusion"] = {}
     tiny["checkpoint"] = {"every": 1}
-    with pytest.raises(FloatingPointError, match="the loss of step 1 is nan"):
+    with pytest.raises(FloatingPointError, match="not finite in 10 of the last 100 steps, 10 the last"):
         train(RunConfig.model_validate(tiny))
     folder = Path(tiny["run"]["output_dir"]) / "tiny"
-    assert read_metrics(folder) == []
+    records = read_metrics(folder)
+    assert [record["loss"] for record in records] == [None] * 9
+    assert {record["skipped"] for record in records} == {"not finite"}
     assert not (folder / "checkpoints").exists()
     assert not (folder / "hf").exists()

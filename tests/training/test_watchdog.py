@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, WORKERS, kill_group, launch_ranks, run_script, start_ranks
 
+from mdmscale.config.run import RunSection
 from mdmscale.parallel.ranks import Ranks
-from mdmscale.training.watchdog import STALLED, Watchdog
+from mdmscale.training.watchdog import STALLED, Section, Watchdog, limits_of
 
 LAUNCHER = ROOT / "launchers" / "train.py"
 TIMEOUT = 6.0
@@ -35,8 +36,7 @@ def wait_for_steps(is_running: Callable[[], bool], tmp_path: Path) -> None:
 
 
 def heartbeat(rank: int, tmp_path: Path) -> dict[str, Any]:
-    file = tmp_path / "runs" / "tiny" / "logs" / "heartbeats" / f"{rank}.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return alone(tmp_path / "runs" / "tiny")._read_heartbeats().get(rank, {})
 
 
 @pytest.mark.distributed
@@ -88,56 +88,116 @@ def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(tiny: dict[str, A
     assert "train_and_hang.py" in stacks
 
 
-def test_of_ranks_that_stand_still_the_one_behind_is_named(tmp_path: Path) -> None:
+def alone(folder: Path, **limits: float) -> Watchdog:
+    return Watchdog(folder, Ranks(0, 1, torch.device("cpu")), {**NO_LIMITS, **limits})  # type: ignore[dict-item]
+
+
+NO_LIMITS: dict[Section, float] = {"set-up": 0, "step": 0, "evaluation": 0, "save": 0, "export": 0}
+
+
+def write_heartbeats(
+    folder: Path, heartbeats: list[tuple[Section, int, float]], monkeypatch: pytest.MonkeyPatch
+) -> list[Watchdog]:
+    """Of ranks that have been still in (section, step, seconds), on two nodes."""
+    ranks_per_node, watchdogs = len(heartbeats) // 2, []
+    for rank, (section, step, still) in enumerate(heartbeats):
+        monkeypatch.setenv("LOCAL_RANK", str(rank % ranks_per_node))
+        limits = {**NO_LIMITS, "step": TIMEOUT, "evaluation": 10 * TIMEOUT}
+        watchdog = Watchdog(folder, Ranks(rank, len(heartbeats), torch.device("cpu")), limits)
+        watchdog._now, watchdog.step = (section, time.monotonic() - still), step
+        watchdogs.append(watchdog)
+    for watchdog in reversed(watchdogs):  # in any order
+        watchdog._write_heartbeat()
+    return watchdogs
+
+
+def test_of_ranks_that_stand_still_the_one_behind_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is named even if it stalled last, and so has not been still for the whole timeout yet."""
-    heartbeats = tmp_path / "logs" / "heartbeats"
-    heartbeats.mkdir(parents=True)
-    for rank, (step, still) in enumerate([(9, 6.1), (8, 5.9), (9, 6.3), (7, 0.2)]):
-        values = {"host": "h", "pid": 1, "step": step, "still": still, "alive": 1.0}
-        (heartbeats / f"{rank}.json").write_text(json.dumps(values))
-
-    def found_by(rank: int) -> dict[str, Any] | None:
-        watchdog = Watchdog(tmp_path, Ranks(rank, 4, torch.device("cpu")), TIMEOUT)
-        return watchdog._find_stall(time.monotonic())
-
-    report = found_by(0)
+    behind: list[tuple[Section, int, float]] = [("step", 9, 6.1), ("step", 8, 5.8), ("step", 9, 6.3)]
+    watchdogs = write_heartbeats(tmp_path, [*behind, ("step", 7, 0.2)], monkeypatch)
+    report = watchdogs[0]._find_stall(time.monotonic())
     assert report is not None and (report["rank"], report["step"]) == (1, 8)
-    assert found_by(2) is None, "that is for rank 0 to tell"
+    assert watchdogs[2]._find_stall(time.monotonic()) is None, "that is for rank 0 to tell"
 
 
-def alone(folder: Path, timeout: float) -> Watchdog:
-    return Watchdog(folder, Ranks(0, 1, torch.device("cpu")), timeout)
+def test_each_section_has_its_limit_and_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient: list[tuple[Section, int, float]] = [("evaluation", 9, 7.0), ("save", 9, 900.0)]
+    watchdogs = write_heartbeats(tmp_path, patient, monkeypatch)
+    assert watchdogs[0]._find_stall(time.monotonic()) is None
+    watchdogs = write_heartbeats(tmp_path, [("evaluation", 9, 61.0), ("step", 9, 1.0)], monkeypatch)
+    report = watchdogs[0]._find_stall(time.monotonic())
+    assert report is not None and report["state"] == "has not moved for 61 s in an evaluation"
+    assert report["section"] == "evaluation"
 
 
-def test_pauses_and_beats_keep_it_quiet(tmp_path: Path) -> None:
-    with alone(tmp_path, 0.5) as watchdog:
-        with watchdog.paused():
+def test_the_ranks_of_a_node_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watchdogs = write_heartbeats(tmp_path, [("step", rank, 0.0) for rank in range(6)], monkeypatch)
+    files = sorted((tmp_path / "logs" / "heartbeats").iterdir())
+    assert [file.name for file in files] == ["0.jsonl", "3.jsonl"]
+    found = watchdogs[0]._read_heartbeats()
+    assert {rank: each["step"] for rank, each in found.items()} == {rank: rank for rank in range(6)}
+    assert watchdogs[5]._read_heartbeats().keys() == {0, 1, 2}, "only those of rank 0's node"
+    files[1].write_bytes(b"\0" * 512 + files[1].read_bytes()[512:1024] + b"{torn")
+    assert watchdogs[0]._read_heartbeats().keys() == {0, 1, 2, 4}
+
+
+def test_sections_and_beats_keep_it_quiet(tmp_path: Path) -> None:
+    with alone(tmp_path, step=0.5) as watchdog, watchdog.within("step"):
+        with watchdog.within("save"):
             time.sleep(1.5)
         for _ in range(10):
             watchdog.beat(3)
             time.sleep(0.1)
-    assert json.loads((tmp_path / "logs" / "heartbeats" / "0.json").read_text())["step"] == 3
+    assert watchdog._read_heartbeats()[0]["step"] == 3
     assert not (tmp_path / "logs" / "stall.json").exists()
 
 
-def test_a_timeout_of_0_watches_nothing(tmp_path: Path) -> None:
-    with alone(tmp_path, 0.0):
+def test_without_limits_nothing_is_watched(tmp_path: Path) -> None:
+    with alone(tmp_path) as watchdog, watchdog.within("step"):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_a_still_process_ends_itself(tmp_path: Path) -> None:
-    code = (
-        "import sys, time, torch\n"
-        "from pathlib import Path\n"
-        "from mdmscale.parallel.ranks import Ranks\n"
-        "from mdmscale.training.watchdog import Watchdog\n"
-        "with Watchdog(Path(sys.argv[1]), Ranks(0, 1, torch.device('cpu')), 0.5) as watchdog:\n"
-        "    watchdog.beat(7)\n"
-        "    time.sleep(60)\n"
+def test_every_limit_has_a_key() -> None:
+    options = RunSection(
+        name="x", setup_timeout=1, stall_timeout=2, eval_timeout=3, save_timeout=4, export_timeout=5
     )
-    (tmp_path / "still.py").write_text(code)
-    done = run_script(str(tmp_path / "still.py"), str(tmp_path))
+    assert limits_of(options) == {"set-up": 1, "step": 2, "evaluation": 3, "save": 4, "export": 5}
+
+
+STILL = """
+import sys, time, torch
+from contextlib import nullcontext
+from pathlib import Path
+from mdmscale.parallel.ranks import Ranks
+from mdmscale.training.watchdog import Watchdog
+folder, section = Path(sys.argv[1]), sys.argv[2]
+limits = {name: 0.5 if name == section else 0 for name in ("set-up", "step", "evaluation", "save", "export")}
+with Watchdog(folder, Ranks(0, 1, torch.device("cpu")), limits) as watchdog:
+    with nullcontext() if section == "set-up" else watchdog.within(section):
+        watchdog.beat(7)
+        time.sleep(60)
+"""
+
+
+def still(section: str, tmp_path: Path) -> str:
+    """What a process prints whose main thread stands still."""
+    (tmp_path / "still.py").write_text(STILL)
+    done = run_script(str(tmp_path / "still.py"), str(tmp_path / "run"), section)
     assert done.returncode == STALLED, done.stderr
-    assert "has not moved for" in done.stderr and "last in step 7" in done.stderr
-    assert "time.sleep" not in done.stdout and "Thread" in (tmp_path / "logs" / "stacks-0.txt").read_text()
+    return done.stderr
+
+
+def test_a_still_process_ends_itself(tmp_path: Path) -> None:
+    output = still("step", tmp_path)
+    assert "s in a step, last in step 7" in output and "Thread" not in output
+    assert "Thread" in (tmp_path / "run" / "logs" / "stacks-0.txt").read_text()
+
+
+def test_a_set_up_without_end_leaves_no_folder(tmp_path: Path) -> None:
+    """It may yet have turned out to be a mistake in the config, after which nothing is left."""
+    output = still("set-up", tmp_path)
+    assert "has not moved for 1 s in set-up" in output and "stacks are above" in output
+    assert "Thread" in output and not (tmp_path / "run").exists()

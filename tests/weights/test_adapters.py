@@ -25,6 +25,7 @@ from mdmscale.conversion.convert_command import main
 from mdmscale.conversion.exporting import ExportOptions, export_folder
 from mdmscale.conversion.importing import ImportOptions, import_folder
 from mdmscale.conversion.inspecting import inspect_model
+from mdmscale.system import bounded
 from mdmscale.system.errors import UserError
 from mdmscale.weights.adapters import Adapter, merged_weight, split_adapter
 
@@ -117,6 +118,16 @@ def test_scales_follow_pefts_patterns() -> None:
     assert adapter.scale("model.layers.1.mlp.up_proj") == 4.0
     assert adapter.scale("model.layers.1.self_attn.q_proj") == 8.0
     assert Adapter({**CONFIG, "use_rslora": True}, Memory({})).scale("x") == 4.0
+
+
+def test_a_pattern_of_an_adapter_cannot_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded._child.cache_clear()
+    monkeypatch.setattr(bounded, "SECONDS", 0.3)
+    for pattern, reason in (("(.+)+\\d", "takes more than 0.3 s"), ("(", "missing ")):
+        adapter = Adapter({**CONFIG, "rank_pattern": {pattern: 2}}, Memory({}))
+        with pytest.raises(UserError, match=rf"adapter_config\.json: the pattern .*: {reason}"):
+            adapter.scale("model.layers.x.self_attn.q_proj")
+    bounded._child.cache_clear()
 
 
 def test_the_product_is_added_in_fp32() -> None:

@@ -78,7 +78,7 @@ def make_model(sizes: Sizes, compiles: bool = False, head: HeadKind = "auto") ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sizes.seed)
         backbone = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[sizes.dtype], attn_implementation="sdpa"
+            config, dtype=DTYPES[sizes.dtype], attn_implementation="sdpa", trust_remote_code=False
         )
     backbone.config.use_cache = False
     if compiles:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mdmscale.training.gradient_norms import variation
-from mdmscale.training.metrics import read_metrics
+from mdmscale.training.metrics import read_metrics, read_series
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,13 @@ class RunResult:
 def result_of_run(folder: Path, method: str, seed: int, scores: list[float]) -> RunResult:
     """The result of a finished run, from its metrics."""
     records = read_metrics(folder)
-    late = records[len(records) // 2 :]
-    norms = np.array([record["grad_norm"] for record in late])
+    late = {name: each.second_half for name, each in read_series(folder, ("loss", "grad_norm")).items()}
     return RunResult(
         method,
         seed,
         tuple(scores),
-        loss=float(np.mean([record["loss"] for record in late])),
-        gradient_spread=variation(norms),
+        loss=float(np.mean(late["loss"])),
+        gradient_spread=variation(late["grad_norm"]),
         steps=len(records),
         samples=records[-1]["consumed_samples"],
         seconds=sum(

@@ -1,7 +1,6 @@
 """`variance`: measure the sources of training variance on a checkpoint, and what each method removes."""
 
 import argparse
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from mdmscale.system.arguments import names
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import unfinished
 from mdmscale.system.folders import published_folder
+from mdmscale.system.patterns import pattern_problem
 from mdmscale.training.paths import check_data_paths
 
 if TYPE_CHECKING:
@@ -126,10 +126,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         for name in ("minutes", "samples", "batch_size")
         if (value := getattr(arguments, name)) is not None and not value > 0
     ]
-    try:
-        re.compile(arguments.parameters or "")
-    except re.error as error:
-        problems.append(f"--parameters {arguments.parameters!r}: no regular expression: {error}")
+    if problem := pattern_problem(arguments.parameters or ""):
+        problems.append(f"--parameters {arguments.parameters!r}: no regular expression: {problem}")
     if arguments.seed < 0:
         problems.append(f"--seed {arguments.seed}: must not be negative")
     if arguments.output.exists():

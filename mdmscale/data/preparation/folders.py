@@ -15,6 +15,7 @@ from pathlib import Path
 from mdmscale.data.preparation.endings import COMPRESSIONS, DATA_ENDINGS, ending
 from mdmscale.system.errors import UserError
 from mdmscale.system.files import read_object
+from mdmscale.system.links import check_link, is_plain_name
 
 DEFAULT_SPLIT = "train"
 _STATE, _SPLITS, _INFO = "state.json", "dataset_dict.json", "dataset_info.json"
@@ -43,12 +44,15 @@ def data_files(folder: Path, suffixes: list[str], split: str) -> tuple[list[Path
         suffixes: endings of the files that are read, with or without that of a compression after them.
 
     Raises:
-        UserError: where no file has such an ending, or the folder has other splits than this.
+        UserError: where no file has such an ending, the folder has other splits than this, or a link leads
+            out of the folder.
     """
     try:
         found = list(_walk(folder, folder, suffixes, split))
     except OSError as error:
         raise UserError(f"input '{folder}': {error.filename}: cannot be read: {error.strerror}") from None
+    for each in found:
+        check_link(each.file, folder)
     mine = [each.file for each in found if (each.split or DEFAULT_SPLIT) == split]
     others = Counter(
         each.split or "no named split" for each in found if (each.split or DEFAULT_SPLIT) != split
@@ -98,6 +102,7 @@ def _named_splits(folder: Path) -> list[str]:
     splits = read_object(folder / _SPLITS).get("splits")
     if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
         raise UserError(f"{folder / _SPLITS}: is damaged: its splits are no list of names")
+    _check_names(splits, folder / _SPLITS)
     return splits
 
 
@@ -105,13 +110,21 @@ def _saved_files(folder: Path) -> list[Path]:
     """The files of one saved dataset, in the order of its rows."""
     entries = read_object(folder / _STATE).get("_data_files")
     try:
-        files = [folder / entry["filename"] for entry in entries]  # type: ignore[union-attr]
+        names = [entry["filename"] for entry in entries]  # type: ignore[union-attr]
     except (TypeError, KeyError):
         raise UserError(f"{folder / _STATE}: is damaged: its _data_files name no files") from None
+    _check_names(names, folder / _STATE)
+    files = [folder / name for name in names]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: no such file, though {_STATE} beside it names it")
     return files
+
+
+def _check_names(names: list[str], index: Path) -> None:
+    for name in names:
+        if not is_plain_name(name):
+            raise UserError(f"{index}: names {name!r}, which is not in its folder")
 
 
 def split_of(path: Path) -> str | None:

@@ -59,9 +59,7 @@ class Encoder:
         chat = Chat.of(self._tokenizer, messages)
         if add_generation_prompt:
             return chat.render_prompt()
-        return self._tokenizer.apply_chat_template(
-            chat.messages, tokenize=False, add_generation_prompt=False, continue_final_message=True
-        )
+        return chat.render_open()
 
     def scored(self, context: list[int], continuation: list[int]) -> Scored:
         """A continuation to score, behind as much of the context's end as fits.

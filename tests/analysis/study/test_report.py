@@ -51,7 +51,7 @@ def test_a_run_is_measured_over_its_second_half_and_timed_as_a_whole(tmp_path: P
     ]
     more = {"seconds_data": 0.5, "seconds_step": 1.0, "consumed_samples": 32}
     (tmp_path / "metrics.jsonl").write_text(
-        "".join(json.dumps({**record, **more}) + "\n" for record in records)
+        "".join(json.dumps({"step": step, **record, **more}) + "\n" for step, record in enumerate(records, 1))
     )
     result = result_of_run(tmp_path, "mirror", 42, [1.0, 0.0])
     assert result.loss == pytest.approx(1.5)
