@@ -44,7 +44,7 @@ def test_config_keys_that_pages_name_exist(page: Path) -> None:
     sections = {name.split(".")[0] for name in known}
     prefixes = {".".join(name.split(".")[:depth]) for name in known for depth in (1, 2, 3)}
     for name in re.findall(r"`((?:\w+\.)+\w+)(?::[^`]*)?`", page.read_text()):
-        if name.split(".")[0] in sections and not name.endswith((".py", ".yaml", ".jsonl")):
+        if name.split(".")[0] in sections and not name.endswith((".py", ".yaml", ".json", ".jsonl")):
             assert name in prefixes, f"{page.name} names {name}"
 
 

@@ -1,7 +1,7 @@
 """Runs that end because values are not finite, and how far back the next start goes.
 
 All that a run saves is finite, and yet the steps after a checkpoint may end in NaN every time. A run that has
-ended at one step twice or more therefore starts from ever older checkpoints.
+ended so twice or more without passing the step of the first end therefore starts from ever older checkpoints.
 """
 
 import json
@@ -19,9 +19,9 @@ RESUME_LOWER = "resume from the last checkpoint, for example with a lower optimi
 
 @dataclass(frozen=True)
 class Ends:
-    """The last starts of a run, as far as they have ended at one step by values that are not finite."""
+    """A run's last starts, as far as values that are not finite have ended them at one step or before."""
 
-    step: int  # steps taken
+    step: int  # steps taken at the first of these ends
     times: int
 
     @property
@@ -38,8 +38,8 @@ class Ends:
         else:
             start = f"continues from {whole[0]}, as there is no older checkpoint; lower optimizer.lr"
         return [
-            f"the run has ended {self.times} times after step {self.step} by values that are not finite; "
-            f"it {start}"
+            f"the run has ended {self.times} times by values that are not finite, at step {self.step} or "
+            f"before; it {start}"
         ]
 
 
@@ -51,8 +51,8 @@ def counted_ends(folder: RunFolder, steps_taken: Callable[[], int], enabled: boo
     except FloatingPointError:
         if enabled:
             step, before = steps_taken(), read_ends(folder)
-            times = before.times + 1 if before and before.step == step else 1
-            write_file(folder.ends, json.dumps(asdict(Ends(step, times))) + "\n")
+            ends = Ends(before.step, before.times + 1) if before and step <= before.step else Ends(step, 1)
+            write_file(folder.ends, json.dumps(asdict(ends)) + "\n")
         raise
 
 

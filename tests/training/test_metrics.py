@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from mdmscale.config.training import CheckpointSection
 from mdmscale.system.errors import UserError
 from mdmscale.system.run_folder import RunFolder
 from mdmscale.training import metrics
-from mdmscale.config.training import CheckpointSection
 from mdmscale.training.metrics import (
     MetricsWriter,
     ProgressLine,

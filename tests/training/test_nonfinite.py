@@ -51,7 +51,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_push_nothing_out(
     assert steps_of(run) == [2, 3]
 
 
-def test_a_run_that_ends_twice_at_a_step_goes_back_one_further_each_time_and_says_so(
+def test_a_run_that_does_not_pass_a_step_goes_back_one_further_each_time_and_says_so(
     tiny: dict[str, Any], ranks: Ranks, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = RunFolder(train(values_of(tiny, 6)).folder)
@@ -69,24 +69,26 @@ def test_a_run_that_ends_twice_at_a_step_goes_back_one_further_each_time_and_say
     def write_ends(step: int, times: int) -> None:
         run.ends.write_text(json.dumps({"step": step, "times": times}))
 
-    assert start(8, TOO_HIGH) == "" and read_ends(run) == Ends(7, 1)
-    assert start(8, TOO_HIGH) == "" and read_ends(run) == Ends(7, 2)
-    checkpoints = run.published_checkpoints()
-    assert start(8, TOO_HIGH) == (
-        "warning: the run has ended 2 times after step 7 by values that are not finite; it goes back from "
-        f"{checkpoints[-1]} to {checkpoints[-2]}"
-    )
+    def warning(times: int, start: str) -> str:
+        ended = f"the run has ended {times} times by values that are not finite, at step 8 or before"
+        return f"warning: {ended}; it {start}"
+
+    assert start(8, TOO_HIGH) == "" and read_ends(run) == Ends(8, 1), "the save ends it"
+    assert start(8, TOO_HIGH) == "" and read_ends(run) == Ends(8, 2)
+    oldest, middle, newest = run.published_checkpoints()
+    assert start(8, TOO_HIGH) == warning(2, f"goes back from {newest} to {middle}")
     assert [each["step"] for each in read_metrics(run.path)][:4] == [1, 2, 3, 4]
-    assert read_ends(run) == Ends(5, 1), "it has ended at another step"
-    write_ends(5, 9)
-    assert f"goes back from {checkpoints[-1]} to {checkpoints[0]}" in start(8, 1e-3)
+    assert read_ends(run) == Ends(8, 3)
+    assert start(7, TOO_HIGH) == warning(3, f"goes back from {newest} to {oldest}")
+    assert read_ends(run) == Ends(8, 4), "an earlier end is no progress"
+    write_ends(6, 9)
+    assert f"goes back from {newest} to {oldest}" in start(8, 1e-3)
     assert steps_of(run) == [2, 4, 6, 8] and not run.ends.exists(), "it has passed that step"
     for step in (2, 4, 6):
         shutil.rmtree(run.checkpoint(step))
     write_ends(8, 2)
-    assert start(10, 1e-3).endswith(
-        f"it continues from {run.checkpoint(8)}, as there is no older checkpoint; lower optimizer.lr"
-    )
+    continues = f"continues from {run.checkpoint(8)}, as there is no older checkpoint; lower optimizer.lr"
+    assert start(10, 1e-3) == warning(2, continues)
     run.ends.write_text("{")
     assert start(10, 1e-3) == ""
 

@@ -12,10 +12,10 @@ from mdmscale.training.setup import Run
 LARGEST = 20_000  # bytes
 
 
-def save_checkpoint(run: Run) -> None:
+def save_checkpoint(run: Run, scores: dict[str, float]) -> None:
     if run.step == int(sys.argv[2]) and os.environ["RANK"] == sys.argv[3]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, resource.RLIM_INFINITY))
-    save(run)
+    save(run, scores)
 
 
 if __name__ == "__main__":
