@@ -179,10 +179,10 @@ def test_fruitless_requeues_end(slurm: dict[str, str], corpus: Path, tmp_path: P
     (folder / "fruitless-requeues").write_text("3\n")
     job = Job(slurm, tmp_path, str(SBATCH), config, "data.path=/no/such/data")
     deadline = time.monotonic() + 60
-    while job.state() != "RUNNING":
+    while not (folder / "logs").exists():  # which the script makes just before it sets its trap
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    time.sleep(1.0)  # the script has set its trap
+    time.sleep(1.0)
     job.signal()
     output = job.wait()
     assert "3 requeues in a row brought no new checkpoint" in output, output
